@@ -1,0 +1,36 @@
+/*
+** bytes.h: integers in fixed byte order, hexadecimal and base64url.
+**
+** Pure functions; none allocates. Nothing here is for secrets except where
+** the name says so.
+*/
+#ifndef TDE_BYTES_H
+#define TDE_BYTES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+uint32_t tde_get32le(const uint8_t *p);
+uint64_t tde_get64le(const uint8_t *p);
+uint32_t tde_get32be(const uint8_t *p);
+void tde_put32le(uint8_t *p, uint32_t v);
+void tde_put64le(uint8_t *p, uint64_t v);
+
+/* True when all n bytes are zero. */
+int tde_all_zero(const uint8_t *p, size_t n);
+
+/* Lower-case hexadecimal; out gets 2n+1 bytes with the NUL. */
+void tde_hex(const uint8_t *p, size_t n, char *out);
+/* Strict: exactly 2n digits, either case. Returns 0 on success, -1 otherwise. */
+int tde_unhex(const char *text, uint8_t *out, size_t n);
+
+/* RFC 4122 text form; out gets 37 bytes. */
+void tde_uuid_text(const uint8_t uuid[16], char *out);
+
+/* RFC 4648 section 5, without padding. out must hold 4*((n+2)/3)+1 bytes. */
+void tde_base64url(const uint8_t *p, size_t n, char *out);
+/* Strict decoding: no padding, no white space, no stray bits. Returns the
+** number of bytes, or -1 when malformed or longer than cap. */
+long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap);
+
+#endif

@@ -1,0 +1,78 @@
+/*
+** crypto.h: the AEAD, the key derivation and the hashes.
+**
+** The only module that calls OpenSSL's AEAD and KDF functions. Sources:
+** XAES-256-GCM is C2SP's specification (c2sp.org/XAES-256-GCM); HKDF is RFC
+** 5869; HMAC is RFC 2104; SHA-256 is FIPS 180-4; AES-GCM is NIST SP 800-38D.
+**
+** Invariants:
+**  - A nonce is never used twice under one derived key. A cryptor seals with
+**    a 12-byte prefix leased from a tde_nonce_source (at most TDE_NONCE_RUN
+**    units a prefix, a new prefix after fork) and 12 random bytes.
+**  - tde_aead_open hands out no plaintext unless the tag verifies: on failure
+**    the output buffer is wiped.
+**  - A cryptor belongs to one thread at a time; a nonce source is shared.
+*/
+#ifndef TDE_CRYPTO_H
+#define TDE_CRYPTO_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+/* Prepares the library (algorithms fetched once, fork detection). Idempotent
+** and thread-safe; every other call here needs it to have succeeded. */
+tde_class tde_crypto_init(tde_status *st);
+
+/* Random bytes from OpenSSL's DRBG. On failure the buffer is wiped and
+** TDE_RANDOM returned: the caller must not go on. */
+tde_class tde_random(void *out, size_t n, tde_status *st);
+
+/* A number that differs in a forked child from its parent (never 0). It
+** changes whichever way the process was cloned: the page it stands on is
+** wiped by the kernel (MADV_WIPEONFORK). Cheap: one load when nothing changed. */
+uint64_t tde_fork_generation(void);
+
+tde_class tde_sha256(const void *p, size_t n, uint8_t out[TDE_HASH_BYTES]);
+/* HMAC-SHA256 over the two parts one after the other; b may be NULL with nb 0. */
+tde_class tde_hmac_sha256(const uint8_t *key, size_t nkey, const void *a, size_t na,
+                          const void *b, size_t nb, uint8_t out[TDE_HASH_BYTES]);
+tde_class tde_hkdf_sha256(const uint8_t *salt, size_t nsalt, const uint8_t *ikm, size_t nikm,
+                          const uint8_t *info, size_t ninfo, uint8_t *out, size_t nout);
+
+/* Where a role's writers take their nonce prefixes. Shared by every cryptor
+** of one key in the process; thread-safe. */
+typedef struct tde_nonce_source tde_nonce_source;
+tde_nonce_source *tde_nonce_source_new(void);          /* NULL: out of memory */
+void tde_nonce_source_free(tde_nonce_source *s);       /* NULL is allowed */
+
+/* XAES-256-GCM under one 256-bit key, with its cache of derived keys. */
+typedef struct tde_aead tde_aead;
+
+/* Copies the key into secret memory. source may be NULL: then the cryptor
+** has one of its own; otherwise it must outlive the cryptor. */
+tde_class tde_aead_new(const uint8_t key[TDE_KEY_BYTES], tde_nonce_source *source, tde_aead **out,
+                       tde_status *st);
+void tde_aead_free(tde_aead *a);                       /* NULL is allowed */
+
+/* Seals n bytes of pt into ct (the same buffer is allowed; partial overlap is
+** not) with a fresh nonce, which it stores in nonce. n may be 0. On failure
+** ct is wiped and nothing may be written to disk. */
+tde_class tde_aead_seal(tde_aead *a, const uint8_t *aad, size_t naad, const uint8_t *pt, size_t n,
+                        uint8_t nonce[TDE_NONCE_BYTES], uint8_t *ct, uint8_t tag[TDE_TAG_BYTES]);
+/* Opens; TDE_TAMPERED when the tag does not verify (pt is then wiped). In
+** place (pt == ct) is allowed. */
+tde_class tde_aead_open(tde_aead *a, const uint8_t *aad, size_t naad,
+                        const uint8_t nonce[TDE_NONCE_BYTES], const uint8_t *ct, size_t n,
+                        const uint8_t tag[TDE_TAG_BYTES], uint8_t *pt);
+
+/* As tde_aead_seal with the caller's nonce: for known-answer tests only. */
+tde_class tde_aead_seal_with_nonce(tde_aead *a, const uint8_t *aad, size_t naad, const uint8_t *pt,
+                                   size_t n, const uint8_t nonce[TDE_NONCE_BYTES], uint8_t *ct,
+                                   uint8_t tag[TDE_TAG_BYTES]);
+
+/* The name of the AES-GCM engine in use, e.g. "OpenSSL 3.0.17". */
+const char *tde_crypto_engine(void);
+
+#endif

@@ -1,0 +1,26 @@
+/*
+** secret.h: memory for key material.
+**
+** Blocks from here are locked into memory (mlock), left out of core dumps
+** (MADV_DONTDUMP), surrounded by pages that fault, and wiped when freed. A
+** process whose RLIMIT_MEMLOCK is too small still gets its memory, unlocked,
+** and a warning once: tde_secret_locked() tells. Ownership moves by handing
+** over the pointer and setting the source to NULL.
+*/
+#ifndef TDE_SECRET_H
+#define TDE_SECRET_H
+
+#include <stddef.h>
+
+/* n zeroed bytes, 1 <= n <= 65536; NULL when out of memory. Thread-safe. */
+void *tde_secret_alloc(size_t n);
+/* Wipes and frees; NULL is allowed. */
+void tde_secret_free(void *p);
+/* Wipes in a way that the compiler keeps. */
+void tde_wipe(void *p, size_t n);
+/* Compares in time that depends on n alone; true when equal. */
+int tde_equal(const void *a, const void *b, size_t n);
+/* True while every block handed out so far is locked into memory. */
+int tde_secret_locked(void);
+
+#endif

@@ -1,0 +1,69 @@
+/*
+** status.h: how every fallible function of the product reports.
+**
+** A function that can fail returns a tde_class (TDE_OK is 0) and, where the
+** caller passes a tde_status, says there what happened and what to do next.
+** Classes stay apart up to the SQL surface: an unreachable key service is
+** never reported as a wrong key. No text here ever holds key material, a
+** token, or page content.
+*/
+#ifndef TDE_STATUS_H
+#define TDE_STATUS_H
+
+#include "limits.h"
+
+typedef enum tde_class {
+  TDE_OK = 0,
+  /* this machine */
+  TDE_NOMEM,           /* out of memory */
+  TDE_IO,              /* the lower file system failed */
+  TDE_BUSY,            /* somebody else uses the database */
+  TDE_RANDOM,          /* the random source failed */
+  TDE_CRYPTO,          /* the crypto library failed for a reason of its own */
+  TDE_INTERNAL,        /* an invariant does not hold: a defect of this product */
+  TDE_MISUSE,          /* bad argument */
+  /* the file */
+  TDE_NOT_ENCRYPTED,   /* a file without this product's header */
+  TDE_NEWER_FORMAT,    /* written by a later format version */
+  TDE_DAMAGED_HEADER,  /* neither header slot is whole */
+  TDE_TAMPERED,        /* a unit whose tag does not verify */
+  TDE_TORN,            /* a file that ends within a unit */
+  TDE_TRUNCATED,       /* a file shorter than it says it is */
+  /* the key service, or the key; the first two are outages, not denials */
+  TDE_UNREACHABLE,
+  TDE_THROTTLED,
+  TDE_UNAUTHENTICATED,
+  TDE_DENIED,
+  TDE_DISABLED,
+  TDE_MISSING,         /* no such key, or no such instance */
+  TDE_WRONG_KEY,       /* the key answered, but the DEK does not fit the file */
+  TDE_CORRUPT,         /* reply, wrapped key or key document malformed */
+  TDE_UNSUPPORTED,
+  TDE_MISCONFIGURED
+} tde_class;
+
+typedef struct tde_status {
+  tde_class code;
+  int http_status;                 /* 0: no HTTP exchange took place */
+  char service_code[64];           /* the service's own error code, or "" */
+  char request_id[80];             /* the service's request id, or "" */
+  char key_id[TDE_KEY_ID_MAX];     /* the key this is about, or "" */
+  char message[512];               /* one line: what happened */
+  char remedy[320];                /* one line: the next step */
+} tde_status;
+
+/* Sets code, message and remedy (which may be NULL); the other fields keep
+** their values. st may be NULL. Control characters become '?'. Returns code. */
+tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* Clears every field. st may be NULL. */
+void tde_status_clear(tde_status *st);
+
+/* A short stable name of the class, e.g. "unreachable"; never NULL. */
+const char *tde_class_name(tde_class code);
+
+/* True for the classes that are outages (grace applies), not denials. */
+int tde_class_is_outage(tde_class code);
+
+#endif

@@ -1,0 +1,51 @@
+/*
+** json.h: the JSON library behind a narrow door. json.c is the only file that
+** includes jansson.
+**
+** Values are reference-counted by the library; a tde_json pointer from a
+** parse or a constructor is owned by the caller (tde_json_free), one from a
+** getter is borrowed. Parsing rejects duplicate keys, embedded NULs in
+** strings, trailing text and depth beyond the library's limit.
+*/
+#ifndef TDE_JSON_H
+#define TDE_JSON_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../ext/base/status.h"
+
+typedef struct tde_json tde_json;
+
+/* what: said in the error ("key document", "instance file"). */
+tde_class tde_json_parse(const char *text, size_t n, const char *what, tde_json **out,
+                         tde_status *st);
+void tde_json_free(tde_json *j);
+tde_json *tde_json_copy(const tde_json *j);                 /* deep; NULL: out of memory */
+/* Compact text, malloc'd (free with free()); NULL: out of memory. */
+char *tde_json_text(const tde_json *j, size_t *n);
+char *tde_json_pretty(const tde_json *j, size_t *n);
+
+tde_json *tde_json_object(void);
+tde_json *tde_json_array(void);
+
+/* Builders: return 0, or -1 when out of memory or not valid UTF-8. set_json
+** and append take over v (also on failure); NULL v is a failure. */
+int tde_json_set_text(tde_json *obj, const char *name, const char *v); /* NULL v: JSON null */
+int tde_json_set_int(tde_json *obj, const char *name, int64_t v);
+int tde_json_set_bool(tde_json *obj, const char *name, int v);
+int tde_json_set_json(tde_json *obj, const char *name, tde_json *v);
+int tde_json_append(tde_json *arr, tde_json *v);
+int tde_json_append_text(tde_json *arr, const char *v);
+
+/* Getters: NULL or the default when absent or of another type. */
+const char *tde_json_get_text(const tde_json *obj, const char *name);
+int64_t tde_json_get_int(const tde_json *obj, const char *name, int64_t def);
+int tde_json_get_bool(const tde_json *obj, const char *name, int def);
+tde_json *tde_json_get(const tde_json *obj, const char *name);
+int tde_json_is_object(const tde_json *j);
+int tde_json_is_array(const tde_json *j);
+size_t tde_json_count(const tde_json *arr);
+tde_json *tde_json_at(const tde_json *arr, size_t i);
+
+#endif

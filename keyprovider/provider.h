@@ -1,0 +1,112 @@
+/*
+** provider.h: who wraps and unwraps a DEK.
+**
+** A provider is a constant table. Its operations do no network I/O: start()
+** builds a request, reply() parses what came back, and each says whether the
+** operation is done or has another request to send (a token, then the key).
+** The driver in registry.c owns the loop and http.c the socket; a provider
+** without a network (local files, a PKCS#11 token) finishes in start().
+** PROVIDERS.md tells how to add one.
+**
+** The KEK never enters the process where the service can wrap. A DEK lives in
+** secret memory (ext/base/secret.h) only.
+*/
+#ifndef TDE_PROVIDER_H
+#define TDE_PROVIDER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../ext/base/limits.h"
+#include "../ext/base/status.h"
+
+struct tde_instance; /* instance.h */
+
+typedef enum tde_op_kind {
+  TDE_OP_GET,    /* public part, thumbprint, attributes of one key version */
+  TDE_OP_WRAP,   /* wraps op->dek */
+  TDE_OP_UNWRAP, /* unwraps op->wrapped into op->dek */
+  TDE_OP_LATEST  /* the version that a versionless id means now */
+} tde_op_kind;
+
+/* What is known of one version of a key. */
+typedef struct tde_key_info {
+  char base_id[TDE_KEY_ID_MAX];   /* the id without its version */
+  char version[128];
+  char type[32];                  /* "RSA-3072", "RSA-HSM-2048", "AES-256", ... */
+  char algorithm[32];             /* what wraps: "RSA-OAEP-256", ... */
+  uint8_t thumbprint[TDE_THUMB_BYTES]; /* SHA-256 of the RFC 7638 form */
+  int64_t created;                /* Unix time, 0: unknown */
+  int64_t not_before;             /* 0: none */
+  int64_t expires;                /* 0: none */
+  int enabled;
+} tde_key_info;
+
+/* One request to a key service; strings are owned by the operation. */
+typedef struct tde_request {
+  const char *method;             /* "GET" or "POST" */
+  char *url;
+  char **headers;                 /* "Name: value", NULL at the end; may be NULL */
+  char *body;                     /* may be NULL */
+  size_t nbody;
+} tde_request;
+
+typedef struct tde_reply {
+  int status;                     /* HTTP status */
+  const char *body;
+  size_t nbody;
+  /* A reply header's value, or NULL; case-insensitive. */
+  const char *(*header)(const struct tde_reply *reply, const char *name);
+} tde_reply;
+
+typedef enum tde_step { TDE_STEP_DONE, TDE_STEP_SEND, TDE_STEP_FAILED } tde_step;
+
+/* One operation in flight. In: kind, instance, identity, base_id, version,
+** for WRAP dek, for UNWRAP wrapped and algorithm, and context. Out: info,
+** and wrapped or dek. */
+typedef struct tde_op {
+  tde_op_kind kind;
+  const struct tde_instance *instance;
+  const char *identity;           /* named identity, or NULL */
+  const char *federated_client_id;/* or NULL */
+  char base_id[TDE_KEY_ID_MAX];
+  char version[128];              /* "" : latest */
+  uint8_t context[TDE_UUID_BYTES];/* the database's UUID, where a service binds one */
+  char algorithm[32];
+  uint8_t *dek;                   /* TDE_KEY_BYTES of secret memory, caller's */
+  uint8_t wrapped[TDE_WRAPPED_MAX];
+  size_t nwrapped;
+  tde_key_info info;
+  void *state;                    /* the provider's own, freed by its finish() */
+} tde_op;
+
+typedef struct tde_provider {
+  const char *name;               /* "local", "azure", ... */
+  /* True when the key id is this provider's; looks at its form alone. */
+  int (*matches)(const char *key_id);
+  /* Validates an id and splits it; version becomes "" when it names none. */
+  tde_class (*parse_id)(const char *key_id, char base_id[TDE_KEY_ID_MAX], char version[128],
+                        tde_status *st);
+  /* Begins: fills req and returns TDE_STEP_SEND, or finishes at once. */
+  tde_step (*start)(tde_op *op, tde_request *req, tde_status *st);
+  /* Parses a reply; may ask for another request. NULL: start() never sends. */
+  tde_step (*reply)(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st);
+  /* Frees op->state; NULL when there never is any. */
+  void (*finish)(tde_op *op);
+} tde_provider;
+
+/* The provider of this key id, or NULL with st set (TDE_UNSUPPORTED). */
+const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
+
+/* The whole id of a key version: "base/version", as op->info names it. */
+void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);
+
+/* Runs one operation to its end, with no lock held. key_id may name a version
+** or none; op->base_id and op->version are set from it. On failure st carries
+** class, key id and next step, and op->dek is wiped. */
+tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st);
+
+/* Checks the table's mandatory entries at start-up. */
+tde_class tde_providers_check(tde_status *st);
+
+#endif

@@ -1,0 +1,112 @@
+/*
+** tdevfs.h: the shim, as the rest of the product sees it.
+*/
+#ifndef TDE_VFS_H
+#define TDE_VFS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../ext/base/limits.h"
+#include "../ext/base/status.h"
+#include "keysource.h"
+
+#define TDE_VFS_NAME "tde"
+
+/* sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &p) sets p (tde_file*) for
+** a main database that this VFS opened; SQLITE_NOTFOUND for any other. The
+** pointer is valid while the connection has that schema open, and is to be
+** used only while the connection's mutex is held (inside an SQL function). */
+#define TDE_FCNTL_FILE 0x54444501
+
+typedef struct tde_file tde_file;
+
+typedef enum tde_state {
+  TDE_STATE_NEW,           /* empty: the header comes with the first write transaction */
+  TDE_STATE_ONLINE,
+  TDE_STATE_INACCESSIBLE,  /* the key is not to be had; st says why */
+  TDE_STATE_NOT_ENCRYPTED, /* a plain file, and tde_plain=refuse */
+  TDE_STATE_PLAIN,         /* a plain file, passed through (tde_plain=allow) */
+  TDE_STATE_NEWER_FORMAT,
+  TDE_STATE_DAMAGED        /* neither header slot is whole */
+} tde_state;
+
+const char *tde_state_name(tde_state s);
+
+typedef struct tde_counters {
+  uint64_t units_sealed, units_opened, units_rejected;
+  uint64_t lower_reads, lower_writes, lower_syncs;
+} tde_counters;
+
+typedef struct tde_slot_info {
+  int valid;              /* magic, version, sizes and SHA-256 all good */
+  uint64_t sequence;
+  char found[96];         /* "valid", "all zero", "bad checksum", ... */
+} tde_slot_info;
+
+typedef struct tde_file_info {
+  tde_state state;
+  tde_status last;               /* the last error, or why it is inaccessible */
+  uint32_t format_version;
+  uint8_t uuid[TDE_UUID_BYTES];
+  uint64_t sequence;             /* of the header in force */
+  uint32_t unit_size;            /* bytes; 0: not fixed yet */
+  tde_key_facts facts;
+  tde_slot_info slot[2];
+  tde_counters counters;         /* of this connection's database, WAL and journal */
+  const char *path;              /* borrowed from the file */
+  const char *lower_vfs;
+} tde_file_info;
+
+/* Registers the VFS (once per process; later calls do nothing) on top of the
+** default VFS of that moment. source is copied. Returns an SQLite code. */
+int tde_vfs_register(const tde_key_source *source);
+/* Makes it the default VFS for later opens, or restores the one before. */
+int tde_vfs_make_default(int on);
+/* The VFS below, for opening plain files. */
+const char *tde_vfs_base_name(void);
+
+/* Facts of an open database. With refresh the header is read anew. */
+void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
+
+/* The key document in force: borrowed until the next header change. */
+const char *tde_file_keydoc(tde_file *f, size_t *n);
+
+/* One bad unit. role: "main" or "wal"; index: unit number from 0 (main) or
+** frame number from 1, 0 for the WAL header. */
+typedef struct tde_bad_unit {
+  const char *role;
+  uint64_t index;
+  tde_class code;
+} tde_bad_unit;
+
+typedef struct tde_verify_result {
+  uint64_t main_units, wal_units;   /* opened well */
+  uint64_t wal_stale;               /* records of an older WAL generation, not live */
+  uint64_t bad;                     /* all bad units, listed or not */
+  int truncated;                    /* the file is shorter than page 1 says */
+  int torn;                         /* the file ends within a unit */
+} tde_verify_result;
+
+/* Opens every unit of the database and of its WAL as they are on disk. on_bad
+** may return non-zero to stop; progress (may be NULL) gets units done and in
+** all, and stops the run by returning non-zero (SQLITE_INTERRUPT). The caller
+** holds a read transaction. Returns an SQLite code; bad units are no error. */
+int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
+                    int (*progress)(void *, uint64_t done, uint64_t all), void *ctx,
+                    tde_verify_result *out, tde_status *st);
+
+/* Changes the header under RESERVED on this connection's own lower handle:
+** reads the newest header, lets mutate replace the key document (malloc'd;
+** NULL: keep it, which repairs a damaged slot), writes the other slot, syncs,
+** reads it back. mutate runs with the lock held and must not block for long.
+** Returns an SQLite code; on failure the old header is in force. */
+int tde_file_update_header(tde_file *f,
+                           tde_class (*mutate)(void *ctx, const char *doc, size_t ndoc,
+                                               char **newdoc, size_t *nnew, tde_status *st),
+                           void *ctx, tde_status *st);
+
+/* The SQLite result code that a class maps to. */
+int tde_class_rc(tde_class c);
+
+#endif
