@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""run.py: plain and encrypted SQLite against each other, workload by workload.
+
+Each measurement is one process of the program `workloads`. Modes alternate
+within a round and their order turns round by round, so that a drift of the
+machine (heat, neighbours, a filling disk) hits both alike. What is compared is
+the same program on the same library: only the extension differs.
+
+What must hold: a workload that fails in any mode ends the run with its message
+and no table; nothing is left out of a table silently.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+# name, title, database file, target ratio (None: as low as possible)
+WORKLOADS = [
+    ("speedtest1", "speedtest1 --size {speed}, rollback journal", "speed.db", 1.25),
+    ("speedtest1-wal", "speedtest1 --size {speed}, WAL", "speed.db", 1.25),
+    ("scan", "full scan of {mb} MB, 2 MiB page cache", "read.db", None),
+    ("point", "{point:,} random point reads, one transaction, 2 MiB page cache", "read.db", None),
+    ("commits", "{commits:,} single-row commits, WAL, synchronous NORMAL", "write.db", 1.10),
+    ("bulk", "{bulk:,}-row insert in one transaction, WAL, and checkpoint", "write.db", 1.10),
+    ("opens", "{opens:,} databases opened, read and closed, keys live", "opens", None),
+]
+PREPARED = [("scan", "read.db"), ("opens", "opens")]
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--build", default="build", help="folder with tde.so and bench/workloads")
+    p.add_argument("--ext", help="the extension (default: BUILD/tde.so)")
+    p.add_argument("--dir", help="where the databases go (default: BUILD/bench/work)")
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--scale", type=float, default=1.0, help="1: the full sizes")
+    p.add_argument("--only", help="workloads, separated by commas")
+    p.add_argument("--plain-only", action="store_true", help="measure plain SQLite alone")
+    p.add_argument("--also", action="append", default=[], metavar="NAME=TDE.SO",
+                   help="a further build of the extension to compare; may be repeated")
+    p.add_argument("--update-docs", action="store_true", help="put the table into README.md")
+    a = p.parse_args()
+    if a.rounds < 1 or not a.scale > 0:
+        p.error("rounds and scale must be positive")
+    a.program = os.path.join(a.build, "bench", "workloads")
+    a.ext = os.path.abspath(a.ext or os.path.join(a.build, "tde.so"))
+    a.dir = os.path.abspath(a.dir or os.path.join(a.build, "bench", "work"))
+    names = [w[0] for w in WORKLOADS]
+    a.chosen = a.only.split(",") if a.only else names
+    if a.update_docs and (a.only or a.plain_only or a.also):
+        p.error("--update-docs wants the whole table: every workload, plain and tde")
+    for n in a.chosen:
+        if n not in names:
+            p.error("no workload %r; there are: %s" % (n, " ".join(names)))
+    a.modes = {"plain": None}
+    if not a.plain_only:
+        a.modes["tde"] = a.ext
+    for pair in a.also:
+        name, eq, path = pair.partition("=")
+        if not eq or not name.isidentifier() or name in a.modes:
+            p.error("--also wants NAME=TDE.SO with a new name")
+        a.modes[name] = os.path.abspath(path)
+    for path in a.modes.values():
+        if path and not os.path.exists(path):
+            p.error("%s does not exist: make all, or --plain-only" % path)
+    return a
+
+
+class Bench:
+    def __init__(self, a):
+        self.a = a
+        self.env = dict(os.environ, SQLITE_TMPDIR=a.dir)
+
+    def folder(self, mode):
+        return os.path.join(self.a.dir, mode)
+
+    def call(self, mode, name, *more):
+        """Runs the program; its last line of output is JSON. Ends the run on failure."""
+        cmd = [self.a.program, name, *more]
+        if self.a.modes[mode]:
+            cmd += ["--ext", self.a.modes[mode]]
+        # Each build of the extension has an instance (and so a key) of its own.
+        env = dict(self.env, TDE_INSTANCE=os.path.join(self.folder(mode), "instance.json"))
+        r = subprocess.run(cmd, env=env, stdout=subprocess.PIPE, text=True, check=False)
+        if r.returncode != 0:
+            sys.exit("run.py: %s in mode %s failed (%d)" % (name, mode, r.returncode))
+        lines = r.stdout.strip().splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    def work(self, mode, name, *more):
+        db = os.path.join(self.folder(mode), next(w[2] for w in WORKLOADS if w[0] == name))
+        return self.call(mode, name, "--db", db, "--scale", repr(self.a.scale), *more)
+
+    def prepare(self):
+        for mode in self.a.modes:
+            shutil.rmtree(self.folder(mode), ignore_errors=True)
+            os.makedirs(self.folder(mode))
+            for name, db in PREPARED:
+                if any(w[2] == db and w[0] in self.a.chosen for w in WORKLOADS):
+                    self.work(mode, name, "--prepare")
+        os.sync()   # so that no write-back of these files falls into a timed run
+
+    def rounds(self):
+        runs = {n: {m: [] for m in self.a.modes} for n in self.a.chosen}
+        modes = list(self.a.modes)
+        for r in range(self.a.rounds):
+            for name in self.a.chosen:
+                for mode in (modes if r % 2 == 0 else modes[::-1]):
+                    runs[name][mode].append(self.work(mode, name))
+            print("round %d of %d" % (r + 1, self.a.rounds), file=sys.stderr)
+        return runs
+
+
+def fsync_cost(folder):
+    """Median microseconds of a 4 KiB write with fdatasync in that folder."""
+    import time
+    path = os.path.join(folder, "fsync-probe")
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    times = []
+    try:
+        for i in range(101):
+            t = time.perf_counter()
+            os.pwrite(fd, b"x" * 4096, 4096 * (i % 16))
+            os.fdatasync(fd)
+            times.append(time.perf_counter() - t)
+    finally:
+        os.close(fd)
+        os.unlink(path)
+    return statistics.median(times) * 1e6
+
+
+def cpu_model():
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
+        for line in f:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def mount_type(folder):
+    r = subprocess.run(["findmnt", "-n", "-o", "FSTYPE", "-T", folder], stdout=subprocess.PIPE,
+                       text=True, check=False)
+    return r.stdout.strip() or "unknown"
+
+
+def machine_facts(bench):
+    a = bench.a
+    f = {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "file_system": mount_type(a.dir),
+        "fdatasync_us": round(fsync_cost(a.dir)),
+        "rounds": a.rounds,
+        "scale": a.scale,
+    }
+    for mode in a.modes:
+        facts = bench.call(mode, "facts")
+        f["sqlite"] = facts["sqlite"]
+        if a.modes[mode]:
+            f["openssl"] = facts["openssl"]
+            f.setdefault("tde_version", {})[mode] = facts["tde"]
+    return f
+
+
+def title(name, scale, runs):
+    text = next(w[1] for w in WORKLOADS if w[0] == name)
+    first = next(iter(runs.values()))[0]
+    return text.format(speed=first["work"], mb=round(first["file_bytes"] / 1e6), point=first["work"],
+                       commits=first["work"], bulk=first["work"], opens=first["work"])
+
+
+def spread(values):
+    return min(values), statistics.median(values), max(values)
+
+
+def cpu(run):
+    return run["user"] + run["system"]
+
+
+def summarise(a, runs):
+    """One row for each workload and encrypted mode (plain alone when it is the only one)."""
+    rows = []
+    for name in a.chosen:
+        plain = runs[name]["plain"]
+        for mode in [m for m in a.modes if m != "plain"] or ["plain"]:
+            sealed = runs[name][mode]
+            ratios = [s["seconds"] / p["seconds"] for s, p in zip(sealed, plain)]
+            row = {
+                "workload": name,
+                "title": title(name, a.scale, runs[name]),
+                "mode": mode,
+                "target": next(w[3] for w in WORKLOADS if w[0] == name),
+                "plain_seconds": spread([p["seconds"] for p in plain]),
+                "seconds": spread([s["seconds"] for s in sealed]),
+                "ratio": statistics.median(s["seconds"] for s in sealed)
+                / statistics.median(p["seconds"] for p in plain),
+                "ratio_spread": (min(ratios), max(ratios)),
+                "cpu_ratio": statistics.median(map(cpu, sealed)) / statistics.median(map(cpu, plain)),
+            }
+            if name == "opens":
+                row["first_open_us"] = [
+                    statistics.median(r["first_pass"] for r in x) / x[0]["work"] * 1e6
+                    for x in (plain, sealed)]
+            rows.append(row)
+    return rows
+
+
+def seconds(low_median_high):
+    low, median, high = low_median_high
+    return "%.3f (%.3f to %.3f)" % (median, low, high)
+
+
+def measured(row):
+    """The columns of the encrypted run; a run of plain SQLite alone has none."""
+    if row["mode"] == "plain":
+        return ["", "", "", ""]
+    return [seconds(row["seconds"]), "%.2f" % row["ratio"], "%.2f to %.2f" % row["ratio_spread"],
+            "%.2f" % row["cpu_ratio"]]
+
+
+def table(a, facts, rows):
+    many = len(a.modes) > 2
+    head = ["workload"] + (["build"] if many else []) + [
+        "plain, s", "tde, s", "ratio", "ratio, min to max", "CPU ratio", "target"]
+    body = []
+    for r in rows:
+        body.append([r["title"]] + ([r["mode"]] if many else []) + [
+            seconds(r["plain_seconds"])] + measured(r) + ["%.2f" % r["target"] if r["target"] else ""])
+    widths = [max(len(row[i]) for row in [head] + body) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
+             for row in [head, ["-" * w for w in widths]] + body]
+    out = ["%s; %d CPUs; Linux %s; SQLite %s; OpenSSL: %s. Databases on %s, where writing 4 KiB with"
+           " fdatasync takes %d µs. Medians of %d rounds (min to max), scale %g, %s."
+           % (facts["cpu"], facts["cpus"], facts["kernel"], facts["sqlite"],
+              facts.get("openssl", "not loaded"), facts["file_system"], facts["fdatasync_us"],
+              facts["rounds"], facts["scale"], facts["date"]), ""]
+    for mode, version in facts.get("tde_version", {}).items():
+        out += ["tde_version() of %s: `%s`" % (mode, version if isinstance(version, str)
+                                                else json.dumps(version)), ""]
+    out += lines
+    for r in rows:
+        if "first_open_us" in r and r["mode"] != "plain":
+            out += ["", "First open of a database in a process (its DEK is unwrapped by the instance's"
+                    " service-managed RSA key): %d µs with %s, %d µs plain."
+                    % (r["first_open_us"][1], r["mode"], r["first_open_us"][0])]
+    return "\n".join(out) + "\n"
+
+
+def update_docs(text):
+    path = os.path.join(HERE, "README.md")
+    with open(path, encoding="utf-8") as f:
+        doc = f.read()
+    before, begin, rest = doc.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit("run.py: README.md has lost its result markers")
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(before + BEGIN + "\n" + text + END + after)
+
+
+def main():
+    a = arguments()
+    bench = Bench(a)
+    os.makedirs(a.dir, exist_ok=True)
+    bench.prepare()
+    facts = machine_facts(bench)
+    runs = bench.rounds()
+    rows = summarise(a, runs)
+    text = table(a, facts, rows)
+    out = os.path.join(a.build, "bench")
+    with open(os.path.join(out, "results.json"), "w", encoding="utf-8") as f:
+        json.dump({"facts": facts, "rows": rows, "runs": runs}, f, indent=1)
+    with open(os.path.join(out, "results.txt"), "w", encoding="utf-8") as f:
+        f.write(text)
+    print(text, end="")
+    for mode in a.modes:
+        shutil.rmtree(bench.folder(mode), ignore_errors=True)
+    if a.update_docs:
+        update_docs(text)
+
+
+if __name__ == "__main__":
+    main()
