@@ -25,8 +25,9 @@
 ** and thread-safe; every other call here needs it to have succeeded. */
 tde_class tde_crypto_init(tde_status *st);
 
-/* Random bytes from OpenSSL's DRBG. On failure the buffer is wiped and
-** TDE_RANDOM returned: the caller must not go on. */
+/* Random bytes from the kernel (getrandom(2)), so that no generator state can be
+** copied by a fork. On failure the buffer is wiped and TDE_RANDOM returned: the
+** caller must not go on. Thread-safe; needs no tde_crypto_init. */
 tde_class tde_random(void *out, size_t n, tde_status *st);
 
 /* A number that differs in a forked child from its parent (never 0). It
@@ -34,6 +35,8 @@ tde_class tde_random(void *out, size_t n, tde_status *st);
 ** wiped by the kernel (MADV_WIPEONFORK). Cheap: one load when nothing changed. */
 uint64_t tde_fork_generation(void);
 
+/* Hashes and key derivation. Thread-safe. The output is wiped on failure, which
+** is TDE_NOMEM or TDE_CRYPTO; more than 255*32 bytes of HKDF output, TDE_MISUSE. */
 tde_class tde_sha256(const void *p, size_t n, uint8_t out[TDE_HASH_BYTES]);
 /* HMAC-SHA256 over the two parts one after the other; b may be NULL with nb 0. */
 tde_class tde_hmac_sha256(const uint8_t *key, size_t nkey, const void *a, size_t na,
@@ -51,18 +54,22 @@ void tde_nonce_source_free(tde_nonce_source *s);       /* NULL is allowed */
 typedef struct tde_aead tde_aead;
 
 /* Copies the key into secret memory. source may be NULL: then the cryptor
-** has one of its own; otherwise it must outlive the cryptor. */
+** has one of its own; otherwise it must outlive the cryptor. An unused cryptor
+** is small (under 500 bytes): its contexts are made when first needed. */
 tde_class tde_aead_new(const uint8_t key[TDE_KEY_BYTES], tde_nonce_source *source, tde_aead **out,
                        tde_status *st);
 void tde_aead_free(tde_aead *a);                       /* NULL is allowed */
 
 /* Seals n bytes of pt into ct (the same buffer is allowed; partial overlap is
-** not) with a fresh nonce, which it stores in nonce. n may be 0. On failure
-** ct is wiped and nothing may be written to disk. */
+** not) with a fresh nonce, which it stores in nonce. n may be 0, and pt and ct
+** are then not looked at. On failure (TDE_RANDOM, TDE_NOMEM, TDE_CRYPTO,
+** TDE_MISUSE: more than INT_MAX bytes) ct, nonce and tag are wiped and nothing
+** may be written to disk; the cryptor stays usable. */
 tde_class tde_aead_seal(tde_aead *a, const uint8_t *aad, size_t naad, const uint8_t *pt, size_t n,
                         uint8_t nonce[TDE_NONCE_BYTES], uint8_t *ct, uint8_t tag[TDE_TAG_BYTES]);
-/* Opens; TDE_TAMPERED when the tag does not verify (pt is then wiped). In
-** place (pt == ct) is allowed. */
+/* Opens; TDE_TAMPERED when the tag does not verify, TDE_NOMEM or TDE_CRYPTO when
+** it could not be tried. pt is wiped on every failure. In place (pt == ct) is
+** allowed. */
 tde_class tde_aead_open(tde_aead *a, const uint8_t *aad, size_t naad,
                         const uint8_t nonce[TDE_NONCE_BYTES], const uint8_t *ct, size_t n,
                         const uint8_t tag[TDE_TAG_BYTES], uint8_t *pt);
@@ -74,5 +81,14 @@ tde_class tde_aead_seal_with_nonce(tde_aead *a, const uint8_t *aad, size_t naad,
 
 /* The name of the AES-GCM engine in use, e.g. "OpenSSL 3.0.17". */
 const char *tde_crypto_engine(void);
+
+/* For tests only; nothing else may set these, and only while no other thread
+** runs. tde_test_alloc_hook (secret.h) covers the allocations made here.
+**
+** When set, asked before each draw of n random bytes; a result other than 0
+** makes the draw fail. */
+extern int (*tde_test_random_hook)(size_t n);
+/* Goes on as on a kernel without MADV_WIPEONFORK. */
+void tde_test_fork_fallback(void);
 
 #endif

@@ -52,13 +52,18 @@ typedef struct tde_status {
   char remedy[320];                /* one line: the next step */
 } tde_status;
 
-/* Sets code, message and remedy (which may be NULL); the other fields keep
-** their values. st may be NULL. Control characters become '?'. Returns code. */
+/* Sets code, message and remedy (NULL: none); the other fields keep their
+** values. st may be NULL. Control characters become '?'. The arguments may
+** point into st, so a message can be built on the one before. Returns code. */
 tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Clears every field. st may be NULL. */
 void tde_status_clear(tde_status *st);
+
+/* Makes a text one line that is safe in a log: control characters become '?',
+** and a UTF-8 sequence that was cut off at the end is dropped. */
+void tde_clean_line(char *text);
 
 /* A short stable name of the class, e.g. "unreachable"; never NULL. */
 const char *tde_class_name(tde_class code);
