@@ -1,0 +1,98 @@
+/*
+** tde.c: the extension's entry points.
+**
+** sqlite3_tde_init registers the VFS and, through sqlite3_auto_extension, the
+** SQL functions on every connection of the process. It asks to stay loaded for
+** good: connections and file handles hold pointers into this library. This is
+** the only file with SQLITE_EXTENSION_INIT1.
+*/
+#include "tde.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "../keyprovider/provider.h"
+#include "../sql/functions.h"
+#include "../vfs/tdevfs.h"
+#include "wire.h"
+
+#include "sqlite3ext.h"
+SQLITE_EXTENSION_INIT1
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* sqlite3_database_file_object, sqlite3_create_filename, sqlite3_filename_*. */
+#define OLDEST_SQLITE 3031000
+
+EXPORT int sqlite3_tde_init(sqlite3 *db, char **error, const sqlite3_api_routines *api);
+EXPORT int tde_default(sqlite3 *db, char **error, const sqlite3_api_routines *api);
+
+/* Runs for each new connection; SQLite hands over its API. */
+static int on_connection(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
+  (void)api;
+  return tde_sql_register(db, error);
+}
+
+static int start(char **error) {
+  tde_status st;
+  int rc = SQLITE_OK;
+
+  if (sqlite3_libversion_number() < OLDEST_SQLITE) {
+    if (error) {
+      *error = sqlite3_mprintf("tde: needs SQLite 3.31.0 or later; this is %s",
+                               sqlite3_libversion());
+    }
+    return SQLITE_ERROR;
+  }
+  tde_status_clear(&st);
+  if (tde_providers_check(&st) != TDE_OK) {
+    rc = SQLITE_ERROR;
+  } else {
+    rc = tde_vfs_register(&tde_wire);
+  }
+  if (rc == SQLITE_OK) rc = sqlite3_auto_extension((void (*)(void))on_connection);
+  if (rc && error && !*error) {
+    *error = sqlite3_mprintf("tde: could not start: %s",
+                             st.message[0] ? st.message : sqlite3_errstr(rc));
+  }
+  return rc;
+}
+
+EXPORT int sqlite3_tde_init(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
+  int rc;
+
+  SQLITE_EXTENSION_INIT2(api);
+  (void)api;
+  rc = start(error);
+  if (rc == SQLITE_OK && db) rc = tde_sql_register(db, error);
+  return rc == SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
+}
+
+/* `.load ./tde tde_default`: the same, and "tde" becomes the default VFS. */
+EXPORT int tde_default(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
+  int rc = sqlite3_tde_init(db, error, api);
+
+  if (rc == SQLITE_OK_LOAD_PERMANENTLY && tde_vfs_make_default(1) != SQLITE_OK) {
+    if (error) *error = sqlite3_mprintf("tde: could not become the default VFS");
+    return SQLITE_ERROR;
+  }
+  return rc;
+}
+
+#ifdef SQLITE_CORE
+EXPORT int tde_register(void) {
+  int rc = sqlite3_initialize();
+  return rc == SQLITE_OK ? start(NULL) : rc;
+}
+#else
+EXPORT int tde_register(void) {
+  /* Loaded as an extension: sqlite3_tde_init did it already. Without a host
+  ** that handed over its API there is nothing to register with. */
+  return sqlite3_api ? start(NULL) : SQLITE_MISUSE;
+}
+#endif
+
+EXPORT int tde_make_default(int on) {
+  int rc = tde_register();
+  return rc == SQLITE_OK ? tde_vfs_make_default(on) : rc;
+}

@@ -1,0 +1,33 @@
+/*
+** tde.h: the public C interface, for programs that link sqlite-tde in instead
+** of loading it as an extension.
+**
+** Static link: build/libtde.a with -lsqlite3 -lcrypto -lcurl -ljansson.
+**
+**     tde_register();                                   // once, before opening
+**     sqlite3_open_v2("file:app.db?vfs=tde", &db,
+**                     SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, 0);
+**
+** Every connection of the process then has the SQL functions, too.
+*/
+#ifndef TDE_H
+#define TDE_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Registers the VFS "tde" on top of the default VFS and the SQL functions for
+** every connection opened later. Idempotent, thread-safe. Returns an SQLite
+** result code; SQLITE_OK also when it was registered already. */
+int tde_register(void);
+
+/* on != 0: makes "tde" the default VFS for connections opened later, so that
+** no URI is needed. on == 0: restores the default that was there before.
+** Returns an SQLite result code. */
+int tde_make_default(int on);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,379 @@
+/*
+** convert.c: tde_encrypt and tde_decrypt.
+**
+** A conversion never changes the source's bytes. It copies page by page into a
+** temporary file in the target's directory, syncs it, opens every unit or page
+** of it again, and renames it. A crash at any point leaves the original, or
+** the original and a temporary file that nothing refers to, or the finished
+** target. While it runs, the source is locked EXCLUSIVE, so that nobody else
+** can read or write it; whoever does is a reason to refuse.
+**
+** In place, the source's WAL is first emptied into it, then its (empty) WAL
+** and wal-index go before the rename: they must not be taken for the new
+** file's. A connection elsewhere that is idle meanwhile keeps the old inode;
+** SQLite refuses to write to a file that was moved under it
+** (SQLITE_READONLY_DBMOVED).
+*/
+#include "convert.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../keyprovider/json.h"
+#include "../vfs/tdevfs.h"
+#include "result.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define PAGES_PER_STEP 256
+
+typedef struct conversion {
+  int encrypting;
+  const char *verb;          /* for messages */
+  char *source;              /* full path of the source */
+  char *target;              /* full path of the result */
+  char *temp;                /* the result while it is made */
+  char *params;              /* tde_* URI parameters for the encrypted side */
+  int in_place;
+  sqlite3 *from, *to;
+  int pages, page_size;
+  tde_status st;
+} conversion;
+
+static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const char *what) {
+  (void)tde_fail(&c->st, cls, remedy, "%s %s: %s", c->verb, c->source ? c->source : "", what);
+  return rc;
+}
+
+static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
+  char text[300];
+
+  (void)snprintf(text, sizeof(text), "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
+  if ((rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED) {
+    return fail(c, rc, TDE_BUSY, "close the other connections and try again", text);
+  }
+  return fail(c, rc, TDE_IO, NULL, text);
+}
+
+static int fail_errno(conversion *c, const char *what) {
+  char text[300];
+
+  (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
+  return fail(c, errno == ENOSPC ? SQLITE_FULL : SQLITE_IOERR, TDE_IO, NULL, text);
+}
+
+/* A file name as the path of a URI (RFC 3986: everything but the unreserved
+** characters and '/' is escaped). */
+static char *uri_of(const char *path, const char *params) {
+  static const char keep[] =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+  size_t n = strlen(path);
+  char *out = sqlite3_malloc64(3 * n + strlen(params) + 8), *p = out;
+
+  if (!out) return NULL;
+  memcpy(p, "file:", 5);
+  p += 5;
+  for (size_t i = 0; i < n; i++) {
+    if (strchr(keep, path[i])) {
+      *p++ = path[i];
+    } else {
+      (void)snprintf(p, 4, "%%%02X", (unsigned char)path[i]);
+      p += 3;
+    }
+  }
+  (void)memcpy(p, params, strlen(params) + 1);
+  return out;
+}
+
+static int open_db(conversion *c, const char *path, const char *params, const char *vfs, int flags,
+                   sqlite3 **db) {
+  char *uri = uri_of(path, params);
+  int rc = SQLITE_NOMEM;
+
+  if (uri) rc = sqlite3_open_v2(uri, db, flags | SQLITE_OPEN_URI, vfs);
+  sqlite3_free(uri);
+  if (rc) return fail_db(c, *db, rc, "can not be opened");
+  return SQLITE_OK;
+}
+
+/* Keeps the tde_* parameters of a URI argument for the encrypted side. */
+static char *collect_params(const char *filename) {
+  static const char *const names[] = {"tde_instance", "tde_protector", "tde_identity"};
+  char *all = sqlite3_mprintf("?");
+
+  for (int i = 0; all && i < 3; i++) {
+    const char *v = sqlite3_uri_parameter(filename, names[i]);
+    if (v) {
+      char *escaped = uri_of(v, "");
+      all = escaped ? sqlite3_mprintf("%z%s=%s&", all, names[i], escaped + 5) : NULL;
+      sqlite3_free(escaped);
+    }
+  }
+  return all;
+}
+
+static int exec(conversion *c, sqlite3 *db, const char *sql, const char *what) {
+  int rc = sqlite3_exec(db, sql, NULL, NULL, NULL);
+  return rc ? fail_db(c, db, rc, what) : SQLITE_OK;
+}
+
+static int pragma_int(sqlite3 *db, const char *sql, int *out) {
+  sqlite3_stmt *stmt = NULL;
+  int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+
+  *out = 0;
+  if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) *out = sqlite3_column_int(stmt, 0);
+  rc = sqlite3_finalize(stmt);
+  return rc;
+}
+
+/* Opens the source so that nobody else can use it. */
+static int open_source(conversion *c, const char *arg) {
+  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, rc, busy = 0, keep = 1;
+  const char *vfs = c->encrypting ? tde_vfs_base_name() : TDE_VFS_NAME;
+  sqlite3_stmt *stmt = NULL;
+
+  rc = sqlite3_open_v2(arg, &c->from, flags, vfs);
+  if (rc) return fail_db(c, c->from, rc, arg);
+  c->source = sqlite3_mprintf("%s", sqlite3_db_filename(c->from, "main"));
+  c->params = collect_params(sqlite3_db_filename(c->from, "main"));
+  if (!c->source || !c->params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  if (!c->source[0]) return fail(c, SQLITE_MISUSE, TDE_MISUSE, "name a file", "not a file");
+  /* Set before the first access: then a WAL needs no shared memory, and
+  ** whoever else has it open is noticed. */
+  rc = exec(c, c->from, "PRAGMA locking_mode=EXCLUSIVE", "can not be locked");
+  (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
+  if (rc == SQLITE_OK) {
+    rc = sqlite3_prepare_v2(c->from, "PRAGMA wal_checkpoint(TRUNCATE)", -1, &stmt, NULL);
+    if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) busy = sqlite3_column_int(stmt, 0);
+    rc = sqlite3_finalize(stmt);
+    if (rc) rc = fail_db(c, c->from, rc, "its WAL can not be emptied into it");
+    if (rc == SQLITE_OK && busy) {
+      rc = fail(c, SQLITE_BUSY, TDE_BUSY, "close the other connections and try again",
+                "its WAL is in use");
+    }
+  }
+  if (rc == SQLITE_OK) rc = exec(c, c->from, "BEGIN EXCLUSIVE", "is in use");
+  if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
+  if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
+  if (rc == SQLITE_OK && c->pages == 0) {
+    rc = fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
+              "holds nothing");
+  }
+  return rc;
+}
+
+/* Full path of the target, and the temporary name beside it. */
+static int name_target(conversion *c, const char *out) {
+  uint8_t r[8];
+  char hex[2 * sizeof(r) + 1];
+  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
+  struct stat sb;
+  char *full;
+
+  if (!vfs || tde_random(r, sizeof(r), &c->st)) return SQLITE_ERROR;
+  tde_hex(r, sizeof(r), hex);
+  full = sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1);
+  if (!full) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  if (!out) {
+    c->target = sqlite3_mprintf("%s", c->source);
+  } else if ((vfs->xFullPathname(vfs, out, vfs->mxPathname + 1, full) & 0xff) == SQLITE_OK) {
+    c->target = sqlite3_mprintf("%s", full);
+  } else {
+    sqlite3_free(full);
+    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, NULL, "the target's path can not be resolved");
+  }
+  sqlite3_free(full);
+  c->temp = c->target ? sqlite3_mprintf("%s-tde-%s", c->target, hex) : NULL;
+  if (!c->temp) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  c->in_place = strcmp(c->source, c->target) == 0;
+  if (!c->in_place && lstat(c->target, &sb) == 0) {
+    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name or remove that file",
+                "the target exists already");
+  }
+  return SQLITE_OK;
+}
+
+/* Copies every page; both sides stay locked. */
+static int copy_pages(conversion *c) {
+  sqlite3_backup *b;
+  int rc;
+
+  rc = open_db(c, c->temp, c->encrypting ? c->params : "?",
+               c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
+               SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &c->to);
+  /* Nobody refers to the temporary file: no journal; one sync at the end. */
+  if (rc == SQLITE_OK) {
+    rc = exec(c, c->to, "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
+              "PRAGMA locking_mode=EXCLUSIVE", "the target can not be prepared");
+  }
+  if (rc) return rc;
+  b = sqlite3_backup_init(c->to, "main", c->from, "main");
+  if (!b) return fail_db(c, c->to, sqlite3_errcode(c->to), "the copy can not begin");
+  do {
+    rc = sqlite3_backup_step(b, PAGES_PER_STEP);
+  } while (rc == SQLITE_OK);
+  (void)sqlite3_backup_finish(b);
+  if (rc != SQLITE_DONE) return fail_db(c, c->to, rc, "the copy stopped");
+  return SQLITE_OK;
+}
+
+static int sync_target(conversion *c) {
+  sqlite3_file *file = NULL;
+  int rc = sqlite3_file_control(c->to, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+
+  if (rc == SQLITE_OK) rc = file->pMethods->xSync(file, SQLITE_SYNC_FULL);
+  if (rc) return fail(c, rc, TDE_IO, NULL, "the copy could not be synced");
+  rc = sqlite3_close(c->to);
+  c->to = NULL;
+  return rc ? fail(c, rc, TDE_IO, NULL, "the copy could not be closed") : SQLITE_OK;
+}
+
+/* Reads the finished copy back: each unit, and the number of pages. */
+static int check_target(conversion *c) {
+  tde_verify_result r;
+  tde_file *f = NULL;
+  char *params = sqlite3_mprintf("%simmutable=1", c->encrypting ? c->params : "?");
+  int rc, pages = 0;
+
+  if (!params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  rc = open_db(c, c->temp, params, c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
+               SQLITE_OPEN_READONLY, &c->to);
+  sqlite3_free(params);
+  if (rc == SQLITE_OK) rc = pragma_int(c->to, "PRAGMA page_count", &pages);
+  if (rc == SQLITE_OK && pages != c->pages) rc = SQLITE_CORRUPT;
+  if (rc == SQLITE_OK && c->encrypting) {
+    rc = sqlite3_file_control(c->to, "main", TDE_FCNTL_FILE, &f);
+    if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, NULL, &r, &c->st);
+    if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
+  }
+  (void)sqlite3_close(c->to);
+  c->to = NULL;
+  return rc ? fail(c, rc, TDE_IO, "check the disk; nothing was changed",
+                   "the copy did not read back whole") : SQLITE_OK;
+}
+
+static int sync_directory(conversion *c) {
+  char *dir = sqlite3_mprintf("%s", c->target), *slash;
+  int fd, rc = SQLITE_OK;
+
+  if (!dir) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  slash = strrchr(dir, '/');
+  if (slash == dir) {
+    slash[1] = 0;
+  } else if (slash) {
+    *slash = 0;
+  }
+  fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0 || fsync(fd) != 0) rc = fail_errno(c, "the directory could not be synced");
+  if (fd >= 0) (void)close(fd);
+  sqlite3_free(dir);
+  return rc;
+}
+
+static int remove_side_file(conversion *c, const char *suffix) {
+  char *name = sqlite3_mprintf("%s%s", c->target, suffix);
+  int rc = SQLITE_OK;
+
+  if (!name) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  if (unlink(name) != 0 && errno != ENOENT) rc = fail_errno(c, "an emptied log can not be removed");
+  sqlite3_free(name);
+  return rc;
+}
+
+/* The rename. In place it replaces the source; else it must not replace. */
+static int publish(conversion *c) {
+  struct stat sb;
+  int rc = SQLITE_OK;
+
+  if (stat(c->source, &sb) == 0) {
+    if (chmod(c->temp, sb.st_mode & 07777) != 0) return fail_errno(c, "its mode can not be kept");
+    if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
+        chown(c->temp, sb.st_uid, sb.st_gid) != 0 && geteuid() == 0) {
+      return fail_errno(c, "its owner can not be kept");
+    }
+  }
+  if (c->in_place) {
+    rc = remove_side_file(c, "-wal");
+    if (rc == SQLITE_OK) rc = remove_side_file(c, "-shm");
+    if (rc == SQLITE_OK && rename(c->temp, c->target) != 0) {
+      rc = fail_errno(c, "the copy can not take its place");
+    }
+  } else if (link(c->temp, c->target) != 0) {
+    rc = errno == EEXIST ? fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name",
+                                "the target exists already")
+                         : fail_errno(c, "the copy can not take its name");
+  } else {
+    (void)unlink(c->temp);
+  }
+  if (rc) return rc;
+  sqlite3_free(c->temp); /* nothing to clean up any more */
+  c->temp = NULL;
+  return sync_directory(c);
+}
+
+static int convert(conversion *c, const char *path, const char *out) {
+  int rc = open_source(c, path);
+
+  if (rc == SQLITE_OK) rc = name_target(c, out);
+  if (rc == SQLITE_OK) rc = copy_pages(c);
+  if (rc == SQLITE_OK) rc = sync_target(c);
+  if (rc == SQLITE_OK) rc = check_target(c);
+  if (rc == SQLITE_OK) rc = publish(c);
+  return rc;
+}
+
+static void clean_up(conversion *c) {
+  (void)sqlite3_close(c->to);
+  (void)sqlite3_close(c->from);
+  if (c->temp) (void)unlink(c->temp);
+  sqlite3_free(c->temp);
+  sqlite3_free(c->source);
+  sqlite3_free(c->target);
+  sqlite3_free(c->params);
+}
+
+static void run(sqlite3_context *ctx, int argc, sqlite3_value **argv, int encrypting) {
+  conversion c;
+  const char *path = (const char *)sqlite3_value_text(argv[0]);
+  const char *out = argc > 1 ? (const char *)sqlite3_value_text(argv[1]) : NULL;
+  tde_json *j;
+  int rc, bad = 0;
+
+  memset(&c, 0, sizeof(c));
+  c.encrypting = encrypting;
+  c.verb = encrypting ? "tde_encrypt" : "tde_decrypt";
+  if (!path || (argc > 1 && !out)) {
+    rc = fail(&c, SQLITE_MISUSE, TDE_MISUSE, "give the paths as text", "a path is NULL");
+    tde_result_status(ctx, rc, &c.st);
+    return;
+  }
+  rc = convert(&c, path, out);
+  if (rc) {
+    tde_result_status(ctx, rc, &c.st);
+    clean_up(&c);
+    return;
+  }
+  j = tde_json_object();
+  bad |= tde_json_set_text(j, "path", c.target);
+  bad |= tde_json_set_int(j, "pages", c.pages);
+  bad |= tde_json_set_int(j, "page_size", c.page_size);
+  bad |= tde_json_set_bool(j, "in_place", c.in_place);
+  clean_up(&c);
+  tde_result_json(ctx, j, bad);
+}
+
+void tde_sql_encrypt(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  run(ctx, argc, argv, 1);
+}
+
+void tde_sql_decrypt(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  run(ctx, argc, argv, 0);
+}

@@ -1,0 +1,312 @@
+/*
+** functions.c: the table of SQL functions, and the small ones.
+**
+** Every function reports failure as an SQL error whose message names the cause
+** and the next step. Functions that change files or the process are
+** SQLITE_DIRECTONLY: a hostile schema can not call them.
+*/
+#include "functions.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+#include "../keyprovider/json.h"
+#include "../vfs/tdevfs.h"
+#include "convert.h"
+#include "result.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* How many bad units a verify lists; all are counted. */
+#define BAD_LISTED 1000
+
+/* ---- shared ---- */
+
+void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
+  char *text;
+
+  if (rc == SQLITE_NOMEM) {
+    sqlite3_result_error_nomem(ctx);
+    return;
+  }
+  text = sqlite3_mprintf("%s%s%s", st->message[0] ? st->message : sqlite3_errstr(rc),
+                         st->remedy[0] ? "; " : "", st->remedy);
+  if (!text) {
+    sqlite3_result_error_nomem(ctx);
+    return;
+  }
+  sqlite3_result_error(ctx, text, -1);
+  sqlite3_result_error_code(ctx, rc ? rc : SQLITE_ERROR);
+  sqlite3_free(text);
+}
+
+void tde_result_json(sqlite3_context *ctx, tde_json *json, int failed) {
+  size_t n = 0;
+  char *text = failed || !json ? NULL : tde_json_text(json, &n);
+
+  tde_json_free(json);
+  if (!text) {
+    sqlite3_result_error_nomem(ctx);
+    return;
+  }
+  sqlite3_result_text64(ctx, text, n, SQLITE_TRANSIENT, SQLITE_UTF8);
+  free(text);
+}
+
+/* The schema that an optional argument names, "main" by default. */
+static const char *schema_of(int argc, sqlite3_value **argv) {
+  const char *name = argc > 0 ? (const char *)sqlite3_value_text(argv[0]) : NULL;
+  return name ? name : "main";
+}
+
+/* The shim's file of a schema, or NULL when another VFS has it. */
+static tde_file *file_of(sqlite3 *db, const char *schema) {
+  tde_file *f = NULL;
+  return sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK ? f : NULL;
+}
+
+static int no_such_schema(sqlite3_context *ctx, const char *schema) {
+  tde_status st;
+
+  if (sqlite3_db_filename(sqlite3_context_db_handle(ctx), schema)) return 0;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, "PRAGMA database_list names the schemas",
+           "there is no schema named '%s' on this connection", schema);
+  tde_result_status(ctx, SQLITE_ERROR, &st);
+  return 1;
+}
+
+/* ---- tde_version() ---- */
+
+static void fn_version(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  tde_json *j = tde_json_object();
+  int bad = 0;
+
+  (void)argc;
+  (void)argv;
+  bad |= tde_json_set_text(j, "version", TDE_VERSION);
+  bad |= tde_json_set_int(j, "format", 1);
+  bad |= tde_json_set_text(j, "cipher", "XAES-256-GCM");
+  bad |= tde_json_set_text(j, "engine", tde_crypto_engine());
+  bad |= tde_json_set_text(j, "sqlite", sqlite3_libversion());
+  tde_result_json(ctx, j, bad);
+}
+
+/* ---- tde_status([schema]) ---- */
+
+static int put_counters(tde_json *j, const tde_counters *c) {
+  tde_json *o = tde_json_object();
+  int bad = 0;
+
+  bad |= tde_json_set_int(o, "units_sealed", (int64_t)c->units_sealed);
+  bad |= tde_json_set_int(o, "units_opened", (int64_t)c->units_opened);
+  bad |= tde_json_set_int(o, "units_rejected", (int64_t)c->units_rejected);
+  bad |= tde_json_set_int(o, "lower_reads", (int64_t)c->lower_reads);
+  bad |= tde_json_set_int(o, "lower_writes", (int64_t)c->lower_writes);
+  bad |= tde_json_set_int(o, "lower_syncs", (int64_t)c->lower_syncs);
+  return bad | tde_json_set_json(j, "counters", o);
+}
+
+static int put_slots(tde_json *j, const tde_file_info *info) {
+  tde_json *list = tde_json_array();
+  int bad = 0;
+
+  for (int i = 0; i < 2; i++) {
+    tde_json *o = tde_json_object();
+    bad |= tde_json_set_bool(o, "valid", info->slot[i].valid);
+    bad |= tde_json_set_int(o, "sequence", (int64_t)info->slot[i].sequence);
+    bad |= tde_json_set_text(o, "found", info->slot[i].found);
+    bad |= tde_json_append(list, o);
+  }
+  return bad | tde_json_set_json(j, "slots", list);
+}
+
+static int put_error(tde_json *j, const tde_status *st) {
+  tde_json *o;
+  int bad = 0;
+
+  if (st->code == TDE_OK) return tde_json_set_text(j, "error", NULL);
+  o = tde_json_object();
+  bad |= tde_json_set_text(o, "class", tde_class_name(st->code));
+  bad |= tde_json_set_text(o, "message", st->message);
+  bad |= tde_json_set_text(o, "remedy", st->remedy);
+  if (st->key_id[0]) bad |= tde_json_set_text(o, "key_id", st->key_id);
+  if (st->http_status) bad |= tde_json_set_int(o, "http_status", st->http_status);
+  if (st->service_code[0]) bad |= tde_json_set_text(o, "service_code", st->service_code);
+  if (st->request_id[0]) bad |= tde_json_set_text(o, "request_id", st->request_id);
+  return bad | tde_json_set_json(j, "error", o);
+}
+
+static int put_keys(tde_json *j, const tde_file_info *info) {
+  char uuid[40], thumb[2 * TDE_THUMB_SHOWN + 1];
+  int bad = 0;
+
+  tde_uuid_text(info->uuid, uuid);
+  tde_hex(info->facts.thumbprint, TDE_THUMB_SHOWN, thumb);
+  bad |= tde_json_set_text(j, "uuid", uuid);
+  bad |= tde_json_set_text(j, "protector", info->facts.key_id);
+  bad |= tde_json_set_text(j, "protector_version", info->facts.key_version);
+  bad |= tde_json_set_text(j, "thumbprint", thumb);
+  bad |= tde_json_set_text(j, "mode", info->facts.mode);
+  bad |= tde_json_set_int(j, "epoch", info->facts.epoch);
+  return bad;
+}
+
+static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *schema = schema_of(argc, argv);
+  tde_file_info *info;
+  tde_json *j;
+  tde_file *f;
+  int bad = 0;
+
+  if (no_such_schema(ctx, schema)) return;
+  info = sqlite3_malloc64(sizeof(*info));
+  if (!info) {
+    sqlite3_result_error_nomem(ctx);
+    return;
+  }
+  j = tde_json_object();
+  f = file_of(db, schema);
+  if (!f) {
+    bad |= tde_json_set_text(j, "state", "NotEncrypted");
+    bad |= tde_json_set_text(j, "message", "opened through another VFS than tde");
+  } else {
+    tde_file_info_get(f, 1, info);
+    bad |= tde_json_set_text(j, "state", tde_state_name(info->state));
+    bad |= tde_json_set_text(j, "path", info->path);
+    bad |= tde_json_set_text(j, "lower_vfs", info->lower_vfs);
+    if (info->facts.key_id[0]) bad |= put_keys(j, info);
+    bad |= tde_json_set_int(j, "format", info->format_version);
+    bad |= tde_json_set_int(j, "sequence", (int64_t)info->sequence);
+    bad |= tde_json_set_int(j, "unit_size", info->unit_size);
+    bad |= put_slots(j, info);
+    bad |= put_counters(j, &info->counters);
+    bad |= put_error(j, &info->last);
+  }
+  bad |= tde_json_set_bool(j, "memory_locked", tde_secret_locked());
+  sqlite3_free(info);
+  tde_result_json(ctx, j, bad);
+}
+
+/* ---- tde_verify([schema]) ---- */
+
+typedef struct bad_list {
+  tde_json *list;
+  int listed, failed;
+} bad_list;
+
+static int list_bad(void *p, const tde_bad_unit *bad) {
+  bad_list *b = p;
+  tde_json *o;
+
+  if (b->listed >= BAD_LISTED) return 0;
+  b->listed++;
+  o = tde_json_object();
+  b->failed |= tde_json_set_text(o, "role", bad->role);
+  b->failed |= tde_json_set_int(o, "unit", (int64_t)bad->index);
+  b->failed |= tde_json_set_text(o, "class", tde_class_name(bad->code));
+  b->failed |= tde_json_append(b->list, o);
+  return 0;
+}
+
+static void verify_result(sqlite3_context *ctx, const tde_verify_result *r, bad_list *b) {
+  tde_json *j = tde_json_object();
+  int bad = b->failed;
+
+  bad |= tde_json_set_bool(j, "ok", r->bad == 0 && !r->torn && !r->truncated);
+  bad |= tde_json_set_int(j, "main_units", (int64_t)r->main_units);
+  bad |= tde_json_set_int(j, "wal_units", (int64_t)r->wal_units);
+  bad |= tde_json_set_int(j, "wal_stale", (int64_t)r->wal_stale);
+  bad |= tde_json_set_int(j, "bad", (int64_t)r->bad);
+  bad |= tde_json_set_bool(j, "torn", r->torn);
+  bad |= tde_json_set_bool(j, "truncated", r->truncated);
+  bad |= tde_json_set_json(j, "bad_units", b->list);
+  tde_result_json(ctx, j, bad);
+}
+
+static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *schema = schema_of(argc, argv);
+  tde_verify_result r;
+  tde_status st;
+  bad_list b = {NULL, 0, 0};
+  sqlite3_stmt *hold = NULL;
+  tde_file *f;
+  char *sql;
+  int rc;
+
+  if (no_such_schema(ctx, schema)) return;
+  tde_status_clear(&st);
+  f = file_of(db, schema);
+  if (!f) {
+    tde_fail(&st, TDE_NOT_ENCRYPTED, "open it with vfs=tde",
+             "schema '%s' is opened through another VFS than tde", schema);
+    tde_result_status(ctx, SQLITE_ERROR, &st);
+    return;
+  }
+  /* A read transaction keeps the WAL where it is; a damaged page 1 must not
+  ** keep the verification from reporting it. */
+  sql = sqlite3_mprintf("SELECT 1 FROM \"%w\".sqlite_schema", schema);
+  if (sql && sqlite3_prepare_v2(db, sql, -1, &hold, NULL) == SQLITE_OK) (void)sqlite3_step(hold);
+  sqlite3_free(sql);
+  b.list = tde_json_array();
+  rc = tde_file_verify(f, list_bad, NULL, &b, &r, &st);
+  (void)sqlite3_finalize(hold);
+  if (rc) {
+    tde_json_free(b.list);
+    tde_result_status(ctx, rc, &st);
+    return;
+  }
+  verify_result(ctx, &r, &b);
+}
+
+/* ---- tde_default([on]) ---- */
+
+static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  int on = argc > 0 ? sqlite3_value_int(argv[0]) != 0 : 1;
+  int rc = tde_vfs_make_default(on);
+
+  if (rc) {
+    sqlite3_result_error_code(ctx, rc);
+  } else {
+    sqlite3_result_text(ctx, on ? "tde" : tde_vfs_base_name(), -1, SQLITE_TRANSIENT);
+  }
+}
+
+/* ---- the table ---- */
+
+typedef void (*sql_function)(sqlite3_context *, int, sqlite3_value **);
+
+static const struct {
+  const char *name;
+  int nargs;
+  int flags;
+  sql_function call;
+} functions[] = {
+    {"tde_version", 0, SQLITE_INNOCUOUS, fn_version},
+    {"tde_status", 0, SQLITE_DIRECTONLY, fn_status},
+    {"tde_status", 1, SQLITE_DIRECTONLY, fn_status},
+    {"tde_verify", 0, SQLITE_DIRECTONLY, fn_verify},
+    {"tde_verify", 1, SQLITE_DIRECTONLY, fn_verify},
+    {"tde_encrypt", 1, SQLITE_DIRECTONLY, tde_sql_encrypt},
+    {"tde_encrypt", 2, SQLITE_DIRECTONLY, tde_sql_encrypt},
+    {"tde_decrypt", 2, SQLITE_DIRECTONLY, tde_sql_decrypt},
+    {"tde_default", 0, SQLITE_DIRECTONLY, fn_default},
+    {"tde_default", 1, SQLITE_DIRECTONLY, fn_default},
+};
+
+int tde_sql_register(sqlite3 *db, char **error) {
+  int rc = SQLITE_OK;
+
+  for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]) && rc == SQLITE_OK; i++) {
+    rc = sqlite3_create_function_v2(db, functions[i].name, functions[i].nargs,
+                                    SQLITE_UTF8 | functions[i].flags, NULL, functions[i].call,
+                                    NULL, NULL, NULL);
+  }
+  if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");
+  return rc;
+}

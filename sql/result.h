@@ -1,0 +1,18 @@
+/*
+** result.h: how the SQL functions answer.
+*/
+#ifndef TDE_SQL_RESULT_H
+#define TDE_SQL_RESULT_H
+
+#include "sqlite3ext.h"
+
+#include "../ext/base/status.h"
+#include "../keyprovider/json.h"
+
+/* An SQL error with message and remedy. rc: the SQLite code to carry. */
+void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st);
+
+/* A JSON text; takes json over. failed: building it ran out of memory. */
+void tde_result_json(sqlite3_context *ctx, tde_json *json, int failed);
+
+#endif

@@ -1,0 +1,59 @@
+/*
+** cryptor.c: the AEADs of one role on one file handle; see cryptor.h.
+*/
+#include "cryptor.h"
+
+#include <string.h>
+
+#include "../ext/base/secret.h"
+
+void tde_cryptor_init(tde_cryptor *c, tde_role role, const tde_keys *keys, uint32_t current) {
+  memset(c, 0, sizeof(*c));
+  c->role = (uint8_t)role;
+  c->keys = keys;
+  c->current = current;
+}
+
+tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st) {
+  uint8_t *key = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class rc;
+
+  memset(c, 0, sizeof(*c));
+  c->role = TDE_ROLE_TEMP;
+  if (!key) return tde_fail(st, TDE_NOMEM, NULL, "no memory for a temporary file's key");
+  rc = tde_random(key, TDE_KEY_BYTES, st);
+  if (rc == TDE_OK) rc = tde_aead_new(key, NULL, &c->list[0].aead, st);
+  if (rc == TDE_OK) c->n = 1;
+  tde_secret_free(key);
+  return rc;
+}
+
+void tde_cryptor_clear(tde_cryptor *c) {
+  for (int i = 0; i < c->n; i++) tde_aead_free(c->list[i].aead);
+  memset(c, 0, sizeof(*c));
+}
+
+tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
+  const tde_epoch_keys *e;
+  tde_class rc;
+
+  if (c->last < c->n && c->list[c->last].epoch == epoch) {
+    *out = c->list[c->last].aead;
+    return TDE_OK;
+  }
+  for (int i = 0; i < c->n; i++) {
+    if (c->list[i].epoch == epoch) {
+      c->last = i;
+      *out = c->list[i].aead;
+      return TDE_OK;
+    }
+  }
+  e = tde_keys_epoch(c->keys, epoch);
+  if (!e || c->n >= TDE_EPOCHS_MAX) return TDE_WRONG_KEY;
+  rc = tde_aead_new(e->role_key[c->role - 1], e->nonces[c->role - 1], &c->list[c->n].aead, NULL);
+  if (rc) return rc;
+  c->list[c->n].epoch = epoch;
+  c->last = c->n++;
+  *out = c->list[c->last].aead;
+  return TDE_OK;
+}

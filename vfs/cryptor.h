@@ -1,0 +1,29 @@
+/*
+** cryptor.h: the AEADs of one role on one file handle, one for each DEK epoch
+** that it has met. Belongs to one thread at a time, as the handle does.
+*/
+#ifndef TDE_CRYPTOR_H
+#define TDE_CRYPTOR_H
+
+#include "keyring.h"
+
+typedef struct tde_cryptor {
+  uint8_t role;
+  uint32_t current;               /* the epoch that new units are sealed under */
+  const tde_keys *keys;           /* borrowed; NULL for a temp file */
+  int n, last;
+  struct {
+    uint32_t epoch;
+    tde_aead *aead;
+  } list[TDE_EPOCHS_MAX];
+} tde_cryptor;
+
+void tde_cryptor_init(tde_cryptor *c, tde_role role, const tde_keys *keys, uint32_t current);
+/* A temp file's: a random key that exists in memory alone. */
+tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st);
+void tde_cryptor_clear(tde_cryptor *c);
+
+/* The AEAD of an epoch. TDE_WRONG_KEY: no such epoch in the key document. */
+tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out);
+
+#endif

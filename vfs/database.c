@@ -1,0 +1,726 @@
+/*
+** database.c: a main database's header, keys and locks.
+**
+** What must hold:
+**  - The header is created and changed under RESERVED on this connection's own
+**    lower handle, so that processes take turns; the slot in force stays whole
+**    until the other one is durable and read back.
+**  - A database that is not Online lets nobody begin a transaction: xLock and
+**    xShmLock are refused (tde_db_gate), since SQLite may still hold pages in
+**    its cache. It can always be opened, and its status asked.
+**  - A main unit overwritten in part is durable in a double-write area before
+**    (see guard below): pages smaller than a unit are as safe as whole ones.
+*/
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+#include "shim.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* An inaccessible database asks for its key again at most this often. */
+#define RETRY_MS 1000
+
+const char *tde_state_name(tde_state s) {
+  switch (s) {
+    case TDE_STATE_NEW:
+      return "New";
+    case TDE_STATE_ONLINE:
+      return "Online";
+    case TDE_STATE_INACCESSIBLE:
+      return "Inaccessible";
+    case TDE_STATE_NOT_ENCRYPTED:
+      return "NotEncrypted";
+    case TDE_STATE_PLAIN:
+      return "Plain";
+    case TDE_STATE_NEWER_FORMAT:
+      return "NewerFormat";
+    case TDE_STATE_DAMAGED:
+      return "DamagedHeader";
+  }
+  return "Unknown";
+}
+
+int tde_class_rc(tde_class c) {
+  switch (c) {
+    case TDE_OK:
+      return SQLITE_OK;
+    case TDE_NOMEM:
+      return SQLITE_NOMEM;
+    case TDE_BUSY:
+      return SQLITE_BUSY;
+    case TDE_MISUSE:
+      return SQLITE_MISUSE;
+    case TDE_NOT_ENCRYPTED:
+    case TDE_DAMAGED_HEADER:
+      return SQLITE_NOTADB;
+    case TDE_NEWER_FORMAT:
+      return SQLITE_CANTOPEN;
+    case TDE_TAMPERED:
+      return SQLITE_IOERR_DATA;
+    case TDE_TORN:
+    case TDE_TRUNCATED:
+      return SQLITE_IOERR_CORRUPTFS;
+    case TDE_WRONG_KEY:
+    case TDE_CORRUPT:
+    case TDE_UNREACHABLE:
+    case TDE_THROTTLED:
+    case TDE_UNAUTHENTICATED:
+    case TDE_DENIED:
+    case TDE_DISABLED:
+    case TDE_MISSING:
+    case TDE_UNSUPPORTED:
+    case TDE_MISCONFIGURED:
+      return SQLITE_IOERR_AUTH;
+    default:
+      return SQLITE_IOERR;
+  }
+}
+
+int tde_db_report(tde_db *db, const char *subject) {
+  tde_log_status(TDE_LOG_ERROR, subject, &db->last);
+  return tde_class_rc(db->last.code);
+}
+
+static const char *path_of(const tde_file *f) {
+  return f->path ? f->path : "(temporary)";
+}
+
+/* ---- the header ---- */
+
+static int read_slots(tde_file *f, uint8_t *both) {
+  int rc = LOWER(f)->xRead(f->lower, both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES, 0);
+  f->s.counters->lower_reads++;
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* zero-filled by the VFS */
+}
+
+/* Puts a parsed header in force with the keys that verify it. */
+static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
+  tde_file *f = db->file;
+  int keep = keys == db->keys && db->header.epoch == h->epoch;
+
+  tde_header_clear(&db->header);
+  db->header = *h;
+  memset(h, 0, sizeof(*h));
+  if (!keep) {
+    for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+      tde_cryptor_clear(&db->crypt[r]);
+      tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, db->header.epoch);
+    }
+  }
+  if (keys != db->keys) {
+    tde_keyring_release(db->keys);
+    db->keys = keys;
+  }
+  if (db->header.unit_size && db->header.unit_size != f->s.geo.unit) {
+    tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, db->header.unit_size);
+  }
+  db->head_valid = 0;
+}
+
+/* Unlocks one slot; on success it is in force. */
+static tde_class try_slot(tde_db *db, tde_header *h) {
+  tde_keys *keys = NULL;
+  tde_key_facts facts;
+  tde_class c = tde_source.describe(tde_source.ctx, h->doc, h->ndoc, &facts, &db->last);
+
+  if (c) return c;
+  if (db->keys && memcmp(db->header.uuid, h->uuid, TDE_UUID_BYTES) == 0) {
+    const tde_epoch_keys *e = tde_keys_epoch(db->keys, h->epoch);
+    if (e && tde_header_check_mac(h, e->mac_key) == TDE_OK) keys = db->keys;
+  }
+  if (!keys) c = tde_keyring_unlock(&tde_source, &db->params, h, &keys, &db->last);
+  if (c) {
+    /* Show what the file says of its keys, although nothing verified it. */
+    db->facts = facts;
+    memcpy(db->header.uuid, h->uuid, TDE_UUID_BYTES);
+    return c;
+  }
+  db->facts = facts;
+  take_header(db, h, keys);
+  db->state = TDE_STATE_ONLINE;
+  return TDE_OK;
+}
+
+/* No slot is whole: say what the file is. */
+static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, tde_class c1) {
+  const char *path = path_of(db->file);
+
+  if (c0 == TDE_NEWER_FORMAT || c1 == TDE_NEWER_FORMAT) {
+    db->state = TDE_STATE_NEWER_FORMAT;
+    tde_fail(&db->last, TDE_NEWER_FORMAT, "open it with the sqlite-tde release that wrote it",
+             "%s: written by a later format (%s); this release reads version %u", path,
+             c0 == TDE_NEWER_FORMAT ? db->slot[0].found : db->slot[1].found, TDE_FORMAT_VERSION);
+  } else if (memcmp(both, "SQLite format 3", 16) == 0) {
+    db->state = TDE_STATE_NOT_ENCRYPTED;
+    tde_fail(&db->last, TDE_NOT_ENCRYPTED,
+             "SELECT tde_encrypt('the file') encrypts it; tde_plain=allow opens it as it is",
+             "%s: an SQLite database that is not encrypted", path);
+  } else if (memcmp(both, tde_header_magic, 8) == 0 ||
+             memcmp(both + TDE_SLOT_STRIDE, tde_header_magic, 8) == 0 ||
+             tde_all_zero(both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES)) {
+    db->state = TDE_STATE_DAMAGED;
+    tde_fail(&db->last, TDE_DAMAGED_HEADER, "restore the file, or its first 64 KiB, from a backup",
+             "%s: both header slots are damaged (slot 0: %s; slot 1: %s)", path,
+             db->slot[0].found, db->slot[1].found);
+  } else {
+    db->state = TDE_STATE_NOT_ENCRYPTED;
+    tde_fail(&db->last, TDE_NOT_ENCRYPTED, "check the file's name",
+             "%s: neither an encrypted nor a plain SQLite database", path);
+  }
+}
+
+/* A creation that a crash cut short: less than a header, and nothing else. */
+static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
+  return size < (sqlite3_int64)TDE_HEADER_BYTES &&
+         (memcmp(both, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
+          tde_all_zero(both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES));
+}
+
+static void set_new(tde_db *db) {
+  db->state = TDE_STATE_NEW;
+  tde_status_clear(&db->last);
+}
+
+/* Takes the newest slot that is whole and unlocks; falls back to the other
+** when its HMAC does not verify. */
+static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
+  tde_header h[2];
+  tde_class c[2], rc = TDE_DAMAGED_HEADER;
+  int first;
+
+  for (int i = 0; i < 2; i++) {
+    c[i] = tde_slot_parse(both + (size_t)i * TDE_SLOT_STRIDE, &h[i], &db->slot[i]);
+    h[i].slot = i;
+  }
+  first = c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
+  if (c[0] == TDE_NOMEM || c[1] == TDE_NOMEM) {
+    db->state = TDE_STATE_INACCESSIBLE;
+    tde_fail(&db->last, TDE_NOMEM, NULL, "%s: no memory to read the header", path_of(db->file));
+  } else if (c[first] != TDE_OK) {
+    if (unfinished_creation(both, size)) {
+      set_new(db);
+    } else {
+      classify_headerless(db, both, c[0], c[1]);
+    }
+  } else {
+    tde_status_clear(&db->last);
+    rc = try_slot(db, &h[first]);
+    if ((rc == TDE_WRONG_KEY || rc == TDE_CORRUPT) && c[!first] == TDE_OK) {
+      tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
+              path_of(db->file), first, !first);
+      (void)snprintf(db->slot[first].found, sizeof(db->slot[first].found), "not authentic");
+      db->slot[first].valid = 0;
+      rc = try_slot(db, &h[!first]);
+    }
+    if (rc) {
+      db->state = TDE_STATE_INACCESSIBLE;
+      db->retry_at = tde_now_ms() + RETRY_MS;
+    } else {
+      tde_status_clear(&db->last);
+    }
+  }
+  tde_header_clear(&h[0]);
+  tde_header_clear(&h[1]);
+}
+
+/* Reads the header anew. wait: the creator may be at work (it holds RESERVED):
+** a file without a whole slot is then still new. */
+int tde_db_load(tde_file *f, int wait) {
+  tde_db *db = f->db;
+  sqlite3_int64 size = 0;
+  uint8_t *both;
+  int rc = LOWER(f)->xFileSize(f->lower, &size), reserved = 0;
+
+  if (rc) return rc;
+  if (size == 0) {
+    set_new(db);
+    return SQLITE_OK;
+  }
+  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  if (!both) return SQLITE_NOMEM;
+  memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  rc = read_slots(f, both);
+  if (rc == SQLITE_OK) {
+    choose_slot(db, both, size);
+    if (wait && db->state == TDE_STATE_DAMAGED &&
+        LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
+      set_new(db);
+    }
+    if (db->state == TDE_STATE_NOT_ENCRYPTED && db->plain_allowed) {
+      db->state = TDE_STATE_PLAIN;
+      f->plain = 1;
+    }
+  }
+  sqlite3_free(both);
+  return rc;
+}
+
+/* Writes one slot; with verify, syncs and reads it back. */
+static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
+                      int verify) {
+  sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
+  uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
+  tde_class c;
+  int rc;
+
+  if (!bytes) return SQLITE_NOMEM;
+  c = tde_slot_build(h, mac_key, bytes);
+  rc = tde_class_rc(c);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, bytes, TDE_SLOT_BYTES, at);
+  f->s.counters->lower_writes++;
+  if (rc == SQLITE_OK && verify) {
+    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+    f->s.counters->lower_syncs++;
+    if (rc == SQLITE_OK) {
+      rc = LOWER(f)->xRead(f->lower, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES, at);
+    }
+    if (rc == SQLITE_OK && memcmp(bytes, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES) != 0) {
+      rc = SQLITE_IOERR_WRITE;
+    }
+  }
+  sqlite3_free(bytes);
+  return rc;
+}
+
+/* Draws the identity and key of a new database. On success h and keys are set. */
+static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class c;
+
+  if (!dek) return tde_fail(&db->last, TDE_NOMEM, NULL, "no memory for a new database's key");
+  c = tde_random(h->uuid, TDE_UUID_BYTES, &db->last);
+  /* RFC 4122 section 4.4: version 4, variant 1. */
+  h->uuid[6] = (uint8_t)((h->uuid[6] & 0x0f) | 0x40);
+  h->uuid[8] = (uint8_t)((h->uuid[8] & 0x3f) | 0x80);
+  if (c == TDE_OK) {
+    c = tde_source.create(tde_source.ctx, &db->params, h->uuid, dek, &h->doc, &h->ndoc,
+                          &db->last);
+  }
+  if (c == TDE_OK) {
+    c = tde_source.describe(tde_source.ctx, h->doc, h->ndoc, &db->facts, &db->last);
+  }
+  if (c == TDE_OK) {
+    h->epoch = db->facts.epoch;
+    h->sequence = 1;
+    c = tde_keyring_adopt(h->uuid, h->epoch, dek, keys, &db->last);
+  }
+  tde_secret_free(dek);
+  return c;
+}
+
+int tde_db_create(tde_file *f) {
+  tde_db *db = f->db;
+  tde_header h;
+  tde_keys *keys = NULL;
+  const tde_epoch_keys *e;
+  tde_class c;
+  int rc;
+
+  if (db->state != TDE_STATE_NEW) return SQLITE_OK;
+  rc = tde_db_load(f, 0); /* another process may have been first */
+  if (rc || db->state == TDE_STATE_ONLINE) return rc;
+  if (db->state != TDE_STATE_NEW) return tde_db_report(db, path_of(f));
+  memset(&h, 0, sizeof(h));
+  tde_status_clear(&db->last);
+  c = invent(db, &h, &keys);
+  if (c) {
+    db->last.code = c;
+    rc = tde_db_report(db, path_of(f));
+    tde_header_clear(&h);
+    return rc;
+  }
+  e = tde_keys_epoch(keys, h.epoch);
+  /* Slot 0 is durable before slot 1 makes the header whole: a crash between
+  ** leaves less than 64 KiB, which tde_db_load takes for a new database. */
+  rc = LOWER(f)->xTruncate(f->lower, 0);
+  if (rc == SQLITE_OK) rc = write_slot(f, &h, 0, e->mac_key, 1);
+  if (rc == SQLITE_OK) rc = write_slot(f, &h, 1, e->mac_key, 0);
+  if (rc == SQLITE_OK) {
+    static const uint8_t end = 0;
+    rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
+  }
+  if (rc) {
+    (void)LOWER(f)->xTruncate(f->lower, 0);
+    tde_keyring_release(keys);
+    tde_header_clear(&h);
+    return rc;
+  }
+  for (int i = 0; i < 2; i++) {
+    db->slot[i].valid = 1;
+    db->slot[i].sequence = 1;
+    (void)snprintf(db->slot[i].found, sizeof(db->slot[i].found), "valid");
+  }
+  take_header(db, &h, keys);
+  db->state = TDE_STATE_ONLINE;
+  f->s.size_known = 0;
+  return SQLITE_OK;
+}
+
+/* Writes db->header with changes as the next sequence into the other slot. */
+static int next_slot(tde_file *f, tde_header *h, int verify) {
+  tde_db *db = f->db;
+  const tde_epoch_keys *e = tde_keys_epoch(db->keys, h->epoch);
+  int slot = !db->header.slot, rc;
+
+  if (!e) return SQLITE_INTERNAL;
+  h->sequence = db->header.sequence + 1;
+  rc = write_slot(f, h, slot, e->mac_key, verify);
+  if (rc) return rc;
+  h->slot = slot;
+  db->slot[slot].valid = 1;
+  db->slot[slot].sequence = h->sequence;
+  (void)snprintf(db->slot[slot].found, sizeof(db->slot[slot].found), "valid");
+  return SQLITE_OK;
+}
+
+/* The first page write of an empty database fixes U. Not synced by itself:
+** the slot in force stays whole, the units that depend on this one are synced
+** in the same file by the same commit, and before that the database is empty
+** (the hot journal says so). */
+int tde_db_fix_unit(tde_file *f, int64_t first_write) {
+  tde_db *db = f->db;
+  tde_header h;
+  int rc;
+
+  if (db->header.unit_size) return SQLITE_OK;
+  rc = LOWER(f)->xTruncate(f->lower, TDE_HEADER_BYTES); /* leftovers of a crash */
+  if (rc) return rc;
+  h = db->header;
+  h.unit_size = tde_main_unit_for(first_write);
+  rc = next_slot(f, &h, 0);
+  if (rc) return rc;
+  db->header = h;
+  tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, h.unit_size);
+  f->s.size_known = 0;
+  return SQLITE_OK;
+}
+
+/* Takes RESERVED for a header change. *before: the level to go back to. */
+static int reserve(tde_file *f, int *before) {
+  tde_db *db = f->db;
+  int rc = SQLITE_OK;
+
+  *before = db->lock;
+  if (db->lock >= SQLITE_LOCK_RESERVED) return SQLITE_OK;
+  if (db->lock == SQLITE_LOCK_NONE) {
+    rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_SHARED);
+    if (rc) return rc;
+  }
+  rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  if (rc && *before == SQLITE_LOCK_NONE) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
+  return rc;
+}
+
+static void unreserve(tde_file *f, int before) {
+  if (before < SQLITE_LOCK_RESERVED) (void)LOWER(f)->xUnlock(f->lower, before);
+}
+
+int tde_file_update_header(tde_file *f,
+                           tde_class (*mutate)(void *ctx, const char *doc, size_t ndoc,
+                                               char **newdoc, size_t *nnew, tde_status *st),
+                           void *ctx, tde_status *st) {
+  tde_db *db = f->db;
+  char *doc = NULL;
+  size_t ndoc = 0;
+  tde_header h;
+  tde_class c = TDE_OK;
+  int rc, before;
+
+  if (db->read_only) {
+    tde_fail(st, TDE_IO, "open it for writing", "%s: the database is read-only", path_of(f));
+    return SQLITE_READONLY;
+  }
+  rc = reserve(f, &before);
+  if (rc) {
+    tde_fail(st, rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
+             "%s: the header is being changed by another connection", path_of(f));
+    return rc;
+  }
+  rc = tde_db_load(f, 0);
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
+    if (st) *st = db->last;
+    rc = tde_class_rc(db->last.code);
+    if (rc == SQLITE_OK) rc = SQLITE_ERROR;
+  }
+  if (rc == SQLITE_OK && mutate) {
+    c = mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st);
+    rc = tde_class_rc(c);
+  }
+  if (rc == SQLITE_OK) {
+    h = db->header;
+    if (doc) {
+      h.doc = doc;
+      h.ndoc = ndoc;
+      c = tde_source.describe(tde_source.ctx, doc, ndoc, &db->facts, st);
+      h.epoch = db->facts.epoch;
+      rc = tde_class_rc(c);
+    }
+    if (rc == SQLITE_OK) rc = next_slot(f, &h, 1);
+    if (rc == SQLITE_OK && doc) {
+      free(db->header.doc);
+      doc = NULL;
+    }
+    if (rc == SQLITE_OK) db->header = h;
+  }
+  free(doc);
+  if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
+  unreserve(f, before);
+  return rc;
+}
+
+/* ---- opening and gating ---- */
+
+static char *copy_param(const char *name, const char *key, int *oom) {
+  const char *v = sqlite3_uri_parameter(name, key);
+  char *copy;
+
+  if (!v) return NULL;
+  copy = sqlite3_mprintf("%s", v);
+  if (!copy) *oom = 1;
+  return copy;
+}
+
+/* Rule of FORMAT.md: records share sectors, so the lower file must promise
+** that bytes outside a write's range never change. */
+static int check_powersafe(tde_file *f) {
+  int traits = LOWER(f)->xDeviceCharacteristics(f->lower);
+
+  if (f->db->read_only || (traits & (SQLITE_IOCAP_POWERSAFE_OVERWRITE | SQLITE_IOCAP_IMMUTABLE))) {
+    return SQLITE_OK;
+  }
+  tde_fail(&f->db->last, TDE_MISCONFIGURED, "open the database without psow=0",
+           "%s: the file system is declared not to keep neighbouring bytes when a write is torn "
+           "(psow=0), which encrypted units need",
+           path_of(f));
+  (void)tde_db_report(f->db, path_of(f));
+  return SQLITE_CANTOPEN;
+}
+
+int tde_db_open(tde_file *f, const char *name, int flags) {
+  tde_db *db = sqlite3_malloc64(sizeof(*db));
+  const char *plain = sqlite3_uri_parameter(name, "tde_plain");
+  int rc, oom = 0;
+
+  if (!db) return SQLITE_NOMEM;
+  memset(db, 0, sizeof(*db));
+  f->db = db;
+  db->file = f;
+  db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
+  db->plain_allowed = plain && strcmp(plain, "allow") == 0;
+  if (plain && !db->plain_allowed && strcmp(plain, "refuse") != 0) {
+    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
+            path_of(f), plain);
+    return SQLITE_MISUSE;
+  }
+  db->params.instance = copy_param(name, "tde_instance", &oom);
+  db->params.protector = copy_param(name, "tde_protector", &oom);
+  db->params.identity = copy_param(name, "tde_identity", &oom);
+  if (oom) return SQLITE_NOMEM;
+  tde_sealed_init(&f->s, f->lower, TDE_ROLE_MAIN, TDE_UNIT_MAIN_MAX, &db->crypt[0], &db->counters,
+                  &tde_main_hooks, f);
+  rc = tde_db_load(f, 1);
+  if (rc == SQLITE_OK && !f->plain) rc = check_powersafe(f);
+  return rc;
+}
+
+void tde_db_close(tde_file *f) {
+  tde_db *db = f->db;
+
+  if (!db) return;
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_clear(&db->crypt[r]);
+  tde_keyring_release(db->keys);
+  tde_header_clear(&db->header);
+  sqlite3_free(db->params.instance);
+  sqlite3_free(db->params.protector);
+  sqlite3_free(db->params.identity);
+  sqlite3_free(db);
+  f->db = NULL;
+}
+
+int tde_db_gate(tde_file *f) {
+  tde_db *db = f->db;
+  int rc;
+
+  switch (db->state) {
+    case TDE_STATE_ONLINE:
+      if (db->header.unit_size) return SQLITE_OK;
+      return tde_db_load(f, 1); /* empty so far: another connection may have fixed U */
+    case TDE_STATE_PLAIN:
+      return SQLITE_OK;
+    case TDE_STATE_NEW:
+      rc = tde_db_load(f, 1);
+      if (rc) return rc;
+      break;
+    case TDE_STATE_INACCESSIBLE:
+      if (tde_now_ms() >= db->retry_at) {
+        rc = tde_db_load(f, 1);
+        if (rc) return rc;
+      }
+      break;
+    default:
+      break;
+  }
+  if (db->state == TDE_STATE_ONLINE || db->state == TDE_STATE_NEW ||
+      db->state == TDE_STATE_PLAIN) {
+    return SQLITE_OK;
+  }
+  return tde_db_report(db, path_of(f));
+}
+
+/* ---- the double-write guard ----
+**
+** A unit may hold several pages (VACUUM made them smaller than U). SQLite then
+** overwrites a part of a unit and relies on the rest staying as it is, come
+** power loss or not; an AEAD record torn in the middle would take the rest
+** with it. So the new record goes to one of two areas beside the header slots
+** and is synced first. The two are used in turn: by the time an area is used
+** again, the sync of the other one has made the unit it guarded durable.
+** Area: index + 1 (8, LE) | record. Empty: zero.
+*/
+static sqlite3_int64 guard_at(int area) {
+  return (sqlite3_int64)area * TDE_SLOT_STRIDE + TDE_SLOT_BYTES;
+}
+
+/* The index that an area guards, or -1; the record in b + 8. */
+static int64_t guard_read(tde_file *f, int area, uint8_t *b, uint32_t n) {
+  uint64_t index;
+  int rc = LOWER(f)->xRead(f->lower, b, (int)(n + 8), guard_at(area));
+
+  if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) return -1;
+  index = tde_get64le(b);
+  return index ? (int64_t)(index - 1) : -1;
+}
+
+static int salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n) {
+  tde_file *f = ctx;
+  uint8_t *b = sqlite3_malloc64((size_t)n * 2 + 8);
+  int rc = SQLITE_NOTFOUND;
+
+  if (!b) return SQLITE_NOMEM;
+  for (int area = 0; area < 2 && rc == SQLITE_NOTFOUND; area++) {
+    if (guard_read(f, area, b, n) != (int64_t)index) continue;
+    if (tde_sealed_open_record(&f->s, index, b + 8, b + 8 + n) == TDE_OK) {
+      memcpy(record, b + 8, n);
+      rc = SQLITE_OK;
+      tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; its double-write copy is whole",
+              path_of(f), (unsigned long long)index);
+    }
+  }
+  tde_wipe(b, (size_t)n * 2 + 8);
+  sqlite3_free(b);
+  return rc;
+}
+
+/* After a crash an area may hold the only whole copy of a unit: put it back
+** before the area is used again. */
+static int guard_recover(tde_file *f, uint32_t n) {
+  uint8_t *b = sqlite3_malloc64((size_t)n * 3 + 8), *copy = b + 8, *there, *plain;
+  int rc = SQLITE_OK;
+
+  if (!b) return SQLITE_NOMEM;
+  there = b + 8 + n;
+  plain = there + n;
+  for (int area = 0; area < 2 && rc == SQLITE_OK; area++) {
+    uint32_t got;
+    int torn;
+    int64_t index = guard_read(f, area, b, n);
+    if (index < 0 || tde_sealed_open_record(&f->s, (uint64_t)index, copy, plain) != TDE_OK) continue;
+    rc = tde_sealed_fetch(&f->s, (uint64_t)index, 1, there, &got, &torn);
+    if (rc == SQLITE_OK && tde_sealed_open_record(&f->s, (uint64_t)index, there, plain) != TDE_OK) {
+      rc = LOWER(f)->xWrite(f->lower, copy, (int)n,
+                            (sqlite3_int64)tde_unit_physical(&f->s.geo, (uint64_t)index));
+    }
+    if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  }
+  tde_wipe(b, (size_t)n * 3 + 8);
+  sqlite3_free(b);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  return rc;
+}
+
+static int guard(void *ctx, uint64_t index, const uint8_t *record, uint32_t n) {
+  tde_file *f = ctx;
+  tde_db *db = f->db;
+  uint8_t *b;
+  int rc = SQLITE_OK;
+
+  if (n + 8 > TDE_GUARD_BYTES) return SQLITE_INTERNAL;
+  if (!db->guard_ready) {
+    rc = guard_recover(f, n);
+    if (rc) return rc;
+    db->guard_ready = 1;
+  }
+  b = sqlite3_malloc64((size_t)n + 8);
+  if (!b) return SQLITE_NOMEM;
+  tde_put64le(b, index + 1);
+  memcpy(b + 8, record, n);
+  db->guard_used = 1;
+  rc = LOWER(f)->xWrite(f->lower, b, (int)(n + 8), guard_at(db->guard_next));
+  db->counters.lower_writes++;
+  sqlite3_free(b);
+  if (rc == SQLITE_OK) {
+    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+    db->counters.lower_syncs++;
+  }
+  if (rc == SQLITE_OK) db->guard_next = !db->guard_next;
+  return rc;
+}
+
+/* The guarded units are durable: empty the areas, so that an old copy can not
+** stand in for a unit that is damaged much later. */
+int tde_db_after_sync(tde_file *f) {
+  static const uint8_t zero[8];
+  tde_db *db = f->db;
+  int rc = SQLITE_OK;
+
+  if (!db->guard_used) return SQLITE_OK;
+  for (int area = 0; area < 2 && rc == SQLITE_OK; area++) {
+    rc = LOWER(f)->xWrite(f->lower, zero, sizeof(zero), guard_at(area));
+  }
+  if (rc == SQLITE_OK) db->guard_used = 0;
+  return rc;
+}
+
+/* ---- hooks ---- */
+
+/* The journal's records must be in the file before the pages that they save:
+** the process may die after this write (SQLite may not sync in between). */
+static int journal_first(void *ctx) {
+  tde_file *f = ctx;
+  tde_file *j = f->db->journal;
+  return j && !j->plain && tde_sealed_pending(&j->s) ? tde_sealed_flush(&j->s) : SQLITE_OK;
+}
+
+static int bad_unit(void *ctx, uint64_t index, tde_class c) {
+  tde_file *f = ctx;
+  tde_db *db = f->role == TDE_ROLE_TEMP ? NULL : f->db;
+  tde_status st, *s = db ? &db->last : &st;
+
+  if (c == TDE_NOMEM) return SQLITE_NOMEM;
+  tde_status_clear(s);
+  if (db) db->counters.units_rejected++;
+  if (c == TDE_TAMPERED) {
+    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
+             "%s: %s unit %llu is not authentic (damaged or tampered with)", path_of(f),
+             tde_role_name(f->role), (unsigned long long)index);
+  } else if (c == TDE_TORN) {
+    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
+             "%s: the file ends within %s unit %llu", path_of(f), tde_role_name(f->role),
+             (unsigned long long)index);
+  } else {
+    tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", path_of(f),
+             tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
+  }
+  tde_log_status(TDE_LOG_ERROR, "unit", s);
+  return tde_class_rc(c);
+}
+
+const tde_sealed_hooks tde_main_hooks = {journal_first, guard, salvage, bad_unit};
+const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit};
+const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit};

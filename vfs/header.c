@@ -1,0 +1,177 @@
+/*
+** header.c: parses and builds header slots and prefixes; see header.h.
+**
+** Everything read here comes from a file that an attacker may have written:
+** each length is checked before it is used, and nothing is trusted before the
+** HMAC is.
+*/
+#include "header.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+
+/* The line endings catch a transfer in text mode, as in a PNG file. */
+const uint8_t tde_header_magic[16] = {'S', 'Q', 'L',  'i',  't',  'e',  '-', 'T',
+                                      'D', 'E', '\r', '\n', 0x1a, '\n', 0,   0};
+static const uint8_t wal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
+                                      'D', 'E', '-', 'W', 'A', 'L', '\r', '\n'};
+static const uint8_t journal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
+                                          'D', 'E', '-', 'J', 'R', 'N', '\r', '\n'};
+
+/* Offsets in the fixed part of a slot. */
+enum {
+  S_MAGIC = 0, S_VERSION = 16, S_HEADER = 20, S_SLOT = 24, S_UNIT = 28, S_SEQ = 32,
+  S_UUID = 40, S_NDOC = 56, S_EPOCH = 60, S_MAC = 64, S_SHA = 96
+};
+/* Offsets in a prefix. */
+enum {
+  P_MAGIC = 0, P_VERSION = 16, P_EPOCH = 20, P_UNIT = 24, P_ZERO = 28, P_UUID = 32,
+  P_SALT = 48, P_THUMB = 64, P_MAC = 96
+};
+
+void tde_header_clear(tde_header *h) {
+  free(h->doc);
+  memset(h, 0, sizeof(*h));
+}
+
+static tde_class found(tde_slot_info *info, tde_class c, const char *what) {
+  (void)snprintf(info->found, sizeof(info->found), "%s", what);
+  return c;
+}
+
+static int unit_size_ok(uint32_t u) {
+  return u == 0 || (u >= 512 && u <= TDE_UNIT_MAIN_MAX && (u & (u - 1)) == 0);
+}
+
+/* SHA-256 over the fixed part before the digest, and the document. */
+static tde_class slot_digest(const uint8_t *slot, size_t ndoc, uint8_t out[TDE_HASH_BYTES]) {
+  uint8_t *copy = malloc(S_SHA + ndoc);
+  tde_class c;
+
+  if (!copy) return TDE_NOMEM;
+  memcpy(copy, slot, S_SHA);
+  memcpy(copy + S_SHA, slot + TDE_SLOT_FIXED, ndoc);
+  c = tde_sha256(copy, S_SHA + ndoc, out);
+  free(copy);
+  return c;
+}
+
+tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *info) {
+  uint8_t digest[TDE_HASH_BYTES];
+  uint32_t ndoc;
+  tde_class c;
+
+  memset(out, 0, sizeof(*out));
+  memset(info, 0, sizeof(*info));
+  if (memcmp(slot + S_MAGIC, tde_header_magic, sizeof(tde_header_magic)) != 0) {
+    return found(info, TDE_DAMAGED_HEADER,
+                 tde_all_zero(slot, TDE_SLOT_BYTES) ? "all zero" : "no magic number");
+  }
+  out->version = tde_get32le(slot + S_VERSION);
+  if (out->version > TDE_FORMAT_VERSION) {
+    (void)snprintf(info->found, sizeof(info->found), "format version %u", out->version);
+    return TDE_NEWER_FORMAT;
+  }
+  ndoc = tde_get32le(slot + S_NDOC);
+  out->unit_size = tde_get32le(slot + S_UNIT);
+  if (out->version == 0 || tde_get32le(slot + S_HEADER) != TDE_HEADER_BYTES ||
+      tde_get32le(slot + S_SLOT) != TDE_SLOT_BYTES || ndoc == 0 || ndoc > TDE_DOC_MAX ||
+      !unit_size_ok(out->unit_size)) {
+    return found(info, TDE_DAMAGED_HEADER, "sizes out of range");
+  }
+  c = slot_digest(slot, ndoc, digest);
+  if (c) return found(info, c, "not checked: out of memory");
+  if (memcmp(digest, slot + S_SHA, sizeof(digest)) != 0) {
+    return found(info, TDE_DAMAGED_HEADER, "checksum does not match");
+  }
+  out->doc = malloc((size_t)ndoc + 1);
+  if (!out->doc) return found(info, TDE_NOMEM, "not read: out of memory");
+  memcpy(out->doc, slot + TDE_SLOT_FIXED, ndoc);
+  out->doc[ndoc] = 0;
+  out->ndoc = ndoc;
+  out->sequence = tde_get64le(slot + S_SEQ);
+  out->epoch = tde_get32le(slot + S_EPOCH);
+  memcpy(out->uuid, slot + S_UUID, sizeof(out->uuid));
+  memcpy(out->maced, slot, TDE_SLOT_MACED);
+  memcpy(out->mac, slot + S_MAC, sizeof(out->mac));
+  info->valid = 1;
+  info->sequence = out->sequence;
+  return found(info, TDE_OK, "valid");
+}
+
+tde_class tde_header_check_mac(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES]) {
+  uint8_t mac[TDE_HASH_BYTES];
+  tde_class c = tde_hmac_sha256(mac_key, TDE_KEY_BYTES, h->maced, TDE_SLOT_MACED, h->doc, h->ndoc,
+                                mac);
+
+  if (c) return c;
+  return tde_equal(mac, h->mac, sizeof(mac)) ? TDE_OK : TDE_WRONG_KEY;
+}
+
+tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES],
+                         uint8_t *slot) {
+  tde_class c;
+
+  if (h->ndoc == 0 || h->ndoc > TDE_DOC_MAX || !unit_size_ok(h->unit_size)) return TDE_INTERNAL;
+  memset(slot, 0, TDE_SLOT_BYTES);
+  memcpy(slot + S_MAGIC, tde_header_magic, sizeof(tde_header_magic));
+  tde_put32le(slot + S_VERSION, TDE_FORMAT_VERSION);
+  tde_put32le(slot + S_HEADER, TDE_HEADER_BYTES);
+  tde_put32le(slot + S_SLOT, TDE_SLOT_BYTES);
+  tde_put32le(slot + S_UNIT, h->unit_size);
+  tde_put64le(slot + S_SEQ, h->sequence);
+  memcpy(slot + S_UUID, h->uuid, sizeof(h->uuid));
+  tde_put32le(slot + S_NDOC, (uint32_t)h->ndoc);
+  tde_put32le(slot + S_EPOCH, h->epoch);
+  memcpy(slot + TDE_SLOT_FIXED, h->doc, h->ndoc);
+  c = tde_hmac_sha256(mac_key, TDE_KEY_BYTES, slot, TDE_SLOT_MACED, h->doc, h->ndoc, slot + S_MAC);
+  if (c) return c;
+  return slot_digest(slot, h->ndoc, slot + S_SHA);
+}
+
+static const uint8_t *prefix_magic(tde_role role) {
+  return role == TDE_ROLE_WAL ? wal_magic : journal_magic;
+}
+
+tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role role,
+                                  tde_prefix *out) {
+  memset(out, 0, sizeof(*out));
+  if (tde_all_zero(b, TDE_PREFIX_BYTES)) return TDE_PREFIX_NONE;
+  if (memcmp(b + P_MAGIC, prefix_magic(role), 16) != 0) return TDE_PREFIX_FOREIGN;
+  if (tde_get32le(b + P_VERSION) != TDE_FORMAT_VERSION || tde_get32le(b + P_ZERO) != 0) {
+    return TDE_PREFIX_FOREIGN;
+  }
+  out->epoch = tde_get32le(b + P_EPOCH);
+  out->unit_size = tde_get32le(b + P_UNIT);
+  memcpy(out->uuid, b + P_UUID, sizeof(out->uuid));
+  memcpy(out->salt, b + P_SALT, sizeof(out->salt));
+  memcpy(out->thumbprint, b + P_THUMB, sizeof(out->thumbprint));
+  return TDE_PREFIX_OK;
+}
+
+tde_class tde_prefix_build(const tde_prefix *p, tde_role role,
+                           const uint8_t mac_key[TDE_KEY_BYTES], uint8_t b[TDE_PREFIX_BYTES]) {
+  memset(b, 0, TDE_PREFIX_BYTES);
+  memcpy(b + P_MAGIC, prefix_magic(role), 16);
+  tde_put32le(b + P_VERSION, TDE_FORMAT_VERSION);
+  tde_put32le(b + P_EPOCH, p->epoch);
+  tde_put32le(b + P_UNIT, p->unit_size);
+  memcpy(b + P_UUID, p->uuid, sizeof(p->uuid));
+  memcpy(b + P_SALT, p->salt, sizeof(p->salt));
+  memcpy(b + P_THUMB, p->thumbprint, sizeof(p->thumbprint));
+  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_MAC, NULL, 0, b + P_MAC);
+}
+
+tde_class tde_prefix_check_mac(const uint8_t b[TDE_PREFIX_BYTES],
+                               const uint8_t mac_key[TDE_KEY_BYTES]) {
+  uint8_t mac[TDE_HASH_BYTES];
+  tde_class c = tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_MAC, NULL, 0, mac);
+
+  if (c) return c;
+  return tde_equal(mac, b + P_MAC, sizeof(mac)) ? TDE_OK : TDE_WRONG_KEY;
+}

@@ -1,0 +1,391 @@
+/*
+** logfile.c: WAL and rollback journal.
+**
+** Both are logs that SQLite writes anew again and again in one file. Each time
+** is a generation: a random salt in the file's prefix, bound into every unit,
+** so that what an older generation left behind does not open. The prefix also
+** carries the DEK epoch and the protector's thumbprint of that moment.
+**
+** What SQLite expects of a log is to find its end by itself: the first frame
+** or record whose checksum fails. So where SQLite looks for the end, a unit
+** that does not open reads as zeros (which fail the checksum) or as the end of
+** the file; where SQLite knows that the data is there, it is an error:
+**   - a WAL frame read whole from its first byte is recovery looking; a page
+**     read behind the frame header is named by the wal-index;
+**   - a journal unit that this handle wrote must be there; others may be torn.
+** That gives an attacker no more than cutting the log off would.
+**
+** A WAL frame waits in the run until the commit frame is complete: the
+** wal-index names no frame before the commit frame's xWrite has returned.
+*/
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../ext/base/log.h"
+#include "shim.h"
+
+SQLITE_EXTENSION_INIT3
+
+static const uint8_t sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
+
+void tde_log_open(tde_file *f) {
+  tde_sealed_init(&f->s, f->lower, f->role, 0, &f->db->crypt[f->role - 1], &f->db->counters,
+                  &tde_log_hooks, f);
+  if (f->role == TDE_ROLE_WAL) {
+    f->db->wal = f;
+  } else {
+    f->db->journal = f;
+  }
+}
+
+/* ---- generations ---- */
+
+static int unit_ok(const tde_file *f, uint32_t unit) {
+  uint32_t page = unit - TDE_WAL_FRAME_HEAD;
+
+  if (f->role == TDE_ROLE_JOURNAL) return unit == TDE_UNIT_JOURNAL;
+  return unit > TDE_WAL_FRAME_HEAD && page >= 512 && page <= 65536 && (page & (page - 1)) == 0;
+}
+
+static int refuse_log(tde_file *f, tde_class c, const char *why) {
+  tde_fail(&f->db->last, c,
+           "put the database that it belongs to beside it, or move the file away", "%s: %s",
+           f->path, why);
+  return tde_db_report(f->db, f->path);
+}
+
+/* The prefix parsed: is it a generation of this database? */
+static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
+  tde_db *db = f->db;
+  const tde_epoch_keys *e;
+
+  if (memcmp(p->uuid, db->header.uuid, TDE_UUID_BYTES) != 0) {
+    return refuse_log(f, TDE_WRONG_KEY, "belongs to another database");
+  }
+  e = tde_keys_epoch(db->keys, p->epoch);
+  if (!e) {
+    int rc = tde_db_load(db->file, 1); /* a newer epoch, perhaps */
+    if (rc) return rc;
+    e = tde_keys_epoch(db->keys, p->epoch);
+    if (!e) return refuse_log(f, TDE_WRONG_KEY, "is sealed under a key epoch that is not known");
+  }
+  if (!unit_ok(f, p->unit_size) || tde_prefix_check_mac(b, e->mac_key) != TDE_OK) {
+    tde_log(TDE_LOG_WARNING, "%s: its prefix is torn or not authentic: read as empty", f->path);
+    return SQLITE_OK;
+  }
+  memcpy(f->s.salt, p->salt, TDE_SALT_BYTES);
+  memcpy(f->gen.seen, b, TDE_PREFIX_BYTES);
+  tde_geometry_init(&f->s.geo, f->role, p->unit_size);
+  f->gen.valid = 1;
+  return SQLITE_OK;
+}
+
+int tde_log_refresh(tde_file *f) {
+  uint8_t b[TDE_PREFIX_BYTES];
+  tde_prefix p;
+  int rc;
+
+  if (f->gen.checked || f->s.prefix_pending) return SQLITE_OK;
+  rc = LOWER(f)->xRead(f->lower, b, sizeof(b), 0);
+  f->s.counters->lower_reads++;
+  if (rc == SQLITE_IOERR_SHORT_READ) {
+    memset(b, 0, sizeof(b));
+    rc = SQLITE_OK;
+  }
+  if (rc) return rc;
+  if (f->gen.valid && memcmp(b, f->gen.seen, sizeof(b)) == 0) {
+    f->gen.checked = 1;
+    return SQLITE_OK;
+  }
+  f->gen.valid = 0;
+  f->gen.mine_from = f->gen.mine_to = 0;
+  tde_sealed_drop(&f->s);
+  switch (tde_prefix_parse(b, f->role, &p)) {
+    case TDE_PREFIX_NONE:
+      break;
+    case TDE_PREFIX_FOREIGN:
+      tde_log(TDE_LOG_WARNING, "%s: no encrypted log of this release: read as empty", f->path);
+      break;
+    case TDE_PREFIX_OK:
+      rc = judge_prefix(f, b, &p);
+      break;
+  }
+  if (rc == SQLITE_OK) f->gen.checked = 1;
+  return rc;
+}
+
+/* Begins a generation; its prefix goes out in front of unit 0. */
+static int new_generation(tde_file *f, uint32_t unit) {
+  tde_db *db = f->db;
+  const tde_epoch_keys *e = tde_keys_epoch(db->keys, db->header.epoch);
+  tde_prefix p;
+  tde_class c;
+
+  if (!e) return SQLITE_IOERR_AUTH;
+  if (!unit_ok(f, unit)) return SQLITE_CORRUPT;
+  tde_sealed_drop(&f->s);
+  memset(&p, 0, sizeof(p));
+  p.epoch = db->header.epoch;
+  p.unit_size = unit;
+  memcpy(p.uuid, db->header.uuid, TDE_UUID_BYTES);
+  memcpy(p.thumbprint, db->facts.thumbprint, TDE_THUMB_BYTES);
+  c = tde_random(p.salt, TDE_SALT_BYTES, &db->last);
+  if (c == TDE_OK) c = tde_prefix_build(&p, f->role, e->mac_key, f->s.prefix);
+  if (c) {
+    f->gen.valid = f->gen.checked = 0;
+    return tde_class_rc(c);
+  }
+  memcpy(f->s.salt, p.salt, TDE_SALT_BYTES);
+  memcpy(f->gen.seen, f->s.prefix, TDE_PREFIX_BYTES);
+  tde_geometry_init(&f->s.geo, f->role, unit);
+  f->s.crypt->current = p.epoch;
+  f->s.prefix_pending = 1;
+  f->gen.valid = f->gen.checked = 1;
+  f->gen.commit = 0;
+  f->gen.mine_from = f->gen.mine_to = 0;
+  return SQLITE_OK;
+}
+
+/* Remembers that this handle wrote the units that [off, off+n) touches. */
+static void note_mine(tde_file *f, uint64_t off, uint32_t n) {
+  uint32_t at;
+  uint64_t first = tde_unit_at(&f->s.geo, off, &at);
+  uint64_t last = tde_unit_at(&f->s.geo, off + n - 1, &at);
+  tde_generation *g = &f->gen;
+
+  if (g->mine_from == g->mine_to || first > g->mine_to || last + 1 < g->mine_from) {
+    g->mine_from = first;
+    g->mine_to = last + 1;
+    return;
+  }
+  if (first < g->mine_from) g->mine_from = first;
+  if (last + 1 > g->mine_to) g->mine_to = last + 1;
+}
+
+static int is_mine(const tde_file *f, uint64_t i) {
+  return i >= f->gen.mine_from && i < f->gen.mine_to;
+}
+
+int tde_log_size(tde_file *f, uint64_t *size) {
+  sqlite3_int64 lower = 0;
+  int rc = tde_log_refresh(f);
+
+  if (rc) return rc;
+  if (f->gen.valid || f->role == TDE_ROLE_JOURNAL) {
+    if (f->role == TDE_ROLE_WAL) {
+      rc = tde_sealed_flush(&f->s);
+      if (rc) return rc;
+    }
+    return tde_sealed_size(&f->s, size);
+  }
+  /* No generation: SQLite will find no header, whatever the size. */
+  rc = LOWER(f)->xFileSize(f->lower, &lower);
+  *size = lower > (sqlite3_int64)TDE_PREFIX_BYTES ? (uint64_t)lower - TDE_PREFIX_BYTES : 0;
+  return rc;
+}
+
+int tde_log_truncate(tde_file *f, uint64_t size) {
+  int rc;
+
+  if (size > 0) {
+    rc = tde_log_refresh(f);
+    if (rc) return rc;
+    if (f->gen.valid || f->role == TDE_ROLE_JOURNAL) return tde_sealed_truncate(&f->s, size);
+  }
+  rc = LOWER(f)->xTruncate(f->lower, 0);
+  if (rc == SQLITE_OK) {
+    tde_sealed_drop(&f->s);
+    f->gen.valid = 0;
+    f->gen.checked = 1;
+    f->gen.mine_from = f->gen.mine_to = 0;
+  }
+  return rc;
+}
+
+/* ---- WAL ---- */
+
+void tde_wal_begin(tde_file *f) {
+  if (f->gen.valid && !f->s.prefix_pending) tde_sealed_drop(&f->s);
+  f->gen.mine_from = f->gen.mine_to = 0;
+}
+
+int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
+  uint32_t at;
+  uint64_t i;
+  int looking, rc = tde_log_refresh(f);
+
+  if (rc) return rc;
+  if (!f->gen.valid) {
+    memset(buf, 0, n);
+    if (off < TDE_WAL_HEADER) return SQLITE_OK;
+    return f->s.hooks->bad(f, 0, TDE_TAMPERED);
+  }
+  i = tde_unit_at(&f->s.geo, off, &at);
+  looking = at == 0 && n == tde_unit_size(&f->s.geo, i) && !is_mine(f, i);
+  return tde_sealed_read(&f->s, buf, n, off, looking ? TDE_READ_LENIENT : 0);
+}
+
+int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
+  uint32_t at;
+  uint64_t i;
+  int again, waiting, rc;
+
+  if (off == 0 && n == TDE_WAL_HEADER) {
+    rc = new_generation(f, tde_get32be(buf + 8) + TDE_WAL_FRAME_HEAD);
+    return rc == SQLITE_OK ? tde_sealed_write(&f->s, buf, n, off) : rc;
+  }
+  rc = tde_log_refresh(f);
+  if (rc) return rc;
+  if (!f->gen.valid) {
+    tde_log(TDE_LOG_ERROR, "%s: a frame was to be written to a WAL without a header", f->path);
+    return SQLITE_IOERR_CORRUPTFS;
+  }
+  i = tde_unit_at(&f->s.geo, off, &at);
+  again = is_mine(f, i) && !(f->s.cur_active && f->s.cur_index == i);
+  waiting = tde_sealed_in_run(&f->s, i);
+  if (i > 0 && at == 0 && n >= 8) f->gen.commit = tde_get32be(buf + 4) != 0;
+  rc = tde_sealed_write(&f->s, buf, n, off);
+  if (rc) return rc;
+  if (again) {
+    /* A frame of this transaction is rewritten, its page alone or its header
+    ** alone: nothing follows that would complete it, so seal it now; and
+    ** write it now when its old form is in the file already. */
+    int ends = f->gen.commit && at + n == tde_unit_size(&f->s.geo, i);
+    return waiting && !ends ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
+  }
+  if (at + n == tde_unit_size(&f->s.geo, i)) {
+    note_mine(f, off, n);
+    if (f->gen.commit) rc = tde_sealed_flush(&f->s);
+  }
+  return rc;
+}
+
+/* ---- rollback journal ---- */
+
+/* The commit in PERSIST mode: SQLite overwrites the header with zeros. Zero
+** the prefix and the first record below: no key is needed to see that this
+** journal is void. */
+static int void_journal(tde_file *f) {
+  static const uint8_t zeros[TDE_PREFIX_BYTES + TDE_UNIT_JOURNAL + TDE_UNIT_OVERHEAD];
+  int rc = LOWER(f)->xWrite(f->lower, zeros, sizeof(zeros), 0);
+
+  f->s.counters->lower_writes++;
+  if (rc) return rc;
+  tde_sealed_drop(&f->s);
+  f->gen.valid = 0;
+  f->gen.checked = 1;
+  f->gen.mine_from = f->gen.mine_to = 0;
+  return SQLITE_OK;
+}
+
+int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
+  uint32_t at;
+  uint64_t size, last;
+  int probe = n <= 8, flags, rc = tde_log_refresh(f);
+
+  if (rc) return rc;
+  if (!f->gen.valid) {
+    memset(buf, 0, n);
+    rc = tde_sealed_size(&f->s, &size);
+    if (rc) return rc;
+    return probe && off + n <= size ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
+  }
+  last = tde_unit_at(&f->s.geo, off + n - 1, &at);
+  flags = is_mine(f, last) ? 0 : probe ? TDE_READ_LENIENT : TDE_READ_SHORT;
+  return tde_sealed_read(&f->s, buf, n, off, flags);
+}
+
+int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
+  int starts, rc;
+
+  if (off == 0 && n == 28 && tde_all_zero(buf, n)) return void_journal(f);
+  starts = off == 0 && n >= 28 && memcmp(buf, sqlite_journal_magic, 8) == 0;
+  if (!starts) {
+    rc = tde_log_refresh(f);
+    if (rc) return rc;
+  }
+  if (starts || !f->gen.valid) {
+    rc = new_generation(f, TDE_UNIT_JOURNAL);
+    if (rc) return rc;
+  }
+  rc = tde_sealed_write(&f->s, buf, n, off);
+  if (rc == SQLITE_OK) note_mine(f, off, n);
+  return rc;
+}
+
+/* ---- a child journal met through its super-journal ----
+**
+** When a hot journal that names a super-journal is rolled back, SQLite opens
+** every other journal that the super-journal lists, as a super-journal file,
+** to see whether it still names it; if none does, the super-journal goes. A
+** sealed journal must answer with its content, or not at all: taken for a
+** journal that names nothing, it would lose its super-journal, and its half of
+** the transaction would be kept. So its database's header is opened here for
+** the key. A database whose key is not to be had is an error, and everything
+** stays as it is.
+*/
+static int open_owner(tde_file *f, const char *journal_path, tde_file *owner) {
+  size_t n = strlen(journal_path);
+  const char *empty[1] = {NULL};
+  const char *name;
+  char *path;
+  int rc;
+
+  if (n < 9 || strcmp(journal_path + n - 8, "-journal") != 0) return SQLITE_CANTOPEN;
+  path = sqlite3_mprintf("%.*s", (int)(n - 8), journal_path);
+  name = path ? sqlite3_create_filename(path, "", "", 0, empty) : NULL;
+  sqlite3_free(path);
+  if (!name) return SQLITE_NOMEM;
+  memset(owner, 0, sizeof(*owner));
+  owner->role = TDE_ROLE_MAIN;
+  owner->path = name;
+  owner->lower_vfs = f->lower_vfs;
+  owner->lower = tde_lower_open(f->lower_vfs, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY,
+                                NULL, &rc);
+  if (owner->lower) {
+    rc = tde_db_open(owner, name, SQLITE_OPEN_READONLY);
+    if (rc == SQLITE_OK && owner->db->state != TDE_STATE_ONLINE) {
+      rc = tde_db_report(owner->db, name);
+      if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
+    }
+  }
+  return rc;
+}
+
+void tde_log_close_owner(tde_file *owner) {
+  tde_db_close(owner);
+  tde_sealed_clear(&owner->s);
+  if (owner->lower) {
+    (void)LOWER(owner)->xClose(owner->lower);
+    sqlite3_free(owner->lower);
+  }
+  sqlite3_free_filename((char *)owner->path);
+  sqlite3_free(owner);
+}
+
+int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
+  uint8_t b[TDE_PREFIX_BYTES];
+  tde_prefix p;
+  tde_file *owner;
+  int rc = LOWER(f)->xRead(f->lower, b, sizeof(b), 0);
+
+  *is_sealed = 0;
+  if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
+  if (rc || tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p) != TDE_PREFIX_OK) return rc;
+  owner = sqlite3_malloc64(sizeof(*owner));
+  if (!owner) return SQLITE_NOMEM;
+  rc = open_owner(f, journal_path, owner);
+  if (rc) {
+    tde_log_close_owner(owner);
+    return rc;
+  }
+  *is_sealed = 1;
+  f->role = TDE_ROLE_JOURNAL;
+  f->owned_owner = owner;
+  f->db = owner->db;
+  tde_log_open(f);
+  return SQLITE_OK;
+}

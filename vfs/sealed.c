@@ -1,0 +1,654 @@
+/*
+** sealed.c: one sealed-unit file; the design is told in sealed.h.
+*/
+#include "sealed.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "../ext/base/secret.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* A unit that fails is read again this often: another process may have been
+** writing it (a page smaller than the unit beside a checkpoint). */
+#define REREADS 4
+#define REREAD_USEC 200
+
+/* Zeros to fill gaps with. */
+static const uint8_t zero_unit[TDE_UNIT_MAIN_MAX];
+
+static int private_file(const tde_sealed *s) {
+  return s->geo.role == TDE_ROLE_TEMP || s->geo.role == TDE_ROLE_JOURNAL;
+}
+
+static int grow(uint8_t **p, uint32_t *cap, uint32_t want) {
+  uint8_t *q;
+
+  if (*cap >= want) return SQLITE_OK;
+  q = sqlite3_malloc64(want);
+  if (!q) return SQLITE_NOMEM;
+  if (*p) sqlite3_free(*p);
+  *p = q;
+  *cap = want;
+  return SQLITE_OK;
+}
+
+void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t unit,
+                     tde_cryptor *crypt, tde_counters *counters, const tde_sealed_hooks *hooks,
+                     void *ctx) {
+  memset(s, 0, sizeof(*s));
+  s->lower = lower;
+  s->crypt = crypt;
+  s->counters = counters;
+  s->hooks = hooks;
+  s->ctx = ctx;
+  tde_geometry_init(&s->geo, role, unit);
+}
+
+void tde_sealed_drop(tde_sealed *s) {
+  if (s->cur && s->cur_active) tde_wipe(s->cur, s->cur_cap);
+  s->cur_active = s->cur_dirty = 0;
+  s->run_units = s->run_len = 0;
+  s->prefix_pending = 0;
+  s->size_known = 0;
+}
+
+void tde_sealed_clear(tde_sealed *s) {
+  tde_sealed_drop(s);
+  sqlite3_free(s->cur);
+  sqlite3_free(s->run);
+  sqlite3_free(s->scratch);
+  sqlite3_free(s->plain);
+  memset(s, 0, sizeof(*s));
+}
+
+void tde_sealed_forget_size(tde_sealed *s) {
+  if (!tde_sealed_pending(s)) s->size_known = 0;
+}
+
+static tde_unit_place place_of(const tde_sealed *s, uint64_t i) {
+  tde_unit_place at = {s->geo.role, i, s->salt};
+  return at;
+}
+
+tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out) {
+  tde_unit_place at = place_of(s, i);
+  tde_aead *aead;
+  tde_class c = tde_cryptor_get(s->crypt, tde_unit_epoch(record), &aead);
+
+  if (c == TDE_WRONG_KEY) c = TDE_TAMPERED; /* an epoch nobody wrote */
+  if (c == TDE_OK) c = tde_unit_open(aead, &at, record, tde_unit_size(&s->geo, i), out);
+  if (c == TDE_OK) {
+    s->counters->units_opened++;
+  } else {
+    memset(out, 0, tde_unit_size(&s->geo, i));
+  }
+  return c;
+}
+
+static int rc_of(tde_class c) {
+  return tde_class_rc(c);
+}
+
+/* ---- the lower file ---- */
+
+int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,
+                     int *torn) {
+  uint32_t want = tde_record_size(&s->geo, i) +
+                  (count - 1) * (s->geo.unit + TDE_UNIT_OVERHEAD);
+  uint64_t at = tde_unit_physical(&s->geo, i), rest, units;
+  sqlite3_int64 size = 0;
+  int rc = s->lower->pMethods->xRead(s->lower, record, (int)want, (sqlite3_int64)at);
+
+  s->counters->lower_reads++;
+  *torn = 0;
+  *got = count;
+  if (rc != SQLITE_IOERR_SHORT_READ) return rc;
+  /* The lower VFS zero-fills and does not say from where: ask for the size. */
+  rc = s->lower->pMethods->xFileSize(s->lower, &size);
+  if (rc) return rc;
+  units = tde_units_in(&s->geo, (uint64_t)size, &rest);
+  *got = units > i ? (units - i < count ? (uint32_t)(units - i) : count) : 0;
+  *torn = rest != 0 && *got < count && i + *got == units;
+  return *got == count ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
+}
+
+static int load_size(tde_sealed *s) {
+  sqlite3_int64 size = 0;
+  uint64_t rest;
+  int rc;
+
+  if (s->size_known) return SQLITE_OK;
+  rc = s->lower->pMethods->xFileSize(s->lower, &size);
+  if (rc) return rc;
+  s->nunits = s->geo.unit ? tde_units_in(&s->geo, (uint64_t)size, &rest) : 0;
+  s->last_pad = 0;
+  s->size_known = 1;
+  if (s->nunits && (private_file(s) || s->small_pages)) {
+    /* The pad counts only when it is authentic: open the last unit. A unit
+    ** that does not open (an older generation, a torn page before its hot
+    ** journal is played back) counts as full. */
+    uint32_t got;
+    int torn;
+    uint64_t last = s->nunits - 1;
+    if (grow(&s->scratch, &s->scratch_cap, tde_record_size(&s->geo, last)) ||
+        grow(&s->plain, &s->plain_cap, tde_unit_size(&s->geo, last))) {
+      s->size_known = 0;
+      return SQLITE_NOMEM;
+    }
+    rc = tde_sealed_fetch(s, last, 1, s->scratch, &got, &torn);
+    if (rc == SQLITE_OK && tde_sealed_open_record(s, last, s->scratch, s->plain) == TDE_OK) {
+      s->last_pad = tde_unit_pad(s->scratch);
+    }
+    tde_wipe(s->plain, s->plain_cap);
+  }
+  return SQLITE_OK;
+}
+
+int tde_sealed_size(tde_sealed *s, uint64_t *size) {
+  uint64_t end;
+  int rc;
+
+  if (!private_file(s) && !tde_sealed_pending(s)) s->size_known = 0;
+  rc = load_size(s);
+  if (rc) return rc;
+  end = s->nunits ? tde_unit_start(&s->geo, s->nunits) - s->last_pad : 0;
+  if (s->cur_active && s->cur_dirty) {
+    uint64_t tail = tde_unit_start(&s->geo, s->cur_index) + s->cur_hi;
+    if (tail > end) end = tail;
+  }
+  *size = end;
+  return SQLITE_OK;
+}
+
+/* ---- the run ---- */
+
+static int flush_run(tde_sealed *s) {
+  const uint8_t *from;
+  uint64_t at;
+  uint32_t n;
+  int rc;
+
+  if (!s->run_units) return SQLITE_OK;
+  if (s->hooks->before_write) {
+    rc = s->hooks->before_write(s->ctx);
+    if (rc) return rc;
+  }
+  from = s->run + TDE_PREFIX_BYTES;
+  n = s->run_len;
+  at = tde_unit_physical(&s->geo, s->run_first);
+  if (s->prefix_pending && s->run_first == 0) {
+    memcpy(s->run, s->prefix, TDE_PREFIX_BYTES);
+    from = s->run;
+    n += TDE_PREFIX_BYTES;
+    at = 0;
+  }
+  rc = s->lower->pMethods->xWrite(s->lower, from, (int)n, (sqlite3_int64)at);
+  s->counters->lower_writes++;
+  if (rc) return rc;
+  if (s->run_first == 0) s->prefix_pending = 0;
+  s->run_units = s->run_len = 0;
+  return SQLITE_OK;
+}
+
+/* Makes room for one more record behind the run. */
+static int run_reserve(tde_sealed *s, uint32_t record) {
+  uint32_t want = TDE_PREFIX_BYTES + s->run_len + record, cap;
+  uint8_t *q;
+
+  if (want <= s->run_cap) return SQLITE_OK;
+  cap = s->run_cap ? s->run_cap * 4 : 2 * record + TDE_PREFIX_BYTES;
+  if (cap < want) cap = want;
+  if (cap > TDE_RUN_MAX + TDE_PREFIX_BYTES) cap = TDE_RUN_MAX + TDE_PREFIX_BYTES;
+  if (cap < want) cap = want;
+  q = sqlite3_realloc64(s->run, cap);
+  if (!q) return SQLITE_NOMEM;
+  s->run = q;
+  s->run_cap = cap;
+  return SQLITE_OK;
+}
+
+/* Where unit i's record goes in the run; flushes when it does not join. */
+static int run_place(tde_sealed *s, uint64_t i, uint8_t **slot, int *append) {
+  uint32_t record = tde_record_size(&s->geo, i);
+  int rc;
+
+  if (tde_sealed_in_run(s, i)) {
+    *slot = s->run + TDE_PREFIX_BYTES +
+            (tde_unit_physical(&s->geo, i) - tde_unit_physical(&s->geo, s->run_first));
+    *append = 0;
+    return SQLITE_OK;
+  }
+  if (s->run_units &&
+      (i != s->run_first + s->run_units || s->run_len + record > TDE_RUN_MAX ||
+       tde_unit_physical(&s->geo, i) != tde_unit_physical(&s->geo, s->run_first) + s->run_len)) {
+    rc = flush_run(s);
+    if (rc) return rc;
+  }
+  rc = run_reserve(s, record);
+  if (rc) return rc;
+  if (!s->run_units) s->run_first = i;
+  *slot = s->run + TDE_PREFIX_BYTES + s->run_len;
+  *append = 1;
+  return SQLITE_OK;
+}
+
+/* Seals unit i, of which the first len bytes lie within the file. */
+static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
+  uint32_t n = tde_unit_size(&s->geo, i), pad = n - len;
+  tde_unit_place at = place_of(s, i);
+  tde_aead *aead;
+  uint8_t *slot, *to;
+  tde_class c;
+  int append, rc;
+
+  c = tde_cryptor_get(s->crypt, s->crypt->current, &aead);
+  if (c) return rc_of(c);
+  rc = run_place(s, i, &slot, &append);
+  if (rc) return rc;
+  to = slot;
+  if (!append) {
+    /* A record that waits in the run stays whole should sealing fail. */
+    rc = grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD);
+    if (rc) return rc;
+    to = s->scratch;
+  }
+  c = tde_unit_seal(aead, &at, s->crypt->current, pad, pt, to, n);
+  if (c) return rc_of(c);
+  if (!append) memcpy(slot, to, n + TDE_UNIT_OVERHEAD);
+  s->counters->units_sealed++;
+  if (append) {
+    s->run_units++;
+    s->run_len += n + TDE_UNIT_OVERHEAD;
+  }
+  if (s->size_known) {
+    if (i >= s->nunits) {
+      s->nunits = i + 1;
+      s->last_pad = pad;
+    } else if (i == s->nunits - 1) {
+      s->last_pad = pad;
+    }
+  }
+  return SQLITE_OK;
+}
+
+/* ---- the partial unit ---- */
+
+/* Reads unit i's present content into s->plain. *len: its bytes within the
+** file, 0 when it does not exist. */
+static int load_unit(tde_sealed *s, uint64_t i, uint32_t *len) {
+  uint32_t n = tde_unit_size(&s->geo, i), got;
+  const uint8_t *record;
+  int torn, rc;
+  tde_class c;
+
+  *len = 0;
+  if (grow(&s->plain, &s->plain_cap, n)) return SQLITE_NOMEM;
+  if (tde_sealed_in_run(s, i)) {
+    record = s->run + TDE_PREFIX_BYTES +
+             (tde_unit_physical(&s->geo, i) - tde_unit_physical(&s->geo, s->run_first));
+  } else {
+    if (s->geo.role != TDE_ROLE_WAL) {
+      rc = load_size(s);
+      if (rc) return rc;
+      if (i >= s->nunits) return SQLITE_OK;
+    }
+    if (grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD)) return SQLITE_NOMEM;
+    rc = tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn);
+    if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
+    if (rc) return rc;
+    record = s->scratch;
+  }
+  c = tde_sealed_open_record(s, i, record, s->plain);
+  if (c == TDE_TAMPERED && s->hooks->salvage && record == s->scratch &&
+      s->hooks->salvage(s->ctx, i, s->scratch, n + TDE_UNIT_OVERHEAD) == SQLITE_OK) {
+    c = tde_sealed_open_record(s, i, record, s->plain);
+  }
+  if (c == TDE_TAMPERED && (s->geo.role == TDE_ROLE_WAL || s->geo.role == TDE_ROLE_JOURNAL)) {
+    return SQLITE_OK; /* of an older generation: nothing is there */
+  }
+  if (c) return s->hooks->bad(s->ctx, i, c);
+  *len = n - tde_unit_pad(record);
+  return SQLITE_OK;
+}
+
+/* Completes cur with the old content of its unit. *had: there was some. */
+static int cur_complete(tde_sealed *s, int *had) {
+  uint32_t len;
+  int rc = load_unit(s, s->cur_index, &len);
+
+  *had = 0;
+  if (rc) return rc;
+  *had = len > 0;
+  if (s->cur_lo > 0) {
+    uint32_t n = len < s->cur_lo ? len : s->cur_lo;
+    if (n) memcpy(s->cur, s->plain, n);
+    s->cur_lo = 0;
+  }
+  if (len > s->cur_hi) {
+    memcpy(s->cur + s->cur_hi, s->plain + s->cur_hi, len - s->cur_hi);
+    s->cur_hi = len;
+  }
+  if (s->plain) tde_wipe(s->plain, s->plain_cap);
+  return SQLITE_OK;
+}
+
+static int cur_start(tde_sealed *s, uint64_t i, uint32_t at) {
+  if (grow(&s->cur, &s->cur_cap, tde_unit_size(&s->geo, i))) return SQLITE_NOMEM;
+  memset(s->cur, 0, s->cur_cap);
+  s->cur_active = 1;
+  s->cur_dirty = 0;
+  s->cur_index = i;
+  s->cur_lo = s->cur_hi = at;
+  return SQLITE_OK;
+}
+
+static void cur_end(tde_sealed *s) {
+  if (s->cur_active) tde_wipe(s->cur, s->cur_cap);
+  s->cur_active = s->cur_dirty = 0;
+}
+
+/* Writes a main unit of which only a part is new: its record is durable in
+** the guard before the old one is overwritten, so a torn write loses nothing. */
+static int put_guarded(tde_sealed *s) {
+  uint32_t n = tde_record_size(&s->geo, s->cur_index);
+  int rc = flush_run(s);
+
+  if (rc == SQLITE_OK) rc = put_unit(s, s->cur_index, s->cur, s->cur_hi);
+  if (rc == SQLITE_OK && s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
+  if (rc == SQLITE_OK) {
+    rc = s->hooks->guard(s->ctx, s->cur_index, s->run + TDE_PREFIX_BYTES, n);
+  }
+  if (rc == SQLITE_OK) rc = flush_run(s);
+  return rc;
+}
+
+int tde_sealed_settle(tde_sealed *s) {
+  uint32_t n;
+  int rc, had = 0;
+
+  if (!s->cur_active || !s->cur_dirty) return SQLITE_OK;
+  n = tde_unit_size(&s->geo, s->cur_index);
+  if (s->cur_lo > 0 || s->cur_hi < n) {
+    rc = cur_complete(s, &had);
+    if (rc) return rc;
+  }
+  if (had && s->hooks->guard) {
+    rc = put_guarded(s);
+  } else {
+    rc = put_unit(s, s->cur_index, s->cur, s->cur_hi);
+  }
+  if (rc) return rc;
+  s->cur_dirty = 0;
+  if (!private_file(s)) cur_end(s);
+  return SQLITE_OK;
+}
+
+int tde_sealed_flush(tde_sealed *s) {
+  int rc = tde_sealed_settle(s);
+  if (rc == SQLITE_OK) rc = flush_run(s);
+  return rc;
+}
+
+/* ---- writing ---- */
+
+/* Seals zero units between the end of file and unit i. */
+static int fill_gap(tde_sealed *s, uint64_t i) {
+  int rc;
+
+  if (s->geo.role == TDE_ROLE_WAL) return SQLITE_OK; /* SQLite leaves none there */
+  rc = load_size(s);
+  while (rc == SQLITE_OK && s->nunits < i) {
+    rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
+  }
+  return rc;
+}
+
+static int write_part(tde_sealed *s, uint64_t i, uint32_t at, const uint8_t *buf, uint32_t n) {
+  uint32_t size = tde_unit_size(&s->geo, i);
+  int rc = SQLITE_OK, had;
+
+  if (s->cur_active && s->cur_index != i) {
+    rc = tde_sealed_settle(s);
+    if (rc) return rc;
+    cur_end(s);
+  }
+  if (!s->cur_active) {
+    rc = fill_gap(s, i);
+    if (rc == SQLITE_OK) rc = cur_start(s, i, at);
+    if (rc) return rc;
+  }
+  if (at > s->cur_hi || at + n < s->cur_lo) {
+    rc = cur_complete(s, &had);
+    if (rc) return rc;
+    if (at > s->cur_hi) s->cur_hi = at; /* zeros between, as in a sparse file */
+  }
+  memcpy(s->cur + at, buf, n);
+  if (at < s->cur_lo) s->cur_lo = at;
+  if (at + n > s->cur_hi) s->cur_hi = at + n;
+  s->cur_dirty = 1;
+  if (s->cur_lo == 0 && s->cur_hi == size && at + n == size) {
+    rc = put_unit(s, i, s->cur, size);
+    if (rc == SQLITE_OK) cur_end(s);
+  }
+  return rc;
+}
+
+static int write_whole(tde_sealed *s, uint64_t i, const uint8_t *buf) {
+  int rc;
+
+  if (s->cur_active) {
+    if (s->cur_index == i) {
+      cur_end(s); /* overwritten */
+    } else {
+      rc = tde_sealed_settle(s);
+      if (rc) return rc;
+    }
+  }
+  rc = fill_gap(s, i);
+  if (rc == SQLITE_OK) rc = put_unit(s, i, buf, tde_unit_size(&s->geo, i));
+  return rc;
+}
+
+int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off) {
+  int rc = SQLITE_OK;
+
+  while (n > 0 && rc == SQLITE_OK) {
+    uint32_t at, m;
+    uint64_t i = tde_unit_at(&s->geo, off, &at);
+    uint32_t size = tde_unit_size(&s->geo, i);
+    m = size - at < n ? size - at : n;
+    rc = m == size ? write_whole(s, i, buf) : write_part(s, i, at, buf, m);
+    buf += m;
+    n -= m;
+    off += m;
+  }
+  return rc;
+}
+
+/* ---- reading ---- */
+
+/* A lower record that did not open: again, the guard's copy, or the end. */
+static int reopen(tde_sealed *s, uint64_t i, tde_class c, uint8_t *out, int flags) {
+  uint32_t n = tde_record_size(&s->geo, i), got;
+  int torn;
+
+  for (int k = 0; k < REREADS && c == TDE_TAMPERED && s->geo.role == TDE_ROLE_MAIN; k++) {
+    usleep(REREAD_USEC);
+    if (tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn) == SQLITE_OK) {
+      c = tde_sealed_open_record(s, i, s->scratch, out);
+    }
+  }
+  if (c == TDE_TAMPERED && s->hooks->salvage &&
+      s->hooks->salvage(s->ctx, i, s->scratch, n) == SQLITE_OK) {
+    c = tde_sealed_open_record(s, i, s->scratch, out);
+  }
+  if (c == TDE_OK) return SQLITE_OK;
+  memset(out, 0, tde_unit_size(&s->geo, i));
+  if (c == TDE_TAMPERED && (flags & TDE_READ_SHORT)) return SQLITE_IOERR_SHORT_READ;
+  if (c == TDE_TAMPERED && (flags & TDE_READ_LENIENT)) return SQLITE_OK;
+  return s->hooks->bad(s->ctx, i, c);
+}
+
+/* Opens part of unit i, which is not in the lower file alone, into buf. */
+static int read_pending(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint32_t n) {
+  uint32_t len;
+  int rc;
+
+  if (s->cur_active && s->cur_index == i) {
+    if (at >= s->cur_lo && at + n <= s->cur_hi) {
+      memcpy(buf, s->cur + at, n);
+      return SQLITE_OK;
+    }
+    if (s->cur_dirty) {
+      rc = tde_sealed_settle(s);
+      if (rc) return rc;
+    }
+    cur_end(s);
+  }
+  rc = load_unit(s, i, &len);
+  if (rc == SQLITE_OK) {
+    if (len) {
+      memcpy(buf, s->plain + at, n);
+    } else {
+      memset(buf, 0, n);
+    }
+    tde_wipe(s->plain, s->plain_cap);
+  }
+  return rc;
+}
+
+/* How many units from i on can be read whole in one lower call. */
+static uint32_t batch_of(const tde_sealed *s, uint64_t i, uint32_t n) {
+  uint32_t record = s->geo.unit + TDE_UNIT_OVERHEAD, count = 1;
+
+  if (i == 0 && s->geo.first != s->geo.unit) return 1;
+  while ((count + 1) * s->geo.unit <= n && (count + 1) * record <= TDE_RUN_MAX) {
+    uint64_t j = i + count;
+    if (tde_sealed_in_run(s, j) || (s->cur_active && s->cur_index == j)) break;
+    if (tde_unit_physical(&s->geo, j) != tde_unit_physical(&s->geo, i) + count * record) break;
+    count++;
+  }
+  return count;
+}
+
+/* Reads from the lower file: one part of a unit, or a batch of whole units.
+** *done: bytes delivered. */
+static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint32_t n, int flags,
+                      uint32_t *done) {
+  uint32_t size = tde_unit_size(&s->geo, i), record = size + TDE_UNIT_OVERHEAD, got, k;
+  uint32_t whole = at == 0 && n >= size, count = whole ? batch_of(s, i, n) : 1;
+  int torn, rc;
+
+  *done = 0;
+  if (grow(&s->scratch, &s->scratch_cap, count * record)) return SQLITE_NOMEM;
+  rc = tde_sealed_fetch(s, i, count, s->scratch, &got, &torn);
+  if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  for (k = 0; k < got; k++) {
+    uint8_t *out = whole ? buf + k * size : NULL;
+    tde_class c;
+    int rc2 = SQLITE_OK;
+    if (!whole) {
+      if (grow(&s->plain, &s->plain_cap, size)) return SQLITE_NOMEM;
+      out = s->plain;
+    }
+    c = tde_sealed_open_record(s, i + k, s->scratch + k * record, out);
+    if (c) {
+      rc2 = reopen(s, i + k, c, out, flags);
+      if (rc2 == SQLITE_OK && count > 1) {
+        /* reopen used the scratch: what lies behind it is read anew */
+        *done = (k + 1) * size;
+        return SQLITE_OK;
+      }
+    }
+    if (!whole) {
+      memcpy(buf, s->plain + at, n);
+      tde_wipe(s->plain, size);
+    }
+    if (rc2) return rc2;
+    *done += whole ? size : n;
+  }
+  if (got < count && torn) {
+    if (flags & (TDE_READ_LENIENT | TDE_READ_SHORT)) return SQLITE_IOERR_SHORT_READ;
+    return s->hooks->bad(s->ctx, i + got, TDE_TORN);
+  }
+  return got < count ? SQLITE_IOERR_SHORT_READ : SQLITE_OK;
+}
+
+int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int flags) {
+  uint32_t left = n;
+  int rc = SQLITE_OK, shortened = 0;
+
+  if (private_file(s)) {
+    uint64_t size;
+    rc = tde_sealed_size(s, &size);
+    if (rc) return rc;
+    if (off >= size) {
+      left = 0;
+      shortened = n > 0;
+    } else if (off + n > size) {
+      left = (uint32_t)(size - off);
+      shortened = 1;
+    }
+  }
+  memset(buf + left, 0, n - left);
+  while (left > 0 && rc == SQLITE_OK) {
+    uint32_t at, m, done;
+    uint64_t i = tde_unit_at(&s->geo, off, &at);
+    uint32_t size = tde_unit_size(&s->geo, i);
+    m = size - at < left ? size - at : left;
+    if (tde_sealed_in_run(s, i) || (s->cur_active && s->cur_index == i)) {
+      rc = read_pending(s, i, at, buf, m);
+      done = m;
+    } else {
+      rc = read_lower(s, i, at, buf, at == 0 && left >= size ? left : m, flags, &done);
+    }
+    if (rc) break;
+    buf += done;
+    left -= done;
+    off += done;
+  }
+  if (rc) memset(buf, 0, left);
+  return rc == SQLITE_OK && shortened ? SQLITE_IOERR_SHORT_READ : rc;
+}
+
+/* ---- truncation ---- */
+
+int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
+  uint64_t now, n;
+  uint32_t at, len;
+  int rc = tde_sealed_flush(s);
+
+  if (rc == SQLITE_OK) rc = tde_sealed_size(s, &now);
+  if (rc) return rc;
+  cur_end(s);
+  if (size > now) {
+    static const uint8_t zero = 0;
+    rc = tde_sealed_write(s, &zero, 1, size - 1);
+    return rc == SQLITE_OK ? tde_sealed_flush(s) : rc;
+  }
+  n = size ? tde_unit_at(&s->geo, size - 1, &at) + 1 : 0;
+  if (n && tde_unit_start(&s->geo, n) != size) {
+    /* The new last unit is cut: seal it anew with what stays. */
+    rc = load_unit(s, n - 1, &len);
+    if (rc == SQLITE_OK && at + 1 < len) {
+      rc = cur_start(s, n - 1, 0);
+      if (rc) return rc;
+      memcpy(s->cur, s->plain, at + 1);
+      tde_wipe(s->plain, s->plain_cap);
+      s->cur_hi = at + 1;
+      rc = s->hooks->guard ? put_guarded(s) : put_unit(s, n - 1, s->cur, s->cur_hi);
+      cur_end(s);
+      if (rc == SQLITE_OK) rc = flush_run(s);
+    }
+    if (rc) return rc;
+  }
+  if (s->hooks->before_write) {
+    rc = s->hooks->before_write(s->ctx);
+    if (rc) return rc;
+  }
+  rc = s->lower->pMethods->xTruncate(s->lower, (sqlite3_int64)tde_lower_size(&s->geo, n));
+  s->size_known = 0;
+  return rc;
+}

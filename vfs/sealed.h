@@ -1,0 +1,114 @@
+/*
+** sealed.h: one sealed-unit file. Every role uses it.
+**
+** Above, SQLite reads and writes any range; below, whole records of units
+** stand at fixed places. In between:
+**
+**  run   a sequence of sealed records, physically adjacent, not yet written.
+**        It holds ciphertext. One lower xWrite carries it. It may wait only
+**        where nobody else can look: private files, a WAL's uncommitted tail,
+**        a main database under EXCLUSIVE. The owner decides when to flush.
+**  cur   one unit of plaintext that is partly written. When its bytes are
+**        complete it is sealed into the run; when something else needs the
+**        place first, the missing bytes come from the unit's old content.
+**
+** Invariants:
+**  - no plaintext reaches the lower file;
+**  - a read sees every byte written before, pending or not;
+**  - a failed flush keeps the run: nothing is forgotten that was accepted;
+**  - a unit that does not open never yields a byte of itself.
+*/
+#ifndef TDE_SEALED_H
+#define TDE_SEALED_H
+
+#include "cryptor.h"
+#include "role.h"
+#include "sqlite3ext.h"
+#include "tdevfs.h"
+
+/* One lower call stays below this: the unix VFS masks lengths with 0x1ffff.
+** The largest single write is a 64 KiB page in 512-byte units: 71,680 bytes. */
+#define TDE_RUN_MAX (72u * 1024u)
+
+/* What the owner of a sealed file decides. */
+typedef struct tde_sealed_hooks {
+  /* Before any lower write (a main database's journal must go first). */
+  int (*before_write)(void *ctx);
+  /* A main unit is about to be overwritten in part: keep its new record
+  ** durable elsewhere first. NULL: not needed in this role. */
+  int (*guard)(void *ctx, uint64_t index, const uint8_t *record, uint32_t n);
+  /* The guard's copy of a record that does not open, or SQLITE_NOTFOUND. */
+  int (*salvage)(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
+  /* A unit that does not open: log it, and say what the read returns. */
+  int (*bad)(void *ctx, uint64_t index, tde_class c);
+} tde_sealed_hooks;
+
+typedef struct tde_sealed {
+  sqlite3_file *lower;
+  const tde_sealed_hooks *hooks;
+  void *ctx;
+  tde_geometry geo;
+  tde_cryptor *crypt;
+  tde_counters *counters;
+  uint8_t salt[TDE_SALT_BYTES];     /* of this generation; zeros: none */
+  uint8_t prefix[TDE_PREFIX_BYTES]; /* written in front of unit 0 */
+  uint8_t prefix_pending;
+
+  uint8_t size_known;               /* nunits and last_pad hold */
+  uint8_t small_pages;              /* main: pages smaller than U: look at pad */
+  uint64_t nunits;
+  uint32_t last_pad;
+
+  uint8_t cur_active, cur_dirty;
+  uint64_t cur_index;
+  uint32_t cur_lo, cur_hi;          /* written bytes of cur */
+  uint8_t *cur;
+  uint32_t cur_cap;
+
+  uint8_t *run;                     /* TDE_PREFIX_BYTES of room, then records */
+  uint32_t run_cap, run_len, run_units;
+  uint64_t run_first;
+
+  uint8_t *scratch;                 /* records read */
+  uint32_t scratch_cap;
+  uint8_t *plain;                   /* one opened unit; wiped after use */
+  uint32_t plain_cap;
+} tde_sealed;
+
+/* Read flags. */
+#define TDE_READ_LENIENT 1  /* a unit that does not open reads as zeros */
+#define TDE_READ_SHORT 2    /* ... and ends the read with SHORT_READ */
+
+void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t unit,
+                     tde_cryptor *crypt, tde_counters *counters, const tde_sealed_hooks *hooks,
+                     void *ctx);
+void tde_sealed_clear(tde_sealed *s);        /* frees buffers; drops what is pending */
+
+int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int flags);
+int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off);
+/* Seals the partial unit into the run. */
+int tde_sealed_settle(tde_sealed *s);
+/* Settles and writes the run. */
+int tde_sealed_flush(tde_sealed *s);
+int tde_sealed_truncate(tde_sealed *s, uint64_t size);
+int tde_sealed_size(tde_sealed *s, uint64_t *size);
+/* Forgets everything pending. */
+void tde_sealed_drop(tde_sealed *s);
+/* Forgets what other processes may have changed. */
+void tde_sealed_forget_size(tde_sealed *s);
+static inline int tde_sealed_pending(const tde_sealed *s) {
+  return s->run_units > 0 || (s->cur_active && s->cur_dirty);
+}
+/* True when unit i waits in the run. */
+static inline int tde_sealed_in_run(const tde_sealed *s, uint64_t i) {
+  return s->run_units && i >= s->run_first && i < s->run_first + s->run_units;
+}
+
+/* Opens one record (tde_record_size bytes) of unit i into out. */
+tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out);
+/* Reads one record from the lower file. SQLITE_OK; SQLITE_IOERR_SHORT_READ
+** with *torn set when the file ends inside it. */
+int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,
+                     int *torn);
+
+#endif

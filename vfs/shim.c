@@ -1,0 +1,896 @@
+/*
+** shim.c: the VFS "tde" and its method tables.
+**
+** The shim stacks on another VFS. SQLite above sees exactly the bytes that it
+** wrote, at the offsets it wrote them, in files of the sizes it expects; the
+** lower VFS sees sealed records (sealed.h, FORMAT.md). What does not touch
+** file content passes through. By role:
+**
+**   main database   database.c: header, keys, lock gate; units in sealed.c
+**   WAL, journal    logfile.c: generations
+**   temp files      sealed.c with a random key that exists in memory alone
+**   super-journal   passed through: it holds file names only
+**   anything else   refused
+**
+** Order that must hold: a journal's pending run is written before any page of
+** its database (the process may die in between, and SQLite syncs nothing with
+** synchronous=OFF). A main database's writes wait in its run only under
+** EXCLUSIVE and outside WAL mode; SQLITE_FCNTL_SYNC, which SQLite sends before
+** each commit whatever the synchronous setting, flushes them and can fail.
+*/
+#include "shim.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+
+SQLITE_EXTENSION_INIT3
+
+tde_key_source tde_source;
+
+static sqlite3_vfs tde_vfs;
+static sqlite3_vfs *base_vfs;
+static sqlite3_vfs *default_before;
+static pthread_mutex_t register_lock = PTHREAD_MUTEX_INITIALIZER;
+
+sqlite3_vfs *tde_base_vfs(void) {
+  return base_vfs;
+}
+
+const char *tde_vfs_base_name(void) {
+  return base_vfs ? base_vfs->zName : NULL;
+}
+
+int64_t tde_now_ms(void) {
+  struct timespec ts;
+  clock_gettime(CLOCK_MONOTONIC, &ts);
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* ---- main database ---- */
+
+/* Writes may wait in the run: nobody else can read the file, and the order
+** rules above hold. */
+static int may_defer(const tde_file *f) {
+  return f->db->lock == SQLITE_LOCK_EXCLUSIVE && !f->db->wal && !f->db->shm_open;
+}
+
+static int main_flush(tde_file *f) {
+  return tde_sealed_pending(&f->s) ? tde_sealed_flush(&f->s) : SQLITE_OK;
+}
+
+/* The database header's bytes 0..99 or the change counter in them. SQLite
+** reads them at each open (without a lock: page 1 may be torn and its journal
+** hot, so a unit that does not open must not fail the open) and the counter at
+** each read transaction (most often unit 0 is the one seen before). */
+static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
+  tde_db *db = f->db;
+  uint32_t size = f->s.geo.unit, got;
+  int rc, torn;
+  uint8_t *record;
+
+  if (tde_sealed_in_run(&f->s, 0) || f->s.cur_active) {
+    return tde_sealed_read(&f->s, buf, n, off, 0);
+  }
+  if (f->s.scratch_cap < size + TDE_UNIT_OVERHEAD) {
+    /* The ordinary way sizes the buffer. */
+    rc = tde_sealed_read(&f->s, buf, n, off, 0);
+    db->head_valid = 0;
+    return rc;
+  }
+  record = f->s.scratch;
+  rc = tde_sealed_fetch(&f->s, 0, 1, record, &got, &torn);
+  if (rc) return tde_sealed_read(&f->s, buf, n, off, 0);
+  if (!db->head_valid || memcmp(record, db->head_seen, TDE_UNIT_HEAD) != 0 ||
+      memcmp(record + TDE_UNIT_HEAD + size, db->head_seen + TDE_UNIT_HEAD, TDE_TAG_BYTES) != 0) {
+    memcpy(db->head_seen, record, TDE_UNIT_HEAD);
+    memcpy(db->head_seen + TDE_UNIT_HEAD, record + TDE_UNIT_HEAD + size, TDE_TAG_BYTES);
+    db->head_valid = 0;
+    rc = tde_sealed_read(&f->s, db->head, sizeof(db->head), 0, 0);
+    if (rc) {
+      memset(buf, 0, n);
+      return rc;
+    }
+    /* What was read may be newer than what was fetched: trust it only when the
+    ** record in the scratch buffer is the one that was opened. */
+    db->head_valid =
+        memcmp(record, db->head_seen, TDE_UNIT_HEAD) == 0 &&
+        memcmp(record + TDE_UNIT_HEAD + size, db->head_seen + TDE_UNIT_HEAD, TDE_TAG_BYTES) == 0;
+  }
+  memcpy(buf, db->head + off, n);
+  return SQLITE_OK;
+}
+
+/* Page size from SQLite's header, to notice pages smaller than a unit. */
+static void note_page_size(tde_file *f, const uint8_t *head) {
+  uint32_t page = (uint32_t)head[16] << 8 | head[17];
+  f->s.small_pages = page >= 512 && page < f->s.geo.unit;
+}
+
+static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+  tde_file *f = (tde_file *)pf;
+  tde_db *db = f->db;
+  int unlocked = db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100, rc;
+
+  if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
+  if (db->state == TDE_STATE_NEW || (db->state == TDE_STATE_ONLINE && !db->header.unit_size)) {
+    memset(buf, 0, (size_t)n);
+    return SQLITE_IOERR_SHORT_READ;
+  }
+  if (db->state != TDE_STATE_ONLINE) {
+    memset(buf, 0, (size_t)n);
+    return unlocked ? SQLITE_IOERR_SHORT_READ : tde_db_report(db, f->path);
+  }
+  if (unlocked) {
+    rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_SHORT);
+    if (rc == SQLITE_OK && n >= 18) note_page_size(f, buf);
+    return rc;
+  }
+  if (off + n <= (sqlite3_int64)sizeof(db->head)) {
+    return read_head(f, buf, (uint32_t)n, (uint32_t)off);
+  }
+  rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
+  if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
+  return rc;
+}
+
+static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+  tde_file *f = (tde_file *)pf;
+  tde_db *db = f->db;
+  int rc = SQLITE_OK;
+
+  if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
+  if (db->state == TDE_STATE_NEW) rc = tde_db_create(f);
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db, f->path);
+  if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
+  if (rc) return rc;
+  if (off == 0 && n >= 18) note_page_size(f, buf);
+  rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
+  if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
+  return rc;
+}
+
+static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+  tde_file *f = (tde_file *)pf;
+
+  if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
+  if (f->db->state == TDE_STATE_NEW && size == 0) return SQLITE_OK;
+  if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db, f->path);
+  if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
+  return tde_sealed_truncate(&f->s, (uint64_t)size);
+}
+
+static int main_sync(sqlite3_file *pf, int flags) {
+  tde_file *f = (tde_file *)pf;
+  int rc;
+
+  if (f->plain) return LOWER(f)->xSync(f->lower, flags);
+  rc = main_flush(f);
+  if (rc) return rc;
+  rc = LOWER(f)->xSync(f->lower, flags);
+  f->s.counters->lower_syncs++;
+  if (rc == SQLITE_OK) rc = tde_db_after_sync(f);
+  return rc;
+}
+
+static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
+  tde_file *f = (tde_file *)pf;
+  uint64_t n = 0;
+  int rc = SQLITE_OK;
+
+  if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
+  if (f->db->state == TDE_STATE_ONLINE && f->db->header.unit_size) {
+    rc = tde_sealed_size(&f->s, &n);
+  }
+  *size = (sqlite3_int64)n;
+  return rc;
+}
+
+static int main_lock(sqlite3_file *pf, int level) {
+  tde_file *f = (tde_file *)pf;
+  tde_db *db = f->db;
+  int before = db->lock, rc = LOWER(f)->xLock(f->lower, level);
+
+  if (rc) return rc;
+  db->lock = level > before ? level : before;
+  if (f->plain) return SQLITE_OK;
+  if (before == SQLITE_LOCK_NONE) {
+    tde_sealed_forget_size(&f->s);
+    db->guard_ready = 0;
+    rc = tde_db_gate(f);
+  }
+  if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && db->state == TDE_STATE_NEW) {
+    rc = tde_db_create(f);
+  }
+  if (rc) {
+    if (before < level) (void)LOWER(f)->xUnlock(f->lower, before);
+    db->lock = before;
+  }
+  return rc;
+}
+
+static int main_unlock(sqlite3_file *pf, int level) {
+  tde_file *f = (tde_file *)pf;
+  int rc = SQLITE_OK, rc2;
+
+  if (!f->plain) {
+    rc = main_flush(f);
+    if (rc) {
+      /* SQLite was told at FCNTL_SYNC; its journal is still there. */
+      tde_log(TDE_LOG_ERROR, "%s: pending pages could not be written before the lock was released",
+              f->path);
+      tde_sealed_drop(&f->s);
+    }
+    tde_sealed_forget_size(&f->s);
+  }
+  rc2 = LOWER(f)->xUnlock(f->lower, level);
+  if (rc2 == SQLITE_OK && level < f->db->lock) f->db->lock = level;
+  return rc ? rc : rc2;
+}
+
+static int main_check_reserved(sqlite3_file *pf, int *out) {
+  tde_file *f = (tde_file *)pf;
+  return LOWER(f)->xCheckReservedLock(f->lower, out);
+}
+
+/* The name chain, as other shims do it. */
+static int control_vfsname(tde_file *f, char **out) {
+  int rc = LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_VFSNAME, out);
+  char *chain;
+
+  if (rc == SQLITE_OK && *out) {
+    chain = sqlite3_mprintf("%s/%z", TDE_VFS_NAME, *out);
+  } else {
+    chain = sqlite3_mprintf("%s/%s", TDE_VFS_NAME, f->lower_vfs->zName);
+  }
+  *out = chain;
+  return chain ? SQLITE_OK : SQLITE_NOMEM;
+}
+
+static int control_mmap_size(tde_db *db, sqlite3_int64 *size) {
+  sqlite3_int64 before = db->mmap_size;
+
+  /* No map is made: pages must be opened first. The number is kept, so that
+  ** PRAGMA mmap_size answers as it does elsewhere. */
+  if (*size >= 0) db->mmap_size = *size;
+  *size = before;
+  return SQLITE_OK;
+}
+
+static int main_control(sqlite3_file *pf, int op, void *arg) {
+  tde_file *f = (tde_file *)pf;
+  int rc;
+
+  if (op == TDE_FCNTL_FILE) {
+    *(tde_file **)arg = f;
+    return SQLITE_OK;
+  }
+  if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
+  if (f->plain) return LOWER(f)->xFileControl(f->lower, op, arg);
+  switch (op) {
+    case SQLITE_FCNTL_SIZE_HINT:
+    case SQLITE_FCNTL_CHUNK_SIZE:
+      return SQLITE_OK; /* would make bytes below that nobody sealed */
+    case SQLITE_FCNTL_MMAP_SIZE:
+      return control_mmap_size(f->db, arg);
+    case SQLITE_FCNTL_POWERSAFE_OVERWRITE:
+      if (*(int *)arg == 0) {
+        tde_log(TDE_LOG_WARNING, "%s: powersafe overwrite can not be switched off for an "
+                "encrypted database", f->path);
+      }
+      *(int *)arg = 1;
+      return SQLITE_OK;
+    case SQLITE_FCNTL_BEGIN_ATOMIC_WRITE:
+    case SQLITE_FCNTL_COMMIT_ATOMIC_WRITE:
+    case SQLITE_FCNTL_ROLLBACK_ATOMIC_WRITE:
+      return SQLITE_NOTFOUND;
+    case SQLITE_FCNTL_SYNC:
+    case SQLITE_FCNTL_COMMIT_PHASETWO:
+      rc = main_flush(f);
+      if (rc) return rc;
+      break;
+    default:
+      break;
+  }
+  return LOWER(f)->xFileControl(f->lower, op, arg);
+}
+
+static int any_sector_size(sqlite3_file *pf) {
+  tde_file *f = (tde_file *)pf;
+  return LOWER(f)->xSectorSize ? LOWER(f)->xSectorSize(f->lower) : 4096;
+}
+
+static int any_traits(sqlite3_file *pf) {
+  tde_file *f = (tde_file *)pf;
+  int traits = LOWER(f)->xDeviceCharacteristics(f->lower);
+
+  if (f->plain) return traits;
+  /* A record is longer than a page and lies elsewhere: what the device says of
+  ** atomic writes and safe appends does not hold for pages. */
+  return traits & (SQLITE_IOCAP_POWERSAFE_OVERWRITE | SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN |
+                   SQLITE_IOCAP_IMMUTABLE | SQLITE_IOCAP_SEQUENTIAL);
+}
+
+static void forget_own_base(const tde_file *f);
+
+static int main_close(sqlite3_file *pf) {
+  tde_file *f = (tde_file *)pf;
+  int rc = SQLITE_OK;
+
+  if (!f->plain && f->db && f->db->state == TDE_STATE_ONLINE) rc = main_flush(f);
+  forget_own_base(f);
+  tde_sealed_clear(&f->s);
+  tde_db_close(f);
+  if (f->lower) {
+    int rc2 = LOWER(f)->xClose(f->lower);
+    if (rc == SQLITE_OK) rc = rc2;
+    sqlite3_free(f->lower);
+    f->lower = NULL;
+  }
+  return rc;
+}
+
+/* Shared memory: the wal-index passes through; the gate stands here, too,
+** since a WAL connection keeps its SHARED lock between transactions. */
+static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
+  tde_file *f = (tde_file *)pf;
+  int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
+  if (rc) return rc;
+  rc = LOWER(f)->xShmMap(f->lower, region, size, extend, out);
+  if (rc == SQLITE_OK) f->db->shm_open = 1;
+  return rc;
+}
+
+/* SQLite's WAL_WRITE_LOCK (wal.c). */
+#define WRITE_LOCK_SLOT 0
+
+static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
+  tde_file *f = (tde_file *)pf;
+  int rc;
+
+  if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
+    rc = tde_db_gate(f);
+    if (rc) return rc;
+  }
+  rc = LOWER(f)->xShmLock(f->lower, offset, n, flags);
+  if (rc == SQLITE_OK && !f->plain && (flags & SQLITE_SHM_LOCK)) {
+    /* Others may have written since: look at sizes and the WAL's generation
+    ** again before they are used. */
+    tde_sealed_forget_size(&f->s);
+    if (f->db->wal) {
+      f->db->wal->gen.checked = 0;
+      if (offset == WRITE_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
+    }
+  }
+  return rc;
+}
+
+static void main_shm_barrier(sqlite3_file *pf) {
+  tde_file *f = (tde_file *)pf;
+  LOWER(f)->xShmBarrier(f->lower);
+}
+
+static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
+  tde_file *f = (tde_file *)pf;
+  f->db->shm_open = 0;
+  return LOWER(f)->xShmUnmap(f->lower, delete_it);
+}
+
+/* Only for a database passed through in plain (tde_plain=allow); for others
+** SQLite gets a table without it. */
+static int main_fetch(sqlite3_file *pf, sqlite3_int64 off, int n, void **out) {
+  tde_file *f = (tde_file *)pf;
+  if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xFetch(f->lower, off, n, out);
+  *out = NULL;
+  return SQLITE_OK;
+}
+
+static int main_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
+  tde_file *f = (tde_file *)pf;
+  if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xUnfetch(f->lower, off, p);
+  return SQLITE_OK;
+}
+
+/* ---- WAL, journal, temp, super-journal ---- */
+
+static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+  tde_file *f = (tde_file *)pf;
+
+  if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
+  if (f->role == TDE_ROLE_WAL) return tde_wal_read(f, buf, (uint32_t)n, (uint64_t)off);
+  if (f->role == TDE_ROLE_JOURNAL) return tde_journal_read(f, buf, (uint32_t)n, (uint64_t)off);
+  return tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
+}
+
+static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+  tde_file *f = (tde_file *)pf;
+
+  if (n == 0) return SQLITE_OK;
+  if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
+  if (f->role == TDE_ROLE_WAL) return tde_wal_write(f, buf, (uint32_t)n, (uint64_t)off);
+  if (f->role == TDE_ROLE_JOURNAL) return tde_journal_write(f, buf, (uint32_t)n, (uint64_t)off);
+  return tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
+}
+
+static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+  tde_file *f = (tde_file *)pf;
+
+  if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
+  if (f->role == TDE_ROLE_TEMP) return tde_sealed_truncate(&f->s, (uint64_t)size);
+  return tde_log_truncate(f, (uint64_t)size);
+}
+
+static int side_sync(sqlite3_file *pf, int flags) {
+  tde_file *f = (tde_file *)pf;
+
+  if (!f->plain) {
+    int rc = tde_sealed_flush(&f->s);
+    if (rc) return rc;
+    f->s.counters->lower_syncs++;
+  }
+  return LOWER(f)->xSync(f->lower, flags);
+}
+
+static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
+  tde_file *f = (tde_file *)pf;
+  uint64_t n = 0;
+  int rc;
+
+  if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
+  rc = f->role == TDE_ROLE_TEMP ? tde_sealed_size(&f->s, &n) : tde_log_size(f, &n);
+  *size = (sqlite3_int64)n;
+  return rc;
+}
+
+static int side_lock(sqlite3_file *pf, int level) {
+  tde_file *f = (tde_file *)pf;
+  return LOWER(f)->xLock(f->lower, level);
+}
+
+static int side_unlock(sqlite3_file *pf, int level) {
+  tde_file *f = (tde_file *)pf;
+  return LOWER(f)->xUnlock(f->lower, level);
+}
+
+static int side_control(sqlite3_file *pf, int op, void *arg) {
+  tde_file *f = (tde_file *)pf;
+
+  if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
+  if (!f->plain) {
+    if (op == SQLITE_FCNTL_SIZE_HINT || op == SQLITE_FCNTL_CHUNK_SIZE) return SQLITE_OK;
+    if (op == SQLITE_FCNTL_MMAP_SIZE) return SQLITE_OK;
+  }
+  return LOWER(f)->xFileControl(f->lower, op, arg);
+}
+
+static int side_close(sqlite3_file *pf) {
+  tde_file *f = (tde_file *)pf;
+  int rc = SQLITE_OK, rc2;
+
+  if (!f->plain && f->role == TDE_ROLE_JOURNAL && f->gen.valid) {
+    rc = tde_sealed_flush(&f->s);
+  }
+  if (f->db && f->db->wal == f) f->db->wal = NULL;
+  if (f->db && f->db->journal == f) f->db->journal = NULL;
+  tde_sealed_clear(&f->s);
+  tde_cryptor_clear(&f->own_crypt);
+  if (f->owned_owner) tde_log_close_owner(f->owned_owner);
+  f->owned_owner = NULL;
+  rc2 = LOWER(f)->xClose(f->lower);
+  sqlite3_free(f->lower);
+  f->lower = NULL;
+  return rc ? rc : rc2;
+}
+
+/* A table without shared memory, for lower files that have none. */
+static const sqlite3_io_methods main_methods_v1 = {
+    .iVersion = 1, .xClose = main_close, .xRead = main_read, .xWrite = main_write,
+    .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock,
+    .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,
+    .xFileControl = main_control, .xSectorSize = any_sector_size,
+    .xDeviceCharacteristics = any_traits};
+
+#define MAIN_METHODS_2(version)                                                             \
+  .iVersion = (version), .xClose = main_close, .xRead = main_read, .xWrite = main_write,    \
+  .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size,                   \
+  .xLock = main_lock, .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,    \
+  .xFileControl = main_control, .xSectorSize = any_sector_size,                             \
+  .xDeviceCharacteristics = any_traits, .xShmMap = main_shm_map, .xShmLock = main_shm_lock, \
+  .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap
+
+static const sqlite3_io_methods main_methods_v2 = {MAIN_METHODS_2(2)};
+static const sqlite3_io_methods main_methods_v3 = {MAIN_METHODS_2(3), .xFetch = main_fetch,
+                                                   .xUnfetch = main_unfetch};
+
+static const sqlite3_io_methods side_methods = {
+    .iVersion = 1, .xClose = side_close, .xRead = side_read, .xWrite = side_write,
+    .xTruncate = side_truncate, .xSync = side_sync, .xFileSize = side_size, .xLock = side_lock,
+    .xUnlock = side_unlock, .xCheckReservedLock = main_check_reserved,
+    .xFileControl = side_control, .xSectorSize = any_sector_size,
+    .xDeviceCharacteristics = any_traits};
+
+/* ---- opening ---- */
+
+sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
+                             int *rc) {
+  sqlite3_file *lower = sqlite3_malloc64((sqlite3_uint64)vfs->szOsFile);
+
+  if (!lower) {
+    *rc = SQLITE_NOMEM;
+    return NULL;
+  }
+  memset(lower, 0, (size_t)vfs->szOsFile);
+  *rc = vfs->xOpen(vfs, name, lower, flags, out_flags);
+  if (*rc) {
+    if (lower->pMethods) (void)lower->pMethods->xClose(lower);
+    sqlite3_free(lower);
+    return NULL;
+  }
+  return lower;
+}
+
+static sqlite3_vfs *choose_base(const char *name) {
+  const char *want = sqlite3_uri_parameter(name, "tde_base");
+  sqlite3_vfs *vfs;
+
+  if (!want) return base_vfs;
+  vfs = sqlite3_vfs_find(want);
+  if (!vfs || vfs == &tde_vfs) {
+    tde_log(TDE_LOG_ERROR, "%s: tde_base=%s: no such VFS to stack on", name, want);
+    return NULL;
+  }
+  return vfs;
+}
+
+/* ---- databases with a base of their own ----
+**
+** xDelete and xAccess get a bare path. A database opened with tde_base= has
+** its journal, WAL and super-journal on that VFS: they are found by the
+** database's path. The list is empty in most processes.
+*/
+typedef struct own_base {
+  struct own_base *next;
+  const tde_file *file;
+} own_base;
+static own_base *own_bases;
+static pthread_mutex_t own_bases_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int note_own_base(const tde_file *f) {
+  own_base *o;
+
+  if (f->lower_vfs == base_vfs) return SQLITE_OK;
+  o = sqlite3_malloc64(sizeof(*o));
+  if (!o) return SQLITE_NOMEM;
+  o->file = f;
+  pthread_mutex_lock(&own_bases_lock);
+  o->next = own_bases;
+  __atomic_store_n(&own_bases, o, __ATOMIC_RELEASE);
+  pthread_mutex_unlock(&own_bases_lock);
+  return SQLITE_OK;
+}
+
+static void forget_own_base(const tde_file *f) {
+  own_base **p, *o;
+
+  if (!f->lower_vfs || f->lower_vfs == base_vfs) return;
+  pthread_mutex_lock(&own_bases_lock);
+  for (p = &own_bases; (o = *p) != NULL; p = &o->next) {
+    if (o->file == f) {
+      __atomic_store_n(p, o->next, __ATOMIC_RELEASE);
+      sqlite3_free(o);
+      break;
+    }
+  }
+  pthread_mutex_unlock(&own_bases_lock);
+}
+
+static sqlite3_vfs *lower_of_path(const char *name) {
+  sqlite3_vfs *lower = base_vfs;
+
+  if (!name || !__atomic_load_n(&own_bases, __ATOMIC_ACQUIRE)) return lower;
+  pthread_mutex_lock(&own_bases_lock);
+  for (own_base *o = own_bases; o; o = o->next) {
+    size_t n = strlen(o->file->path);
+    if (strncmp(name, o->file->path, n) == 0 && (name[n] == 0 || name[n] == '-')) {
+      lower = o->file->lower_vfs;
+      break;
+    }
+  }
+  pthread_mutex_unlock(&own_bases_lock);
+  return lower;
+}
+
+/* The database that a WAL or journal belongs to, when this VFS has it. */
+static tde_file *owner_of(const char *name) {
+  sqlite3_file *pf = name ? sqlite3_database_file_object(name) : NULL;
+
+  if (!pf || !pf->pMethods || pf->pMethods->xClose != main_close) return NULL;
+  return (tde_file *)pf;
+}
+
+static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
+  int rc, got = 0;
+
+  f->lower_vfs = choose_base(name);
+  if (!f->lower_vfs) return SQLITE_CANTOPEN;
+  f->lower = tde_lower_open(f->lower_vfs, name, flags, &got, &rc);
+  if (rc) return rc;
+  if (out_flags) *out_flags = got;
+  rc = note_own_base(f);
+  if (rc) return rc;
+  return tde_db_open(f, name, got & SQLITE_OPEN_READONLY ? SQLITE_OPEN_READONLY : flags);
+}
+
+static int open_log(tde_file *f, const char *name, int flags, int *out_flags) {
+  tde_file *owner = owner_of(name);
+  int rc;
+
+  if (!owner) {
+    tde_log(TDE_LOG_ERROR, "%s: a %s whose database is not open here is refused",
+            name ? name : "(no name)", tde_role_name(f->role));
+    return SQLITE_CANTOPEN;
+  }
+  f->lower_vfs = owner->lower_vfs;
+  f->plain = owner->plain;
+  if (!f->plain && owner->db->state == TDE_STATE_NEW && (flags & SQLITE_OPEN_CREATE)) {
+    rc = tde_db_create(owner); /* nolock=1: no RESERVED came before */
+    if (rc) return rc;
+  }
+  if (!f->plain && owner->db->state != TDE_STATE_ONLINE && owner->db->state != TDE_STATE_NEW) {
+    rc = tde_db_report(owner->db, owner->path);
+    return rc ? rc : SQLITE_CANTOPEN;
+  }
+  f->lower = tde_lower_open(f->lower_vfs, name, flags, out_flags, &rc);
+  if (rc) return rc;
+  f->db = owner->db;
+  if (!f->plain) tde_log_open(f);
+  return SQLITE_OK;
+}
+
+static int open_temp(tde_file *f, const char *name, int flags, int *out_flags) {
+  tde_class c;
+  int rc;
+
+  f->lower_vfs = base_vfs;
+  f->lower = tde_lower_open(base_vfs, name, flags, out_flags, &rc);
+  if (rc) return rc;
+  c = tde_cryptor_init_temp(&f->own_crypt, NULL);
+  if (c) return tde_class_rc(c);
+  tde_sealed_init(&f->s, f->lower, TDE_ROLE_TEMP, 0, &f->own_crypt, &f->own_counters,
+                  &tde_temp_hooks, f);
+  return SQLITE_OK;
+}
+
+static int open_super(tde_file *f, const char *name, int flags, int *out_flags) {
+  int rc, is_sealed = 0;
+
+  f->lower_vfs = lower_of_path(name);
+  f->lower = tde_lower_open(f->lower_vfs, name, flags, out_flags, &rc);
+  if (rc) return rc;
+  f->plain = 1;
+  if ((flags & SQLITE_OPEN_READONLY) && name) {
+    f->plain = 0;
+    rc = tde_log_open_child(f, name, &is_sealed);
+    if (!is_sealed) f->plain = 1;
+  }
+  return rc;
+}
+
+static const sqlite3_io_methods *main_methods_for(const tde_file *f) {
+  int version = LOWER(f)->iVersion;
+
+  if (version < 2 || !LOWER(f)->xShmMap) return &main_methods_v1;
+  return f->plain && version >= 3 ? &main_methods_v3 : &main_methods_v2;
+}
+
+static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int flags,
+                     int *out_flags) {
+  tde_file *f = (tde_file *)pf;
+  int rc;
+
+  (void)vfs;
+  memset(f, 0, sizeof(*f));
+  f->path = name;
+  f->role = tde_role_of(flags);
+  switch (f->role) {
+    case TDE_ROLE_MAIN:
+      rc = name ? open_main(f, name, flags, out_flags) : SQLITE_CANTOPEN;
+      break;
+    case TDE_ROLE_WAL:
+    case TDE_ROLE_JOURNAL:
+      rc = open_log(f, name, flags, out_flags);
+      break;
+    case TDE_ROLE_TEMP:
+      rc = open_temp(f, name, flags, out_flags);
+      break;
+    case TDE_ROLE_SUPER:
+      rc = open_super(f, name, flags, out_flags);
+      break;
+    default:
+      tde_log(TDE_LOG_ERROR, "%s: a file of unknown use (flags 0x%x) is refused",
+              name ? name : "(no name)", (unsigned)flags);
+      return SQLITE_CANTOPEN;
+  }
+  if (rc == SQLITE_OK) {
+    f->base.pMethods = f->role == TDE_ROLE_MAIN ? main_methods_for(f) : &side_methods;
+  } else if (f->lower) {
+    (void)(f->role == TDE_ROLE_MAIN ? main_close(pf) : side_close(pf));
+  }
+  return rc;
+}
+
+/* ---- the rest of the VFS passes through ---- */
+
+#define BASE_CALL(method, ...) base_vfs->method(base_vfs, __VA_ARGS__)
+
+static int shim_delete(sqlite3_vfs *v, const char *name, int sync_dir) {
+  sqlite3_vfs *lower = lower_of_path(name);
+  (void)v;
+  return lower->xDelete(lower, name, sync_dir);
+}
+static int shim_access(sqlite3_vfs *v, const char *name, int flags, int *out) {
+  sqlite3_vfs *lower = lower_of_path(name);
+  (void)v;
+  return lower->xAccess(lower, name, flags, out);
+}
+static int shim_full_pathname(sqlite3_vfs *v, const char *name, int n, char *out) {
+  (void)v;
+  return BASE_CALL(xFullPathname, name, n, out);
+}
+static void *shim_dlopen(sqlite3_vfs *v, const char *name) {
+  (void)v;
+  return BASE_CALL(xDlOpen, name);
+}
+static void shim_dlerror(sqlite3_vfs *v, int n, char *out) {
+  (void)v;
+  BASE_CALL(xDlError, n, out);
+}
+static void (*shim_dlsym(sqlite3_vfs *v, void *p, const char *name))(void) {
+  (void)v;
+  return BASE_CALL(xDlSym, p, name);
+}
+static void shim_dlclose(sqlite3_vfs *v, void *p) {
+  (void)v;
+  BASE_CALL(xDlClose, p);
+}
+static int shim_randomness(sqlite3_vfs *v, int n, char *out) {
+  (void)v;
+  return BASE_CALL(xRandomness, n, out);
+}
+static int shim_sleep(sqlite3_vfs *v, int usec) {
+  (void)v;
+  return BASE_CALL(xSleep, usec);
+}
+static int shim_current_time(sqlite3_vfs *v, double *out) {
+  (void)v;
+  return BASE_CALL(xCurrentTime, out);
+}
+static int shim_last_error(sqlite3_vfs *v, int n, char *out) {
+  (void)v;
+  return base_vfs->xGetLastError ? BASE_CALL(xGetLastError, n, out) : 0;
+}
+static int shim_current_time64(sqlite3_vfs *v, sqlite3_int64 *out) {
+  (void)v;
+  return BASE_CALL(xCurrentTimeInt64, out);
+}
+static int shim_set_syscall(sqlite3_vfs *v, const char *name, sqlite3_syscall_ptr p) {
+  (void)v;
+  return BASE_CALL(xSetSystemCall, name, p);
+}
+static sqlite3_syscall_ptr shim_get_syscall(sqlite3_vfs *v, const char *name) {
+  (void)v;
+  return BASE_CALL(xGetSystemCall, name);
+}
+static const char *shim_next_syscall(sqlite3_vfs *v, const char *name) {
+  (void)v;
+  return BASE_CALL(xNextSystemCall, name);
+}
+
+static void log_to_sqlite(tde_level level, const char *line) {
+  sqlite3_log(level == TDE_LOG_ERROR   ? SQLITE_ERROR
+              : level == TDE_LOG_NOTICE ? SQLITE_NOTICE
+                                        : SQLITE_WARNING,
+              "tde: %s", line);
+}
+
+static void fill_vfs(void) {
+  int v = base_vfs->iVersion;
+
+  tde_vfs.iVersion = v < 3 ? v : 3;
+  tde_vfs.szOsFile = (int)sizeof(tde_file);
+  tde_vfs.mxPathname = base_vfs->mxPathname;
+  tde_vfs.zName = TDE_VFS_NAME;
+  tde_vfs.xOpen = shim_open;
+  tde_vfs.xDelete = shim_delete;
+  tde_vfs.xAccess = shim_access;
+  tde_vfs.xFullPathname = shim_full_pathname;
+  tde_vfs.xDlOpen = base_vfs->xDlOpen ? shim_dlopen : NULL;
+  tde_vfs.xDlError = base_vfs->xDlError ? shim_dlerror : NULL;
+  tde_vfs.xDlSym = base_vfs->xDlSym ? shim_dlsym : NULL;
+  tde_vfs.xDlClose = base_vfs->xDlClose ? shim_dlclose : NULL;
+  tde_vfs.xRandomness = shim_randomness;
+  tde_vfs.xSleep = shim_sleep;
+  tde_vfs.xCurrentTime = shim_current_time;
+  tde_vfs.xGetLastError = shim_last_error;
+  if (v >= 2) tde_vfs.xCurrentTimeInt64 = base_vfs->xCurrentTimeInt64 ? shim_current_time64 : NULL;
+  if (v >= 3 && base_vfs->xSetSystemCall) {
+    tde_vfs.xSetSystemCall = shim_set_syscall;
+    tde_vfs.xGetSystemCall = shim_get_syscall;
+    tde_vfs.xNextSystemCall = shim_next_syscall;
+  }
+}
+
+int tde_vfs_register(const tde_key_source *source) {
+  tde_status st;
+  int rc = SQLITE_OK;
+
+  pthread_mutex_lock(&register_lock);
+  if (!base_vfs) {
+    tde_source = *source;
+    tde_log_set_sink(log_to_sqlite);
+    tde_status_clear(&st);
+    if (tde_crypto_init(&st) != TDE_OK) {
+      tde_log_status(TDE_LOG_ERROR, "start", &st);
+      rc = SQLITE_ERROR;
+    } else {
+      base_vfs = sqlite3_vfs_find(NULL);
+      if (!base_vfs) {
+        rc = SQLITE_ERROR;
+      } else {
+        fill_vfs();
+      }
+    }
+  }
+  /* sqlite3_shutdown() forgets VFSes that are not built in: again each time. */
+  if (rc == SQLITE_OK && sqlite3_vfs_find(TDE_VFS_NAME) != &tde_vfs) {
+    rc = sqlite3_vfs_register(&tde_vfs, 0);
+  }
+  pthread_mutex_unlock(&register_lock);
+  return rc;
+}
+
+int tde_vfs_make_default(int on) {
+  sqlite3_vfs *now;
+  int rc = SQLITE_OK;
+
+  pthread_mutex_lock(&register_lock);
+  now = sqlite3_vfs_find(NULL);
+  if (!base_vfs) {
+    rc = SQLITE_MISUSE;
+  } else if (on && now != &tde_vfs) {
+    default_before = now;
+    rc = sqlite3_vfs_register(&tde_vfs, 1);
+  } else if (!on && now == &tde_vfs) {
+    rc = sqlite3_vfs_register(default_before ? default_before : base_vfs, 1);
+  }
+  pthread_mutex_unlock(&register_lock);
+  return rc;
+}
+
+void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
+  tde_db *db = f->db;
+
+  memset(out, 0, sizeof(*out));
+  if (refresh && db->lock < SQLITE_LOCK_RESERVED) (void)tde_db_load(f, 1);
+  out->state = db->state;
+  out->last = db->last;
+  out->format_version = db->header.version ? db->header.version : TDE_FORMAT_VERSION;
+  memcpy(out->uuid, db->header.uuid, TDE_UUID_BYTES);
+  out->sequence = db->header.sequence;
+  out->unit_size = db->header.unit_size;
+  out->facts = db->facts;
+  out->slot[0] = db->slot[0];
+  out->slot[1] = db->slot[1];
+  out->counters = db->counters;
+  out->path = f->path;
+  out->lower_vfs = f->lower_vfs->zName;
+}
+
+const char *tde_file_keydoc(tde_file *f, size_t *n) {
+  *n = f->db->header.ndoc;
+  return f->db->header.doc;
+}

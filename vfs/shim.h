@@ -1,0 +1,99 @@
+/*
+** shim.h: the file object that the parts of the shim share. Internal to vfs/.
+*/
+#ifndef TDE_SHIM_H
+#define TDE_SHIM_H
+
+#include "header.h"
+#include "keyring.h"
+#include "sealed.h"
+#include "tdevfs.h"
+
+/* What a main database has beyond any other file. */
+typedef struct tde_db {
+  struct tde_file *file;
+  tde_state state;
+  tde_status last;            /* why it is not accessible, or the last bad unit */
+  int64_t retry_at;           /* monotonic ms: when an unlock may be tried again */
+  tde_key_params params;
+  tde_header header;          /* in force; header.doc NULL while new */
+  tde_slot_info slot[2];
+  tde_key_facts facts;
+  tde_keys *keys;             /* reference, or NULL */
+  tde_cryptor crypt[TDE_ROLE_KEYS];
+  tde_counters counters;
+  struct tde_file *wal;       /* this connection's open WAL and journal */
+  struct tde_file *journal;
+  int lock;                   /* SQLITE_LOCK_* that the lower file holds for us */
+  int read_only;
+  int plain_allowed;
+  int shm_open;               /* xShmMap was called: WAL readers may be about */
+  sqlite3_int64 mmap_size;    /* echoed to PRAGMA mmap_size */
+  uint8_t head_seen[TDE_UNIT_HEAD + TDE_TAG_BYTES]; /* of unit 0 when head was read */
+  uint8_t head[100];          /* SQLite's database header: no user data in it */
+  int head_valid;
+  int guard_next;             /* which double-write area comes next */
+  int guard_ready;            /* older guards were looked after in this lock */
+  int guard_used;
+} tde_db;
+
+/* What a WAL or journal has: its generation. */
+typedef struct tde_generation {
+  int valid;                  /* s.salt and seen are of a generation */
+  int checked;                /* ... and it was compared in this transaction */
+  int commit;                 /* WAL: the frame being written ends a transaction */
+  uint8_t seen[TDE_PREFIX_BYTES];
+  uint64_t mine_from, mine_to; /* units that this handle wrote in it */
+} tde_generation;
+
+struct tde_file {
+  sqlite3_file base;          /* must be first */
+  tde_role role;
+  int plain;                  /* passed through as it is */
+  const char *path;           /* SQLite's; NULL for a temp file */
+  sqlite3_vfs *lower_vfs;
+  sqlite3_file *lower;        /* own allocation */
+  tde_sealed s;
+  tde_db *db;                 /* main: own; WAL and journal: the owner's */
+  tde_generation gen;
+  struct tde_file *owned_owner; /* a child journal's database, opened for its key */
+  tde_cryptor own_crypt;      /* temp files */
+  tde_counters own_counters;
+};
+
+#define LOWER(f) ((f)->lower->pMethods)
+
+/* database.c: a main database's header, keys and locks */
+int tde_db_open(tde_file *f, const char *name, int flags);
+void tde_db_close(tde_file *f);
+int tde_db_load(tde_file *f, int wait);
+int tde_db_gate(tde_file *f);         /* SQLITE_OK when reads and writes may go on */
+int tde_db_create(tde_file *f);       /* a new database's header, under RESERVED */
+int tde_db_fix_unit(tde_file *f, int64_t first_write);
+int tde_db_report(tde_db *db, const char *subject);  /* logs db->last, returns its rc */
+int tde_db_after_sync(tde_file *f);
+extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
+
+/* logfile.c: WAL and rollback journal */
+void tde_log_open(tde_file *f);
+int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed);
+void tde_log_close_owner(tde_file *owner);
+/* A WAL write lock was taken: what a rolled-back transaction left is void. */
+void tde_wal_begin(tde_file *f);
+int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
+int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
+int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
+int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
+int tde_log_truncate(tde_file *f, uint64_t size);
+int tde_log_size(tde_file *f, uint64_t *size);
+/* Reads the generation from disk unless it was checked in this transaction. */
+int tde_log_refresh(tde_file *f);
+
+/* shim.c */
+extern tde_key_source tde_source;
+sqlite3_vfs *tde_base_vfs(void);
+sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
+                             int *rc);
+int64_t tde_now_ms(void);
+
+#endif
