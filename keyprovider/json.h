@@ -5,7 +5,9 @@
 ** Values are reference-counted by the library; a tde_json pointer from a
 ** parse or a constructor is owned by the caller (tde_json_free), one from a
 ** getter is borrowed. Parsing rejects duplicate keys, embedded NULs in
-** strings, trailing text and depth beyond the library's limit.
+** strings, trailing text and depth beyond TDE_JSON_DEPTH_MAX. An error names
+** the place (a byte's number), never a piece of the text: the text may be a reply
+** that holds a token. Objects keep the order in which members were set.
 */
 #ifndef TDE_JSON_H
 #define TDE_JSON_H
@@ -17,7 +19,11 @@
 
 typedef struct tde_json tde_json;
 
-/* what: said in the error ("key document", "instance file"). */
+/* Nesting that a text may have. The library's own limit is 2048 levels of
+** recursion, too much for the small stack of a host's thread. */
+#define TDE_JSON_DEPTH_MAX 64
+
+/* TDE_CORRUPT when the text is malformed, TDE_NOMEM. what: said in the error ("key document", "instance file"). */
 tde_class tde_json_parse(const char *text, size_t n, const char *what, tde_json **out,
                          tde_status *st);
 void tde_json_free(tde_json *j);
@@ -37,6 +43,7 @@ int tde_json_set_bool(tde_json *obj, const char *name, int v);
 int tde_json_set_json(tde_json *obj, const char *name, tde_json *v);
 int tde_json_append(tde_json *arr, tde_json *v);
 int tde_json_append_text(tde_json *arr, const char *v);
+int tde_json_remove_at(tde_json *arr, size_t i);
 
 /* Getters: NULL or the default when absent or of another type. */
 const char *tde_json_get_text(const tde_json *obj, const char *name);
@@ -45,6 +52,11 @@ int tde_json_get_bool(const tde_json *obj, const char *name, int def);
 tde_json *tde_json_get(const tde_json *obj, const char *name);
 int tde_json_is_object(const tde_json *j);
 int tde_json_is_array(const tde_json *j);
+/* So that a caller can tell "absent" from "of another type". NULL: false. */
+int tde_json_is_text(const tde_json *j);
+int tde_json_is_int(const tde_json *j);
+int tde_json_is_bool(const tde_json *j);
+int tde_json_is_null(const tde_json *j);
 size_t tde_json_count(const tde_json *arr);
 tde_json *tde_json_at(const tde_json *arr, size_t i);
 

@@ -10,6 +10,9 @@
 **
 ** The KEK never enters the process where the service can wrap. A DEK lives in
 ** secret memory (ext/base/secret.h) only.
+**
+** Thread-safety: a table is constant and its functions are called from any
+** thread; an operation belongs to one thread.
 */
 #ifndef TDE_PROVIDER_H
 #define TDE_PROVIDER_H
@@ -42,21 +45,37 @@ typedef struct tde_key_info {
   int enabled;
 } tde_key_info;
 
-/* One request to a key service; strings are owned by the operation. */
+/* Requests that one operation may send (token, key, one retry of each after a
+** refused token, a versions list in pages): a service that asks for more is
+** stopped, whatever it replies. */
+#define TDE_OP_REQUESTS_MAX 32
+
+/* One request to a key service. The provider fills it; the driver frees it
+** (tde_request_clear) once it is sent, so nothing in it may be borrowed but
+** method. Headers carry tokens and a body may carry a DEK: those strings are
+** secret memory. */
 typedef struct tde_request {
-  const char *method;             /* "GET" or "POST" */
-  char *url;
-  char **headers;                 /* "Name: value", NULL at the end; may be NULL */
-  char *body;                     /* may be NULL */
+  const char *method;             /* "GET" or "POST"; a literal */
+  char *url;                      /* malloc'd */
+  char **headers;                 /* malloc'd array, NULL at the end; may be NULL; each
+                                  ** "Name: value" from tde_secret_alloc */
+  char *body;                     /* from tde_secret_alloc; may be NULL */
   size_t nbody;
 } tde_request;
 
+/* Frees what a request holds and zeroes it. */
+void tde_request_clear(tde_request *req);
+
+/* What came back. Filled by the sender; the driver calls release (which may be
+** NULL) once the provider has read it, so a provider copies what it keeps. */
 typedef struct tde_reply {
   int status;                     /* HTTP status */
-  const char *body;
+  const char *body;               /* may hold a DEK or a token: the sender's secret memory */
   size_t nbody;
   /* A reply header's value, or NULL; case-insensitive. */
   const char *(*header)(const struct tde_reply *reply, const char *name);
+  void (*release)(struct tde_reply *reply);
+  void *impl;                     /* the sender's own */
 } tde_reply;
 
 typedef enum tde_step { TDE_STEP_DONE, TDE_STEP_SEND, TDE_STEP_FAILED } tde_step;
@@ -95,18 +114,35 @@ typedef struct tde_provider {
   void (*finish)(tde_op *op);
 } tde_provider;
 
+/* How a request is sent: one exchange under the one transport policy, retries
+** included. An HTTP error status is a reply (TDE_OK), not a failure; a failure
+** is TDE_UNREACHABLE, TDE_MISCONFIGURED, ... with st set. The network module
+** sets tde_http_sender once at start-up; while it is NULL, a provider that
+** wants to send fails with TDE_UNSUPPORTED. */
+typedef tde_class (*tde_http_send_fn)(const struct tde_op *op, const tde_request *req,
+                                      tde_reply *reply, tde_status *st);
+extern _Atomic(tde_http_send_fn) tde_http_sender;
+
 /* The provider of this key id, or NULL with st set (TDE_UNSUPPORTED). */
 const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
 
 /* The whole id of a key version: "base/version", as op->info names it. */
 void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);
 
-/* Runs one operation to its end, with no lock held. key_id may name a version
-** or none; op->base_id and op->version are set from it. On failure st carries
-** class, key id and next step, and op->dek is wiped. */
+/* Runs one operation to its end; no lock is held meanwhile, and the caller must
+** hold none. key_id may name a version or none; op->base_id and op->version are
+** set from it. On failure st carries class, key id and next step; an UNWRAP's
+** op->dek is wiped (a WRAP's is the caller's live key and stays). */
 tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st);
+/* As tde_provider_run with the provider named, whatever its matches() says. */
+tde_class tde_provider_run_with(const tde_provider *provider, tde_op *op, const char *key_id,
+                                tde_status *st);
 
-/* Checks the table's mandatory entries at start-up. */
+/* Checks the table's mandatory entries at start-up; one provider's for tests. */
 tde_class tde_providers_check(tde_status *st);
+tde_class tde_provider_check(const tde_provider *provider, tde_status *st);
+
+/* The rows of the table in registry.c. */
+extern const tde_provider tde_provider_local;
 
 #endif

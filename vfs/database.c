@@ -82,8 +82,8 @@ int tde_class_rc(tde_class c) {
   }
 }
 
-int tde_db_report(tde_db *db, const char *subject) {
-  tde_log_status(TDE_LOG_ERROR, subject, &db->last);
+int tde_db_report(tde_db *db) {
+  tde_log_status(TDE_LOG_ERROR, "database", &db->last);
   return tde_class_rc(db->last.code);
 }
 
@@ -325,13 +325,13 @@ int tde_db_create(tde_file *f) {
   if (db->state != TDE_STATE_NEW) return SQLITE_OK;
   rc = tde_db_load(f, 0); /* another process may have been first */
   if (rc || db->state == TDE_STATE_ONLINE) return rc;
-  if (db->state != TDE_STATE_NEW) return tde_db_report(db, path_of(f));
+  if (db->state != TDE_STATE_NEW) return tde_db_report(db);
   memset(&h, 0, sizeof(h));
   tde_status_clear(&db->last);
   c = invent(db, &h, &keys);
   if (c) {
     db->last.code = c;
-    rc = tde_db_report(db, path_of(f));
+    rc = tde_db_report(db);
     tde_header_clear(&h);
     return rc;
   }
@@ -498,7 +498,7 @@ static int check_powersafe(tde_file *f) {
            "%s: the file system is declared not to keep neighbouring bytes when a write is torn "
            "(psow=0), which encrypted units need",
            path_of(f));
-  (void)tde_db_report(f->db, path_of(f));
+  (void)tde_db_report(f->db);
   return SQLITE_CANTOPEN;
 }
 
@@ -570,7 +570,7 @@ int tde_db_gate(tde_file *f) {
       db->state == TDE_STATE_PLAIN) {
     return SQLITE_OK;
   }
-  return tde_db_report(db, path_of(f));
+  return tde_db_report(db);
 }
 
 /* ---- the double-write guard ----

@@ -54,7 +54,7 @@ static int refuse_log(tde_file *f, tde_class c, const char *why) {
   tde_fail(&f->db->last, c,
            "put the database that it belongs to beside it, or move the file away", "%s: %s",
            f->path, why);
-  return tde_db_report(f->db, f->path);
+  return tde_db_report(f->db);
 }
 
 /* The prefix parsed: is it a generation of this database? */
@@ -208,7 +208,9 @@ int tde_log_truncate(tde_file *f, uint64_t size) {
 /* ---- WAL ---- */
 
 void tde_wal_begin(tde_file *f) {
-  if (f->gen.valid && !f->s.prefix_pending) tde_sealed_drop(&f->s);
+  if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
+  tde_sealed_drop(&f->s);
+  f->gen.checked = 0;
   f->gen.mine_from = f->gen.mine_to = 0;
 }
 
@@ -348,7 +350,7 @@ static int open_owner(tde_file *f, const char *journal_path, tde_file *owner) {
   if (owner->lower) {
     rc = tde_db_open(owner, name, SQLITE_OPEN_READONLY);
     if (rc == SQLITE_OK && owner->db->state != TDE_STATE_ONLINE) {
-      rc = tde_db_report(owner->db, name);
+      rc = tde_db_report(owner->db);
       if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
     }
   }

@@ -123,7 +123,7 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   }
   if (db->state != TDE_STATE_ONLINE) {
     memset(buf, 0, (size_t)n);
-    return unlocked ? SQLITE_IOERR_SHORT_READ : tde_db_report(db, f->path);
+    return unlocked ? SQLITE_IOERR_SHORT_READ : tde_db_report(db);
   }
   if (unlocked) {
     rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_SHORT);
@@ -145,7 +145,7 @@ static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
 
   if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
   if (db->state == TDE_STATE_NEW) rc = tde_db_create(f);
-  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db, f->path);
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
   if (rc) return rc;
   if (off == 0 && n >= 18) note_page_size(f, buf);
@@ -159,7 +159,7 @@ static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
   if (f->db->state == TDE_STATE_NEW && size == 0) return SQLITE_OK;
-  if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db, f->path);
+  if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db);
   if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
   return tde_sealed_truncate(&f->s, (uint64_t)size);
 }
@@ -641,7 +641,7 @@ static int open_log(tde_file *f, const char *name, int flags, int *out_flags) {
     if (rc) return rc;
   }
   if (!f->plain && owner->db->state != TDE_STATE_ONLINE && owner->db->state != TDE_STATE_NEW) {
-    rc = tde_db_report(owner->db, owner->path);
+    rc = tde_db_report(owner->db);
     return rc ? rc : SQLITE_CANTOPEN;
   }
   f->lower = tde_lower_open(f->lower_vfs, name, flags, out_flags, &rc);

@@ -70,7 +70,7 @@ int tde_db_load(tde_file *f, int wait);
 int tde_db_gate(tde_file *f);         /* SQLITE_OK when reads and writes may go on */
 int tde_db_create(tde_file *f);       /* a new database's header, under RESERVED */
 int tde_db_fix_unit(tde_file *f, int64_t first_write);
-int tde_db_report(tde_db *db, const char *subject);  /* logs db->last, returns its rc */
+int tde_db_report(tde_db *db);        /* logs db->last, returns its rc */
 int tde_db_after_sync(tde_file *f);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 

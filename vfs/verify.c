@@ -61,14 +61,29 @@ static tde_class open_patiently(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) 
   return c;
 }
 
+/* True while the WAL may hold pages that the database file still lacks. */
+static int wal_holds_frames(const tde_file *f) {
+  sqlite3_int64 lower = 0;
+  tde_file *w = f->db->wal;
+
+  if (!w) return 0;
+  return LOWER(w)->xFileSize(w->lower, &lower) != SQLITE_OK || lower > 0;
+}
+
 /* Is the file as long as page 1 says? Page count at 28, valid when the version
-** at 92 equals the change counter at 24 (SQLite file format, section 1.3). */
-static void check_length(tde_file *f, const uint8_t *page1, uint64_t units, verifier *v) {
+** at 92 equals the change counter at 24 (SQLite file format, section 1.3). An
+** incomplete record behind the last page is what a crash left of a page that
+** was rolled back: no damage. */
+static void check_length(tde_file *f, const uint8_t *page1, uint64_t units, uint64_t rest,
+                         verifier *v) {
   uint32_t page = (uint32_t)page1[16] << 8 | page1[17], count = tde_get32be(page1 + 28);
 
   if (page == 1) page = 65536;
-  if (f->db->wal || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
-  if (page >= 512 && (uint64_t)count * page > units * f->s.geo.unit) v->out->truncated = 1;
+  if (wal_holds_frames(f) || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
+  if (page >= 512 && (uint64_t)count * page > units * f->s.geo.unit) {
+    v->out->truncated = rest == 0;
+    v->out->torn = rest != 0;
+  }
 }
 
 static int verify_main(tde_file *f, verifier *v) {
@@ -82,7 +97,6 @@ static int verify_main(tde_file *f, verifier *v) {
   if (rc || !f->db->header.unit_size) return rc;
   units = tde_units_in(&s->geo, (uint64_t)lower, &rest);
   v->all += units;
-  if (rest) v->out->torn = 1;
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
@@ -94,7 +108,7 @@ static int verify_main(tde_file *f, verifier *v) {
       rc = report_bad(v, "main", i, c);
     } else {
       v->out->main_units++;
-      if (i == 0) check_length(f, b + n, units, v);
+      if (i == 0) check_length(f, b + n, units, rest, v);
     }
     if (rc == SQLITE_OK) rc = step(v);
   }
