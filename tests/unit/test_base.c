@@ -70,10 +70,11 @@ static void status_truncation(void) {
 
 static void status_classes(void) {
   static const char *const names[] = {
-      "ok",        "out-of-memory", "io",           "busy",           "random",    "crypto",
-      "internal",  "misuse",        "not-encrypted", "newer-format",  "damaged-header", "tampered",
-      "torn",      "truncated",     "unreachable",  "throttled",      "unauthenticated", "denied",
-      "disabled",  "missing",       "wrong-key",    "corrupt",        "unsupported", "misconfigured"};
+      "ok",           "out-of-memory", "io",             "busy",        "random",
+      "crypto",       "internal",      "misuse",         "not-encrypted", "newer-format",
+      "damaged-header", "tampered",    "torn",           "truncated",   "unreachable",
+      "throttled",    "unauthenticated", "denied",       "disabled",    "missing",
+      "wrong-key",    "corrupt",       "unsupported",    "misconfigured"};
   CHECK(COUNT(names) == TDE_MISCONFIGURED + 1);
   for (size_t i = 0; i < COUNT(names); i++) {
     CHECK(strcmp(tde_class_name((tde_class)i), names[i]) == 0);
