@@ -1,12 +1,18 @@
-# sqlite-tde. `make help` tells each target in a line.
+# Makefile: builds, tests and installs sqlite-tde. `make help` lists the targets.
 #
-# Variables: CC, BUILD (output folder), SAN (address|thread: sanitizer build),
-# V=1 (show commands). Packages come from packages.txt; `make deps` installs
-# what is missing.
+# Variables: CC, BUILD (output folder), SAN=address|thread|coverage (that build,
+# in a folder of its own), OPT, EXTRA_CFLAGS, EXTRA_LDFLAGS, PREFIX, DESTDIR,
+# V=1 (show commands). What must hold: every output lies under BUILD, a change
+# of a header or of the flags rebuilds what depends on it, and any -j works.
 
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+ifdef SAN
+BUILD ?= build/$(SAN)
+else
 BUILD ?= build
-PKG_CONFIG ?= pkg-config
+endif
 ifneq ($(V),1)
 Q := @
 endif
@@ -17,44 +23,99 @@ OPT ?= -O2 -g
 HARDEN := -fstack-protector-strong -D_FORTIFY_SOURCE=2
 SANFLAGS_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANFLAGS_thread := -fsanitize=thread -fno-omit-frame-pointer
+SANFLAGS_coverage := --coverage -fprofile-update=atomic -O0
 ifdef SAN
 SANFLAGS := $(SANFLAGS_$(SAN))
+ifeq ($(SANFLAGS),)
+$(error SAN must be address, thread or coverage, not '$(SAN)')
+endif
+# _FORTIFY_SOURCE hides from the sanitizers the calls that they look at.
 HARDEN := -fstack-protector-strong
 endif
 CFLAGS += $(CSTD) $(WARN) $(OPT) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -D_GNU_SOURCE $(EXTRA_CFLAGS)
 LDFLAGS += $(SANFLAGS) -Wl,-z,relro,-z,now $(EXTRA_LDFLAGS)
 LIBS := -lcrypto -lcurl -ljansson -lpthread
 
-MODULE_SRC := $(wildcard ext/base/*.c vfs/*.c keyprovider/*.c sql/*.c ext/*.c)
+MODULE_SRC := $(sort $(wildcard ext/base/*.c vfs/*.c keyprovider/*.c sql/*.c ext/*.c))
 OBJ := $(MODULE_SRC:%.c=$(BUILD)/obj/%.o)
 # The same sources for static linking: SQLITE_CORE calls the library directly.
 STATIC_OBJ := $(MODULE_SRC:%.c=$(BUILD)/static/%.o)
 
-.PHONY: all
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.PHONY: all lib
 all: $(BUILD)/tde.so ## build the extension, build/tde.so
 
-$(BUILD)/obj/%.o: %.c
+# Written anew only when the compiler, the flags or the list of sources differ.
+FLAGS_NOW := $(CC) $(CFLAGS) $(LDFLAGS) $(LIBS) $(MODULE_SRC)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(FLAGS_NOW)' | cmp -s - $@ || echo '$(FLAGS_NOW)' > $@
+.PHONY: FORCE
+FORCE:
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
-$(BUILD)/static/%.o: %.c
+$(BUILD)/static/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -DSQLITE_CORE=1 -MMD -MP -c $< -o $@
 
-$(BUILD)/tde.so: $(OBJ) ext/tde.map
+$(BUILD)/tde.so: $(OBJ) ext/tde.map $(BUILD)/flags
 	$(Q)$(CC) -shared $(LDFLAGS) -Wl,--version-script=ext/tde.map -o $@ $(OBJ) $(LIBS)
 	@echo "built $@"
 
-$(BUILD)/libtde.a: $(STATIC_OBJ) ## the library for static linking
-	$(Q)rm -f $@ && ar rcs $@ $(STATIC_OBJ)
+# One object, whose hidden names are local: only the public API can meet the
+# names of the program that it is linked into.
+lib: $(BUILD)/libtde.a ## build the library for static linking, build/libtde.a
+$(BUILD)/libtde.a: $(STATIC_OBJ) $(BUILD)/flags
+	$(Q)$(CC) -r -nostdlib -o $(BUILD)/libtde.o $(STATIC_OBJ)
+	$(Q)objcopy --localize-hidden $(BUILD)/libtde.o
+	$(Q)rm -f $@ && ar rcs $@ $(BUILD)/libtde.o && rm -f $(BUILD)/libtde.o
+	@echo "built $@"
 
 -include $(OBJ:.o=.d) $(STATIC_OBJ:.o=.d)
 
 include tests/tests.mk
 
-.PHONY: clean help deps
+# ---- what the machine needs ----
+# PACKAGES picks the sections of packages.txt: demo, check or all.
+.PHONY: deps
+PACKAGES ?= all
+deps: ## install the packages of packages.txt that are missing
+	$(Q)sh tests/deps.sh $(PACKAGES)
+
+# ---- install ----
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DOCDIR ?= $(PREFIX)/share/doc/sqlite3-tde
+MODULEDIR ?= $(LIBDIR)/sqlite3-tde
+VERSION = $(shell sed -n 's/^.define TDE_VERSION "\(.*\)"$$/\1/p' ext/base/limits.h)
+INSTALLED := $(MODULEDIR)/tde.so $(LIBDIR)/libtde.a $(LIBDIR)/pkgconfig/sqlite3-tde.pc $(INCLUDEDIR)/tde.h \
+             $(DOCDIR)/README.md $(DOCDIR)/SECURITY.md $(DOCDIR)/CHANGELOG.md $(DOCDIR)/LICENSE
+
+.PHONY: install uninstall
+install: all lib ## install under PREFIX (/usr/local); DESTDIR for packaging
+	$(Q)install -d $(addprefix $(DESTDIR),$(sort $(dir $(INSTALLED))))
+	$(Q)install -m 644 $(BUILD)/tde.so $(DESTDIR)$(MODULEDIR)/tde.so
+	$(Q)install -m 644 $(BUILD)/libtde.a $(DESTDIR)$(LIBDIR)/libtde.a
+	$(Q)install -m 644 ext/tde.h $(DESTDIR)$(INCLUDEDIR)/tde.h
+	$(Q)install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
+	$(Q)printf '%s\n' 'Name: sqlite3-tde' \
+	  'Description: transparent data encryption for SQLite, for static linking' 'Version: $(VERSION)' \
+	  'Requires: sqlite3' 'Libs: -L$(LIBDIR) -ltde $(LIBS)' 'Cflags: -I$(INCLUDEDIR)' \
+	  > $(DESTDIR)$(LIBDIR)/pkgconfig/sqlite3-tde.pc
+	@echo "installed: load it with  .load $(MODULEDIR)/tde"
+
+uninstall: ## remove what install put there
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	-$(Q)rmdir $(addprefix $(DESTDIR),$(MODULEDIR) $(DOCDIR)) 2>/dev/null
+
+.PHONY: clean help
 clean: ## remove everything built
-	rm -rf $(BUILD) build-*
+	rm -rf $(BUILD)
 
 help: ## this list
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-20s %s\n", $$1, $$2}'

@@ -48,7 +48,7 @@ typedef struct conversion {
 } conversion;
 
 static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const char *what) {
-  (void)tde_fail(&c->st, cls, remedy, "%s %s: %s", c->verb, c->source ? c->source : "", what);
+  (void)tde_fail(&c->st, cls, remedy, "%s%s%s: %s", c->verb, c->source ? " " : "", c->source ? c->source : "", what);
   return rc;
 }
 

@@ -83,7 +83,7 @@ int tde_class_rc(tde_class c) {
 }
 
 int tde_db_report(tde_db *db) {
-  tde_log_status(TDE_LOG_ERROR, "database", &db->last);
+  tde_log_status(TDE_LOG_ERROR, &db->last);
   return tde_class_rc(db->last.code);
 }
 
@@ -717,7 +717,7 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
     tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", path_of(f),
              tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
   }
-  tde_log_status(TDE_LOG_ERROR, "unit", s);
+  tde_log_status(TDE_LOG_ERROR, s);
   return tde_class_rc(c);
 }
 

@@ -198,6 +198,9 @@ static int main_lock(sqlite3_file *pf, int level) {
   if (rc) return rc;
   db->lock = level > before ? level : before;
   if (f->plain) return SQLITE_OK;
+  /* Under EXCLUSIVE SQLite takes no wal-index locks any more (closing the last
+  ** connection, locking_mode=EXCLUSIVE): look at the generation again here. */
+  if (level == SQLITE_LOCK_EXCLUSIVE && db->wal) db->wal->gen.checked = 0;
   if (before == SQLITE_LOCK_NONE) {
     tde_sealed_forget_size(&f->s);
     db->guard_ready = 0;
@@ -251,12 +254,12 @@ static int control_vfsname(tde_file *f, char **out) {
   return chain ? SQLITE_OK : SQLITE_NOMEM;
 }
 
-static int control_mmap_size(tde_db *db, sqlite3_int64 *size) {
-  sqlite3_int64 before = db->mmap_size;
+/* No map is made: pages must be opened first. The number is kept, so that
+** PRAGMA mmap_size answers as it does elsewhere. */
+static int control_mmap_size(tde_file *f, sqlite3_int64 *size) {
+  sqlite3_int64 before = f->mmap_size;
 
-  /* No map is made: pages must be opened first. The number is kept, so that
-  ** PRAGMA mmap_size answers as it does elsewhere. */
-  if (*size >= 0) db->mmap_size = *size;
+  if (*size >= 0) f->mmap_size = *size;
   *size = before;
   return SQLITE_OK;
 }
@@ -276,7 +279,7 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_CHUNK_SIZE:
       return SQLITE_OK; /* would make bytes below that nobody sealed */
     case SQLITE_FCNTL_MMAP_SIZE:
-      return control_mmap_size(f->db, arg);
+      return control_mmap_size(f, arg);
     case SQLITE_FCNTL_POWERSAFE_OVERWRITE:
       if (*(int *)arg == 0) {
         tde_log(TDE_LOG_WARNING, "%s: powersafe overwrite can not be switched off for an "
@@ -462,7 +465,7 @@ static int side_control(sqlite3_file *pf, int op, void *arg) {
   if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
   if (!f->plain) {
     if (op == SQLITE_FCNTL_SIZE_HINT || op == SQLITE_FCNTL_CHUNK_SIZE) return SQLITE_OK;
-    if (op == SQLITE_FCNTL_MMAP_SIZE) return SQLITE_OK;
+    if (op == SQLITE_FCNTL_MMAP_SIZE) return control_mmap_size(f, arg);
   }
   return LOWER(f)->xFileControl(f->lower, op, arg);
 }
@@ -607,9 +610,12 @@ static sqlite3_vfs *lower_of_path(const char *name) {
 /* The database that a WAL or journal belongs to, when this VFS has it. */
 static tde_file *owner_of(const char *name) {
   sqlite3_file *pf = name ? sqlite3_database_file_object(name) : NULL;
+  tde_file *f = NULL;
 
-  if (!pf || !pf->pMethods || pf->pMethods->xClose != main_close) return NULL;
-  return (tde_file *)pf;
+  if (!pf || !pf->pMethods) return NULL;
+  /* Another shim may stand above this one: it hands the question down. */
+  if (pf->pMethods->xFileControl(pf, TDE_FCNTL_FILE, &f) != SQLITE_OK) return NULL;
+  return f;
 }
 
 static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
@@ -834,7 +840,7 @@ int tde_vfs_register(const tde_key_source *source) {
     tde_log_set_sink(log_to_sqlite);
     tde_status_clear(&st);
     if (tde_crypto_init(&st) != TDE_OK) {
-      tde_log_status(TDE_LOG_ERROR, "start", &st);
+      tde_log_status(TDE_LOG_ERROR, &st);
       rc = SQLITE_ERROR;
     } else {
       base_vfs = sqlite3_vfs_find(NULL);

@@ -28,7 +28,6 @@ typedef struct tde_db {
   int read_only;
   int plain_allowed;
   int shm_open;               /* xShmMap was called: WAL readers may be about */
-  sqlite3_int64 mmap_size;    /* echoed to PRAGMA mmap_size */
   uint8_t head_seen[TDE_UNIT_HEAD + TDE_TAG_BYTES]; /* of unit 0 when head was read */
   uint8_t head[100];          /* SQLite's database header: no user data in it */
   int head_valid;
@@ -51,6 +50,7 @@ struct tde_file {
   tde_role role;
   int plain;                  /* passed through as it is */
   const char *path;           /* SQLite's; NULL for a temp file */
+  sqlite3_int64 mmap_size;    /* echoed to PRAGMA mmap_size */
   sqlite3_vfs *lower_vfs;
   sqlite3_file *lower;        /* own allocation */
   tde_sealed s;
