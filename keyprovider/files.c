@@ -1,0 +1,223 @@
+/*
+** files.c: reading and creating the small private files of an instance.
+**
+** What must hold: the checks look at the file that was opened, not at a name
+** that may change meanwhile; a file appears under its name only when its whole
+** content is on the disk; nothing is ever overwritten.
+*/
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+
+/* Maps errno; what is "read", "create", ... */
+static tde_class os_fail(tde_status *st, int err, const char *what, const char *path) {
+  char reason[128];
+  const char *text = strerror_r(err, reason, sizeof reason);
+  if (err == ENOENT || err == ENOTDIR) {
+    return tde_fail(st, TDE_MISSING, NULL, "cannot %s %s: %s", what, path, text);
+  }
+  if (err == EACCES || err == EPERM || err == EROFS) {
+    return tde_fail(st, TDE_DENIED, "give this process's user access to it",
+                    "cannot %s %s: %s", what, path, text);
+  }
+  if (err == ELOOP) {
+    return tde_fail(st, TDE_MISCONFIGURED, "put the file itself there",
+                    "%s is a symbolic link; that is not allowed here", path);
+  }
+  if (err == ENOMEM) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  return tde_fail(st, TDE_IO, "check the disk and the file system", "cannot %s %s: %s", what, path,
+                  text);
+}
+
+void tde_file_mark_of(const struct stat *sb, tde_file_mark *out) {
+  memset(out, 0, sizeof *out);
+  out->dev = sb->st_dev;
+  out->ino = sb->st_ino;
+  out->size = sb->st_size;
+  out->mtime = sb->st_mtim;
+  out->ctime = sb->st_ctim;
+}
+
+int tde_file_mark_equal(const tde_file_mark *a, const tde_file_mark *b) {
+  return a->dev == b->dev && a->ino == b->ino && a->size == b->size &&
+         a->mtime.tv_sec == b->mtime.tv_sec && a->mtime.tv_nsec == b->mtime.tv_nsec &&
+         a->ctime.tv_sec == b->ctime.tv_sec && a->ctime.tv_nsec == b->ctime.tv_nsec;
+}
+
+tde_class tde_file_check(const struct stat *sb, tde_file_privacy privacy, const char *path,
+                         tde_status *st) {
+  uid_t me = geteuid();
+  if (!S_ISREG(sb->st_mode)) {
+    return tde_fail(st, TDE_MISCONFIGURED, "put a regular file there", "%s is not a regular file",
+                    path);
+  }
+  if (me != 0 && sb->st_uid != me && !(privacy == TDE_FILE_TRUSTED && sb->st_uid == 0)) {
+    return tde_fail(st, TDE_MISCONFIGURED, "change its owner (chown)",
+                    "%s belongs to user %ld, this process runs as user %ld", path,
+                    (long)sb->st_uid, (long)me);
+  }
+  if (privacy == TDE_FILE_SECRET && (sb->st_mode & 077) != 0) {
+    return tde_fail(st, TDE_MISCONFIGURED, "chmod 600 it; if others may have read it, rotate the key",
+                    "%s is open to group or others (mode %03o)", path,
+                    (unsigned)(sb->st_mode & 0777));
+  }
+  if ((sb->st_mode & 022) != 0) {
+    return tde_fail(st, TDE_MISCONFIGURED, "check its content, then chmod 600 it",
+                    "%s may be written by group or others (mode %03o)", path,
+                    (unsigned)(sb->st_mode & 0777));
+  }
+  return TDE_OK;
+}
+
+tde_class tde_dir_check(const char *path, tde_status *st) {
+  struct stat sb;
+  uid_t me = geteuid();
+  if (stat(path, &sb) != 0) return os_fail(st, errno, "open", path);
+  if (!S_ISDIR(sb.st_mode)) {
+    return tde_fail(st, TDE_MISCONFIGURED, "name a directory", "%s is not a directory", path);
+  }
+  if (me != 0 && sb.st_uid != me && sb.st_uid != 0) {
+    return tde_fail(st, TDE_MISCONFIGURED, "change its owner (chown)",
+                    "the directory %s belongs to user %ld, this process runs as user %ld", path,
+                    (long)sb.st_uid, (long)me);
+  }
+  if ((sb.st_mode & 022) != 0) {
+    return tde_fail(st, TDE_MISCONFIGURED, "check its content, then chmod 700 it",
+                    "the directory %s may be written by group or others (mode %03o)", path,
+                    (unsigned)(sb.st_mode & 0777));
+  }
+  return TDE_OK;
+}
+
+/* Reads fd to its end into a secret buffer of size + 1. A file that grows
+** meanwhile is refused: what was read might be no whole version of it. */
+static tde_class read_all(int fd, const char *path, size_t size, char **out, tde_status *st) {
+  size_t got = 0;
+  char *buf = tde_secret_alloc(size + 1);
+  if (buf == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  while (got <= size) {
+    ssize_t k = read(fd, buf + got, size + 1 - got);
+    if (k < 0 && errno == EINTR) continue;
+    if (k < 0) {
+      int err = errno;
+      tde_secret_free(buf);
+      return os_fail(st, err, "read", path);
+    }
+    if (k == 0) break;
+    got += (size_t)k;
+  }
+  if (got != size) {
+    tde_secret_free(buf);
+    return tde_fail(st, TDE_IO, "try again", "%s changed while it was read", path);
+  }
+  *out = buf;
+  return TDE_OK;
+}
+
+tde_class tde_file_read(const char *path, tde_file_privacy privacy, size_t max, char **out,
+                        size_t *n, tde_file_mark *mark, tde_status *st) {
+  struct stat sb;
+  int nofollow = privacy == TDE_FILE_SECRET ? O_NOFOLLOW : 0;
+  *out = NULL;
+  /* O_NONBLOCK: a FIFO of that name must not hang the host. */
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | nofollow);
+  if (fd < 0) return os_fail(st, errno, "open", path);
+  tde_class rc = TDE_OK;
+  if (fstat(fd, &sb) != 0) rc = os_fail(st, errno, "look at", path);
+  if (rc == TDE_OK) rc = tde_file_check(&sb, privacy, path, st);
+  if (rc == TDE_OK && (sb.st_size <= 0 || (size_t)sb.st_size > max)) {
+    rc = tde_fail(st, TDE_MISCONFIGURED, "restore it from a backup",
+                  "%s is %lld bytes long; 1 to %zu are expected", path, (long long)sb.st_size, max);
+  }
+  if (rc == TDE_OK) rc = read_all(fd, path, (size_t)sb.st_size, out, st);
+  close(fd);
+  if (rc == TDE_OK) {
+    *n = (size_t)sb.st_size;
+    if (mark != NULL) tde_file_mark_of(&sb, mark);
+  }
+  return rc;
+}
+
+static int write_all(int fd, const char *text, size_t n) {
+  while (n > 0) {
+    ssize_t k = write(fd, text, n);
+    if (k < 0 && errno == EINTR) continue;
+    if (k <= 0) return -1;
+    text += k;
+    n -= (size_t)k;
+  }
+  /* The mode does not depend on the host's umask. */
+  return fchmod(fd, 0600) == 0 && fsync(fd) == 0 ? 0 : -1;
+}
+
+/* Gives the finished file its name without replacing another. */
+static int take_name(int dirfd, const char *temp, const char *name) {
+  if (linkat(dirfd, temp, dirfd, name, 0) == 0) {
+    /* A second name that stays behind is untidy, not wrong. */
+    unlinkat(dirfd, temp, 0);
+    return 0;
+  }
+  if (errno == EEXIST) return -1;
+  /* A file system without hard links. */
+  return renameat2(dirfd, temp, dirfd, name, RENAME_NOREPLACE);
+}
+
+tde_class tde_file_create(const char *dir, const char *name, const char *text, size_t n,
+                          tde_status *st) {
+  uint8_t salt[8];
+  char temp[32], hex[17], path[TDE_PATH_MAX + 128];
+  tde_class rc = tde_random(salt, sizeof salt, st);
+  if (rc != TDE_OK) return rc;
+  tde_hex(salt, sizeof salt, hex);
+  snprintf(temp, sizeof temp, ".new-%s", hex);
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  int dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (dirfd < 0) return os_fail(st, errno, "open", dir);
+  int fd = openat(dirfd, temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (fd < 0) {
+    rc = os_fail(st, errno, "create", path);
+    close(dirfd);
+    return rc;
+  }
+  int bad = write_all(fd, text, n), err = errno;
+  if (close(fd) != 0 && !bad) bad = -1, err = errno;
+  if (!bad && take_name(dirfd, temp, name) != 0) bad = -1, err = errno;
+  if (!bad && fsync(dirfd) != 0) bad = -1, err = errno;
+  if (bad) unlinkat(dirfd, temp, 0);
+  close(dirfd);
+  if (!bad) return TDE_OK;
+  if (err == EEXIST) return tde_fail(st, TDE_BUSY, NULL, "%s is there already", path);
+  return os_fail(st, err, "create", path);
+}
+
+/* Makes the entry of path durable in its parent. */
+static int sync_parent(const char *path) {
+  char parent[TDE_PATH_MAX + 128];
+  snprintf(parent, sizeof parent, "%s", path);
+  char *slash = strrchr(parent, '/');
+  if (slash == NULL) return 0;
+  slash[slash == parent ? 1 : 0] = 0;
+  int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  /* A parent that may be searched but not read cannot be synced by us. */
+  if (fd < 0) return errno == EACCES ? 0 : -1;
+  int rc = fsync(fd);
+  close(fd);
+  return rc;
+}
+
+tde_class tde_dir_make(const char *path, tde_status *st) {
+  if (mkdir(path, 0700) != 0) {
+    if (errno == EEXIST) return TDE_OK;
+    return os_fail(st, errno, "make the directory", path);
+  }
+  if (sync_parent(path) != 0) return os_fail(st, errno, "sync the parent of", path);
+  return TDE_OK;
+}

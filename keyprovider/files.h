@@ -1,0 +1,56 @@
+/*
+** files.h: reading and creating the small private files of an instance.
+*/
+#ifndef TDE_FILES_H
+#define TDE_FILES_H
+
+#include <stddef.h>
+#include <sys/stat.h>
+
+#include "../ext/base/status.h"
+
+/* What tells one state of a file from another. The change time is part of it:
+** nobody can set that back. */
+typedef struct tde_file_mark {
+  dev_t dev;
+  ino_t ino;
+  off_t size;
+  struct timespec mtime, ctime;
+} tde_file_mark;
+
+void tde_file_mark_of(const struct stat *sb, tde_file_mark *out);
+int tde_file_mark_equal(const tde_file_mark *a, const tde_file_mark *b);
+
+/* How a file may be shared. */
+typedef enum tde_file_privacy {
+  TDE_FILE_SECRET,   /* no access for group and others; no symbolic link */
+  TDE_FILE_TRUSTED   /* group and others may not write */
+} tde_file_privacy;
+
+/* Checks that sb is a regular file of the effective user (or, for a trusted
+** file, of root; the superuser reads anybody's) with these permissions.
+** TDE_MISCONFIGURED names path and remedy. */
+tde_class tde_file_check(const struct stat *sb, tde_file_privacy privacy, const char *path,
+                         tde_status *st);
+/* The same for a directory: group and others may not write. */
+tde_class tde_dir_check(const char *path, tde_status *st);
+
+/* Reads a whole file of at most max bytes (max < 65536) after tde_file_check.
+** *out is secret memory, NUL-terminated, the caller's (tde_secret_free). mark
+** may be NULL. TDE_MISSING: no such file; TDE_DENIED: no permission;
+** TDE_MISCONFIGURED: empty, too large, or as above; TDE_IO; TDE_NOMEM. */
+tde_class tde_file_read(const char *path, tde_file_privacy privacy, size_t max, char **out,
+                        size_t *n, tde_file_mark *mark, tde_status *st);
+
+/* Creates dir/name with mode 0600 and this content, durable when it returns
+** TDE_OK, and never in part: a crash leaves no file of that name. An existing
+** file stays as it is: TDE_BUSY. Other failures: TDE_DENIED (no permission, or
+** a read-only file system), TDE_IO. */
+tde_class tde_file_create(const char *dir, const char *name, const char *text, size_t n,
+                          tde_status *st);
+
+/* Makes a directory with mode 0700, durable in its parent; an existing one is
+** fine. */
+tde_class tde_dir_make(const char *path, tde_status *st);
+
+#endif

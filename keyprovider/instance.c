@@ -1,0 +1,461 @@
+/*
+** instance.c: finding, making and loading the instance directory.
+**
+** What must hold:
+**  - A published tde_instance never changes and is never freed.
+**  - instance.json never names a key that is not durable: the key file is
+**    synced, with its directory, before the instance file gets its name.
+**  - Two processes that make one instance at once end with the same one: the
+**    instance file is created by a link that does not replace, and the loser
+**    loads the winner's. The lock file only spares the loser its key pair.
+**  - A crash in between leaves at most a key file, which the next try uses.
+**  - No lock is held while files are read or keys are made.
+*/
+#include "instance.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../ext/base/crypto.h"
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+#include "files.h"
+#include "json.h"
+#include "local.h"
+
+#define INSTANCE_FILE "instance.json"
+#define LOCK_FILE ".lock"
+#define SMK_NAME "smk"
+/* Room for the names that are appended to a directory. */
+#define DIR_MAX (TDE_PATH_MAX - 128)
+#define FILE_PATH_MAX TDE_PATH_MAX
+/* Longer than a key pair takes on a slow machine; then we go on unlocked. */
+#define LOCK_WAIT_MS 30000
+#define LOCK_NAP_MS 20
+
+struct tde_instance {
+  char *dir;
+  int service_managed;
+  char protector[TDE_KEY_ID_MAX];
+  char smk[TDE_KEY_ID_MAX];            /* "" when the file names none */
+  uint8_t digest[TDE_HASH_BYTES];      /* of the file's text */
+  const struct tde_instance *older;    /* seen before, of the same directory */
+};
+
+/* One directory: the current state, the file that it was read from, and every
+** state ever published, newest first. */
+typedef struct place {
+  const char *dir;
+  tde_file_mark mark;
+  const tde_instance *current;
+  const tde_instance *all;
+  struct place *next;
+} place;
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  place *first;
+} registry = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&registry.mutex);
+}
+
+static void registry_unlock(void) {
+  pthread_mutex_unlock(&registry.mutex);
+}
+
+/* A child forked while another thread holds the mutex would never get it. */
+static void registry_once(void) {
+  pthread_atfork(raw_lock, registry_unlock, registry_unlock);
+}
+
+static void registry_lock(void) {
+  pthread_once(&registry.once, registry_once);
+  raw_lock();
+}
+
+static tde_class nomem(tde_status *st) {
+  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+}
+
+/* ---- where the instance is ---- */
+
+#define NAME_IT "set the URI parameter tde_instance or the environment variable TDE_INSTANCE"
+
+/* Absolute, without doubled or trailing slashes, so that one spelling names
+** one place; symbolic links stay. */
+static tde_class absolute(const char *path, char out[DIR_MAX], tde_status *st) {
+  size_t n = 0;
+  char cwd[DIR_MAX] = "";
+  if (path[0] != '/' && getcwd(cwd, sizeof cwd) == NULL) {
+    return tde_fail(st, TDE_MISCONFIGURED, "give the instance directory as an absolute path",
+                    "the relative path %s cannot be resolved: no current directory", path);
+  }
+  const char *parts[2] = {cwd, path};
+  for (int i = 0; i < 2; i++) {
+    for (const char *p = parts[i]; *p != 0;) {
+      size_t len;
+      while (*p == '/') p++;
+      len = strcspn(p, "/");
+      if (len > 0 && !(len == 1 && p[0] == '.')) {
+        if (n + len + 2 > DIR_MAX) {
+          return tde_fail(st, TDE_MISCONFIGURED, "use a shorter path",
+                          "the instance directory's path is longer than %d bytes", DIR_MAX);
+        }
+        out[n++] = '/';
+        memcpy(out + n, p, len);
+        n += len;
+      }
+      p += len;
+    }
+  }
+  if (n == 0) out[n++] = '/';
+  out[n] = 0;
+  return TDE_OK;
+}
+
+/* The per-user default. Environment variables of a set-user-id process belong
+** to somebody else: secure_getenv hides them. */
+static tde_class default_dir(char out[DIR_MAX], tde_status *st) {
+  const char *base = secure_getenv("XDG_DATA_HOME");
+  const char *below = "";
+  /* XDG Base Directory Specification: a relative path there is ignored. */
+  if (base == NULL || base[0] != '/') {
+    base = secure_getenv("HOME");
+    below = "/.local/share";
+  }
+  if (base == NULL || base[0] != '/') {
+    return tde_fail(st, TDE_MISCONFIGURED, NAME_IT,
+                    "no instance is named, and HOME is not set to an absolute path");
+  }
+  char path[DIR_MAX];
+  int n = snprintf(path, sizeof path, "%s%s/sqlite-tde", base, below);
+  if (n < 0 || n >= DIR_MAX) {
+    return tde_fail(st, TDE_MISCONFIGURED, NAME_IT, "the default instance directory's path is too long");
+  }
+  return absolute(path, out, st);
+}
+
+static tde_class resolve(const char *path, char out[DIR_MAX], int *is_default, tde_status *st) {
+  *is_default = 0;
+  if (path == NULL || path[0] == 0) path = secure_getenv("TDE_INSTANCE");
+  if (path != NULL && path[0] != 0) return absolute(path, out, st);
+  *is_default = 1;
+  return default_dir(out, st);
+}
+
+/* ---- reading instance.json ---- */
+
+#define RESTORE_IT "correct it, or restore it from a backup of the instance directory"
+
+static tde_class bad_field(tde_status *st, const char *file, const char *field, const char *want) {
+  return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: \"%s\" %s", file, field, want);
+}
+
+/* service_managed_key into inst->smk. */
+static tde_class read_smk(const tde_json *root, const char *file, tde_instance *inst,
+                          tde_status *st) {
+  const tde_json *smk = tde_json_get(root, "service_managed_key");
+  char base[TDE_KEY_ID_MAX], version[128];
+  if (smk == NULL) return TDE_OK;
+  if (!tde_json_is_object(smk)) return bad_field(st, file, "service_managed_key", "is no object");
+  const char *name = tde_json_get_text(smk, "name"), *ver = tde_json_get_text(smk, "version");
+  if (name == NULL) return bad_field(st, file, "service_managed_key.name", "is no text");
+  if (ver == NULL) return bad_field(st, file, "service_managed_key.version", "is no text");
+  if (tde_json_get_int(smk, "created", -1) < 0) {
+    return bad_field(st, file, "service_managed_key.created", "is no Unix time");
+  }
+  int n = snprintf(inst->smk, sizeof inst->smk, "local:%s/%s", name, ver);
+  if (n < 0 || n >= TDE_KEY_ID_MAX ||
+      tde_provider_local.parse_id(inst->smk, base, version, NULL) != TDE_OK) {
+    return bad_field(st, file, "service_managed_key",
+                     "does not name a local key (name: a-z 0-9 -, version: 40 hex digits)");
+  }
+  return TDE_OK;
+}
+
+static tde_class read_protector(const tde_json *root, const char *file, tde_instance *inst,
+                                tde_status *st) {
+  const char *id = tde_json_get_text(root, "default_protector");
+  char base[TDE_KEY_ID_MAX], version[128];
+  if (id == NULL) return bad_field(st, file, "default_protector", "is missing or no text");
+  if (strcmp(id, TDE_SERVICE_MANAGED) == 0) {
+    if (inst->smk[0] == 0) {
+      return bad_field(st, file, "service_managed_key", "is missing, and is the default protector");
+    }
+    inst->service_managed = 1;
+    memcpy(inst->protector, inst->smk, sizeof inst->protector);
+    return TDE_OK;
+  }
+  const tde_provider *p = tde_provider_find(id, NULL);
+  if (p == NULL || p->parse_id(id, base, version, NULL) != TDE_OK) {
+    return bad_field(st, file, "default_protector",
+                     "is neither \"" TDE_SERVICE_MANAGED "\" nor a key id that this build takes");
+  }
+  memcpy(inst->protector, id, strlen(id) + 1);
+  return TDE_OK;
+}
+
+static tde_class read_root(const tde_json *root, const char *file, tde_instance *inst,
+                           tde_status *st) {
+  if (!tde_json_is_object(root)) {
+    return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s holds no JSON object", file);
+  }
+  int64_t version = tde_json_get_int(root, "version", 0);
+  if (version < 1) return bad_field(st, file, "version", "is missing or no positive number");
+  if (version > 1) {
+    return tde_fail(st, TDE_MISCONFIGURED, "use the version of this extension that wrote it",
+                    "%s: \"version\" is %lld; this build reads 1", file, (long long)version);
+  }
+  tde_class rc = read_smk(root, file, inst, st);
+  return rc == TDE_OK ? read_protector(root, file, inst, st) : rc;
+}
+
+static void instance_free(tde_instance *inst) {
+  if (inst == NULL) return;
+  free(inst->dir);
+  free(inst);
+}
+
+/* Reads and checks the file; *out is the caller's until published. */
+static tde_class load(const char *dir, const char *file, tde_instance **out, tde_file_mark *mark,
+                      tde_status *st) {
+  char *text = NULL;
+  size_t n = 0;
+  tde_json *root = NULL;
+  tde_status inner;
+  tde_instance *inst = NULL;
+  *out = NULL;
+  tde_status_clear(&inner);
+  tde_class rc = tde_dir_check(dir, st);
+  if (rc != TDE_OK) return rc;
+  rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &text, &n, mark, st);
+  if (rc != TDE_OK) return rc;
+  inst = calloc(1, sizeof *inst);
+  if (inst != NULL) inst->dir = strdup(dir);
+  if (inst == NULL || inst->dir == NULL) {
+    rc = nomem(st);
+    goto done;
+  }
+  rc = tde_json_parse(text, n, "file", &root, &inner);
+  if (rc == TDE_CORRUPT) {
+    rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
+  } else if (rc != TDE_OK) {
+    rc = nomem(st);
+  }
+  if (rc == TDE_OK) rc = read_root(root, file, inst, st);
+  if (rc == TDE_OK && tde_sha256(text, n, inst->digest) != TDE_OK) {
+    rc = tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash %s", file);
+  }
+done:
+  tde_json_free(root);
+  tde_secret_free(text);
+  if (rc == TDE_OK) *out = inst;
+  else instance_free(inst);
+  return rc;
+}
+
+/* ---- the registry ---- */
+
+static place *place_of(const char *dir) {
+  for (place *p = registry.first; p != NULL; p = p->next) {
+    if (strcmp(p->dir, dir) == 0) return p;
+  }
+  return NULL;
+}
+
+/* The published state that was read from this very file, or NULL. */
+static const tde_instance *known(const char *dir, const tde_file_mark *mark) {
+  const tde_instance *inst = NULL;
+  registry_lock();
+  const place *p = place_of(dir);
+  if (p != NULL && tde_file_mark_equal(&p->mark, mark)) inst = p->current;
+  registry_unlock();
+  return inst;
+}
+
+/* Publishes inst, or the state with the same content that is published
+** already; takes inst over in every case. */
+static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const tde_instance **out,
+                         tde_status *st) {
+  place *fresh = calloc(1, sizeof *fresh);
+  if (fresh == NULL) {
+    instance_free(inst);
+    return nomem(st);
+  }
+  registry_lock();
+  place *p = place_of(inst->dir);
+  if (p == NULL) {
+    p = fresh;
+    fresh = NULL;
+    p->dir = inst->dir;
+    p->next = registry.first;
+    registry.first = p;
+  }
+  const tde_instance *same = p->all;
+  while (same != NULL && !tde_equal(same->digest, inst->digest, TDE_HASH_BYTES)) same = same->older;
+  if (same == NULL) {
+    inst->older = p->all;
+    p->all = inst;
+    same = inst;
+    inst = NULL;
+  }
+  p->current = same;
+  *out = same;
+  p->mark = *mark;
+  registry_unlock();
+  free(fresh);
+  instance_free(inst);
+  return TDE_OK;
+}
+
+/* ---- making an instance ---- */
+
+static tde_class make_dirs(const char *dir, int parents, tde_status *st) {
+  char path[DIR_MAX];
+  snprintf(path, sizeof path, "%s", dir);
+  for (char *p = path + 1; parents && (p = strchr(p, '/')) != NULL; p++) {
+    *p = 0;
+    tde_class rc = tde_dir_make(path, st);
+    *p = '/';
+    if (rc != TDE_OK) return rc;
+  }
+  return tde_dir_make(path, st);
+}
+
+/* Takes the lock file, or gives up: then the work is merely done twice.
+** Returns a descriptor or -1. */
+static int lock_take(const char *dir) {
+  char path[FILE_PATH_MAX];
+  snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);
+  int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+  if (fd < 0) return -1;
+  for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
+    struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
+    if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
+      close(fd);
+      return -1;
+    }
+    nanosleep(&nap, NULL);
+  }
+  return fd;
+}
+
+static void lock_release(int fd) {
+  if (fd < 0) return;
+  /* Not left to close(): a child forked meanwhile shares the description. */
+  flock(fd, LOCK_UN);
+  close(fd);
+}
+
+/* The service-managed key: one that an interrupted try left, or a new one. */
+static tde_class smk_ready(const char *dir, tde_key_info *info, tde_status *st) {
+  tde_status inner;
+  tde_status_clear(&inner);
+  tde_class rc = tde_local_latest(dir, SMK_NAME, info, &inner);
+  if (rc == TDE_OK) return TDE_OK;
+  if (rc == TDE_MISSING || rc == TDE_CORRUPT || rc == TDE_WRONG_KEY) {
+    if (rc != TDE_MISSING) tde_log_status(TDE_LOG_WARNING, &inner);
+    return tde_local_create(dir, SMK_NAME, info, st);
+  }
+  if (st != NULL) *st = inner;
+  return rc;
+}
+
+static char *instance_text(const tde_key_info *smk, size_t *n) {
+  tde_json *root = tde_json_object(), *key = tde_json_object();
+  int bad = tde_json_set_text(key, "name", SMK_NAME) | tde_json_set_text(key, "version", smk->version) |
+            tde_json_set_int(key, "created", smk->created);
+  bad |= tde_json_set_int(root, "version", 1) |
+         tde_json_set_text(root, "default_protector", TDE_SERVICE_MANAGED);
+  bad |= tde_json_set_json(root, "service_managed_key", key);
+  char *text = bad ? NULL : tde_json_pretty(root, n);
+  tde_json_free(root);
+  return text;
+}
+
+/* Under the lock: makes key and file, unless another process was faster. */
+static tde_class make_files(const char *dir, const char *file, tde_status *st) {
+  tde_key_info smk;
+  size_t n = 0;
+  if (access(file, F_OK) == 0) return TDE_OK;
+  tde_class rc = smk_ready(dir, &smk, st);
+  if (rc != TDE_OK) return rc;
+  char *text = instance_text(&smk, &n);
+  if (text == NULL) return nomem(st);
+  rc = tde_file_create(dir, INSTANCE_FILE, text, n, st);
+  free(text);
+  return rc == TDE_BUSY ? TDE_OK : rc;
+}
+
+static tde_class make_instance(const char *dir, const char *file, int is_default, tde_status *st) {
+  tde_class rc = make_dirs(dir, is_default, st);
+  if (rc == TDE_OK) rc = tde_dir_check(dir, st);
+  if (rc == TDE_OK) {
+    int lock = lock_take(dir);
+    rc = make_files(dir, file, st);
+    lock_release(lock);
+  }
+  if (rc != TDE_OK && st != NULL && st->remedy[0] == 0) {
+    snprintf(st->remedy, sizeof st->remedy, "%s to a directory whose parent exists", NAME_IT);
+  }
+  return rc;
+}
+
+/* ---- the interface ---- */
+
+tde_class tde_instance_open(const char *path, int create, const tde_instance **out,
+                            tde_status *st) {
+  char dir[DIR_MAX], file[FILE_PATH_MAX];
+  int is_default = 0;
+  struct stat sb;
+  tde_file_mark mark;
+  tde_instance *inst = NULL;
+  *out = NULL;
+  tde_class rc = resolve(path, dir, &is_default, st);
+  if (rc != TDE_OK) return rc;
+  snprintf(file, sizeof file, "%s/" INSTANCE_FILE, dir);
+  if (stat(file, &sb) == 0) {
+    tde_file_mark_of(&sb, &mark);
+    *out = known(dir, &mark);
+    if (*out != NULL) return TDE_OK;
+  } else if (errno == ENOENT && create) {
+    rc = make_instance(dir, file, is_default, st);
+    if (rc != TDE_OK) return rc;
+  }
+  rc = load(dir, file, &inst, &mark, st);
+  if (rc == TDE_MISSING) {
+    return tde_fail(st, TDE_MISSING, NAME_IT " to the directory that holds it",
+                    "there is no instance at %s", dir);
+  }
+  if (rc != TDE_OK) return rc;
+  return publish(inst, &mark, out, st);
+}
+
+const char *tde_instance_dir(const tde_instance *inst) {
+  return inst->dir;
+}
+
+const char *tde_instance_smk(const tde_instance *inst) {
+  return inst->smk;
+}
+
+int tde_instance_is_service_managed(const tde_instance *inst) {
+  return inst->service_managed;
+}
+
+tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
+                                 tde_status *st) {
+  (void)st;
+  memcpy(out, inst->protector, TDE_KEY_ID_MAX);
+  return TDE_OK;
+}

@@ -1,0 +1,216 @@
+/*
+** registry.c: the table of key providers and the driver of an operation.
+**
+** What must hold: no lock of the product is held while an operation runs; an
+** operation ends after a bounded number of requests whatever the service
+** replies; a failed unwrap leaves no key behind; a failure always names its
+** class, the key and the next step; a provider's defect is reported as
+** TDE_INTERNAL and never passes for a success.
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/secret.h"
+#include "provider.h"
+
+_Atomic(tde_http_send_fn) tde_http_sender;
+
+/* Order is the order of asking; the forms of key ids do not overlap. */
+static const tde_provider *const providers[] = {
+    &tde_provider_local,
+};
+#define NPROVIDERS (sizeof providers / sizeof providers[0])
+
+/* A key id goes into messages, documents and requests: printable ASCII only. */
+static tde_class key_id_check(const char *key_id, tde_status *st) {
+  size_t n = key_id != NULL ? strnlen(key_id, TDE_KEY_ID_MAX) : 0;
+  if (n == 0) return tde_fail(st, TDE_MISCONFIGURED, "name a key", "the key id is empty");
+  if (n == TDE_KEY_ID_MAX) {
+    return tde_fail(st, TDE_MISCONFIGURED, NULL, "the key id is longer than %d bytes",
+                    TDE_KEY_ID_MAX - 1);
+  }
+  for (size_t i = 0; i < n; i++) {
+    if (key_id[i] <= ' ' || key_id[i] > '~') {
+      return tde_fail(st, TDE_MISCONFIGURED, NULL,
+                      "the key id holds a character other than printable ASCII at byte %zu", i + 1);
+    }
+  }
+  return TDE_OK;
+}
+
+const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
+  if (key_id_check(key_id, st) != TDE_OK) return NULL;
+  for (size_t i = 0; i < NPROVIDERS; i++) {
+    if (providers[i]->matches(key_id)) return providers[i];
+  }
+  tde_fail(st, TDE_UNSUPPORTED, "check the key id's form, e.g. local:NAME",
+           "no key provider of this build takes the key id %.200s", key_id);
+  return NULL;
+}
+
+void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]) {
+  size_t nb = strnlen(info->base_id, sizeof info->base_id - 1);
+  size_t nv = strnlen(info->version, sizeof info->version - 1);
+  memcpy(out, info->base_id, nb);
+  /* parse_id took both out of one id, so they fit; half a version would name
+  ** another key, so none is better. */
+  if (nv > 0 && nb + 1 + nv < TDE_KEY_ID_MAX) {
+    out[nb] = '/';
+    memcpy(out + nb + 1, info->version, nv);
+    nb += 1 + nv;
+  }
+  out[nb] = 0;
+}
+
+void tde_request_clear(tde_request *req) {
+  for (char **h = req->headers; h != NULL && *h != NULL; h++) tde_secret_free(*h);
+  free(req->headers);
+  free(req->url);
+  tde_secret_free(req->body);
+  memset(req, 0, sizeof *req);
+}
+
+static tde_class defect(const tde_provider *p, tde_status *st, const char *what) {
+  return tde_fail(st, TDE_INTERNAL, "report this as a defect", "the key provider %s %s",
+                  p != NULL && p->name != NULL ? p->name : "(unnamed)", what);
+}
+
+tde_class tde_provider_check(const tde_provider *p, tde_status *st) {
+  if (p == NULL || p->name == NULL || p->name[0] == 0) return defect(p, st, "has no name");
+  if (p->matches == NULL) return defect(p, st, "has no matches()");
+  if (p->parse_id == NULL) return defect(p, st, "has no parse_id()");
+  if (p->start == NULL) return defect(p, st, "has no start()");
+  return TDE_OK;
+}
+
+tde_class tde_providers_check(tde_status *st) {
+  for (size_t i = 0; i < NPROVIDERS; i++) {
+    tde_class rc = tde_provider_check(providers[i], st);
+    if (rc != TDE_OK) return rc;
+    for (size_t k = 0; k < i; k++) {
+      if (strcmp(providers[i]->name, providers[k]->name) == 0) {
+        return defect(providers[i], st, "is in the table twice");
+      }
+    }
+  }
+  return TDE_OK;
+}
+
+/* The operation's input, before anything is asked of a service. */
+static tde_class input_check(const tde_op *op, tde_status *st) {
+  int ok = op->kind == TDE_OP_GET || op->kind == TDE_OP_LATEST ||
+           (op->kind == TDE_OP_WRAP && op->dek != NULL) ||
+           (op->kind == TDE_OP_UNWRAP && op->dek != NULL && op->nwrapped > 0 &&
+            op->nwrapped <= TDE_WRAPPED_MAX);
+  return ok ? TDE_OK : tde_fail(st, TDE_MISUSE, NULL, "a key operation lacks its input");
+}
+
+/* What a provider says is done must be there. */
+static tde_class output_check(const tde_provider *p, const tde_op *op, tde_status *st) {
+  if (op->kind == TDE_OP_WRAP && (op->nwrapped == 0 || op->nwrapped > TDE_WRAPPED_MAX)) {
+    return defect(p, st, "said that it wrapped, and left no wrapped key");
+  }
+  if (op->kind != TDE_OP_UNWRAP && (op->info.base_id[0] == 0 || op->info.version[0] == 0)) {
+    return defect(p, st, "did not say which key version it used");
+  }
+  return TDE_OK;
+}
+
+/* Sends req and lets the provider read the reply; req is consumed, next gets
+** what the provider asks for then. */
+static tde_step exchange(const tde_provider *p, tde_op *op, tde_request *req, tde_request *next,
+                         tde_status *st) {
+  tde_reply reply;
+  tde_step step = TDE_STEP_FAILED;
+  tde_http_send_fn send = tde_http_sender;
+  memset(&reply, 0, sizeof reply);
+  if (p->reply == NULL || req->method == NULL || req->url == NULL) {
+    defect(p, st, "asks to send what cannot be sent");
+  } else if (send == NULL) {
+    tde_fail(st, TDE_UNSUPPORTED, "use a build with network support, or a key of another kind",
+             "this build has no network transport");
+  } else if (send(op, req, &reply, st) == TDE_OK) {
+    step = p->reply(op, &reply, next, st);
+  }
+  if (reply.release != NULL) reply.release(&reply);
+  tde_request_clear(req);
+  return step;
+}
+
+/* start, then send and reply until the provider is done. */
+static tde_class drive(const tde_provider *p, tde_op *op, tde_status *st) {
+  tde_request req, next;
+  int sent = 0;
+  memset(&req, 0, sizeof req);
+  tde_step step = p->start(op, &req, st);
+  while (step == TDE_STEP_SEND && sent++ < TDE_OP_REQUESTS_MAX) {
+    memset(&next, 0, sizeof next);
+    step = exchange(p, op, &req, &next, st);
+    req = next;
+  }
+  tde_request_clear(&req);
+  if (step == TDE_STEP_SEND) {
+    return tde_fail(st, TDE_CORRUPT, "check the key service",
+                    "the key service kept asking for more after %d requests", TDE_OP_REQUESTS_MAX);
+  }
+  if (step == TDE_STEP_DONE) return output_check(p, op, st);
+  return st->code != TDE_OK ? st->code : defect(p, st, "failed without saying why");
+}
+
+static const char *default_remedy(tde_class code) {
+  switch (code) {
+    case TDE_UNREACHABLE: return "check the network and the key service, then try again";
+    case TDE_THROTTLED: return "wait, then try again";
+    case TDE_UNAUTHENTICATED: return "check the identity and its secret";
+    case TDE_DENIED: return "grant the identity get, wrap and unwrap on the key";
+    case TDE_DISABLED: return "enable the key version";
+    case TDE_MISSING: return "restore the key, or correct its id";
+    case TDE_WRONG_KEY: return "use the key that wrapped this database's DEK";
+    case TDE_CORRUPT: return "restore the database's header from a backup";
+    case TDE_NOMEM: return "free memory, then try again";
+    case TDE_IO: return "check the disk and the file system's permissions";
+    default: return "correct the key id or the instance's configuration";
+  }
+}
+
+tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *key_id,
+                                tde_status *st) {
+  tde_status own;
+  if (st == NULL) st = &own;
+  tde_status_clear(st);
+  memset(&op->info, 0, sizeof op->info);
+  op->state = NULL;
+  tde_class rc = key_id_check(key_id, st);
+  if (rc == TDE_OK) rc = p->parse_id(key_id, op->base_id, op->version, st);
+  if (rc == TDE_OK) rc = input_check(op, st);
+  if (rc == TDE_OK) rc = drive(p, op, st);
+  if (p->finish != NULL) p->finish(op);
+  op->state = NULL;
+  if (rc == TDE_OK) {
+    /* A try that the provider recovered from is no result. */
+    tde_status_clear(st);
+    return TDE_OK;
+  }
+  if (op->kind == TDE_OP_UNWRAP && op->dek != NULL) tde_wipe(op->dek, TDE_KEY_BYTES);
+  if (op->kind == TDE_OP_WRAP) op->nwrapped = 0;
+  if (st->key_id[0] == 0 && key_id != NULL) {
+    size_t n = strnlen(key_id, sizeof st->key_id - 1);
+    memcpy(st->key_id, key_id, n);
+    st->key_id[n] = 0;
+  }
+  if (st->remedy[0] == 0) {
+    const char *remedy = default_remedy(rc);
+    memcpy(st->remedy, remedy, strlen(remedy) + 1);
+  }
+  return rc;
+}
+
+tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st) {
+  tde_status own;
+  if (st == NULL) st = &own;
+  tde_status_clear(st);
+  const tde_provider *p = tde_provider_find(key_id, st);
+  if (p != NULL) return tde_provider_run_with(p, op, key_id, st);
+  if (op->kind == TDE_OP_UNWRAP && op->dek != NULL) tde_wipe(op->dek, TDE_KEY_BYTES);
+  return st->code;
+}
