@@ -46,6 +46,8 @@ def arguments():
     p.add_argument("--plain-only", action="store_true", help="measure plain SQLite alone")
     p.add_argument("--also", action="append", default=[], metavar="NAME=TDE.SO",
                    help="a further build of the extension to compare; may be repeated")
+    p.add_argument("--smoke", action="store_true",
+                   help="no times: each workload once in each mode, small, and a count of passes")
     p.add_argument("--update-docs", action="store_true", help="put the table into README.md")
     a = p.parse_args()
     if a.rounds < 1 or not a.scale > 0:
@@ -95,8 +97,9 @@ class Bench:
         lines = r.stdout.strip().splitlines()
         return json.loads(lines[-1]) if lines else None
 
-    def work(self, mode, name, *more):
-        db = os.path.join(self.folder(mode), next(w[2] for w in WORKLOADS if w[0] == name))
+    def work(self, mode, name, *more, db_mode=None):
+        db = os.path.join(self.folder(db_mode or mode),
+                          next(w[2] for w in WORKLOADS if w[0] == name))
         return self.call(mode, name, "--db", db, "--scale", repr(self.a.scale), *more)
 
     def prepare(self):
@@ -270,11 +273,35 @@ def update_docs(text):
         f.write(before + BEGIN + "\n" + text + END + after)
 
 
+def smoke(bench):
+    """Each workload in each mode, and the proof that a run on the wrong file yields no time."""
+    passed = failed = 0
+    cases = [(n, m, m, True) for n in bench.a.chosen for m in bench.a.modes]
+    cases += [(n, m, other, False) for n, _ in PREPARED if n in bench.a.chosen
+              for m in bench.a.modes for other in bench.a.modes if (m == "plain") != (other == "plain")]
+    for name, mode, db_mode, want in cases:
+        try:
+            bench.work(mode, name, db_mode=db_mode)
+            got = True
+        except SystemExit:
+            got = False
+        if got == want:
+            passed += 1
+        else:
+            failed += 1
+            print("FAILED: %s in mode %s on a database of mode %s %s"
+                  % (name, mode, db_mode, "gave no result" if want else "gave a result"))
+    print("%d passed, %d failed, 0 skipped" % (passed, failed))
+    return 1 if failed else 0
+
+
 def main():
     a = arguments()
     bench = Bench(a)
     os.makedirs(a.dir, exist_ok=True)
     bench.prepare()
+    if a.smoke:
+        sys.exit(smoke(bench))
     facts = machine_facts(bench)
     runs = bench.rounds()
     rows = summarise(a, runs)
