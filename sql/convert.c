@@ -136,7 +136,7 @@ static int pragma_int(sqlite3 *db, const char *sql, int *out) {
 
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
-  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, rc, busy = 0, keep = 1;
+  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, rc, busy = 0;
   const char *vfs = c->encrypting ? tde_vfs_base_name() : TDE_VFS_NAME;
   sqlite3_stmt *stmt = NULL;
 
@@ -149,7 +149,6 @@ static int open_source(conversion *c, const char *arg) {
   /* Set before the first access: then a WAL needs no shared memory, and
   ** whoever else has it open is noticed. */
   rc = exec(c, c->from, "PRAGMA locking_mode=EXCLUSIVE", "can not be locked");
-  (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
   if (rc == SQLITE_OK) {
     rc = sqlite3_prepare_v2(c->from, "PRAGMA wal_checkpoint(TRUNCATE)", -1, &stmt, NULL);
     if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) busy = sqlite3_column_int(stmt, 0);
@@ -160,7 +159,9 @@ static int open_source(conversion *c, const char *arg) {
                 "its WAL is in use");
     }
   }
-  if (rc == SQLITE_OK) rc = exec(c, c->from, "BEGIN EXCLUSIVE", "is in use");
+  /* With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
+  ** backup could not read beside. */
+  if (rc == SQLITE_OK) rc = exec(c, c->from, "BEGIN EXCLUSIVE; COMMIT", "is in use");
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
   if (rc == SQLITE_OK && c->pages == 0) {
@@ -301,6 +302,10 @@ static int publish(conversion *c) {
     }
   }
   if (c->in_place) {
+    /* Closing the source must not delete a WAL that the new file may have by
+    ** then. */
+    int keep = 1;
+    (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
     rc = remove_side_file(c, "-wal");
     if (rc == SQLITE_OK) rc = remove_side_file(c, "-shm");
     if (rc == SQLITE_OK && rename(c->temp, c->target) != 0) {

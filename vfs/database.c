@@ -93,10 +93,26 @@ static const char *path_of(const tde_file *f) {
 
 /* ---- the header ---- */
 
+/* Enough of a slot for an ordinary key document in one read. */
+#define SLOT_GULP 4096
+
+/* Reads the used part of both slots; what lies beyond the file is zero. */
 static int read_slots(tde_file *f, uint8_t *both) {
-  int rc = LOWER(f)->xRead(f->lower, both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES, 0);
-  f->s.counters->lower_reads++;
-  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* zero-filled by the VFS */
+  for (int i = 0; i < 2; i++) {
+    uint8_t *slot = both + (size_t)i * TDE_SLOT_STRIDE;
+    sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE;
+    uint32_t used;
+    int rc = LOWER(f)->xRead(f->lower, slot, SLOT_GULP, at);
+
+    f->s.counters->lower_reads++;
+    used = tde_slot_used(slot);
+    if (rc == SQLITE_OK && used > SLOT_GULP) {
+      rc = LOWER(f)->xRead(f->lower, slot + SLOT_GULP, (int)(used - SLOT_GULP), at + SLOT_GULP);
+      f->s.counters->lower_reads++;
+    }
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  }
+  return SQLITE_OK;
 }
 
 /* Puts a parsed header in force with the keys that verify it. */
@@ -126,22 +142,14 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
 /* Unlocks one slot; on success it is in force. */
 static tde_class try_slot(tde_db *db, tde_header *h) {
   tde_keys *keys = NULL;
-  tde_key_facts facts;
-  tde_class c = tde_source.describe(tde_source.ctx, h->doc, h->ndoc, &facts, &db->last);
+  tde_class c = tde_keyring_unlock(&tde_source, &db->params, h, &db->facts, &keys, &db->last);
 
-  if (c) return c;
-  if (db->keys && memcmp(db->header.uuid, h->uuid, TDE_UUID_BYTES) == 0) {
-    const tde_epoch_keys *e = tde_keys_epoch(db->keys, h->epoch);
-    if (e && tde_header_check_mac(h, e->mac_key) == TDE_OK) keys = db->keys;
-  }
-  if (!keys) c = tde_keyring_unlock(&tde_source, &db->params, h, &keys, &db->last);
   if (c) {
-    /* Show what the file says of its keys, although nothing verified it. */
-    db->facts = facts;
+    /* Status shows whose file it is, although nothing verified that. */
     memcpy(db->header.uuid, h->uuid, TDE_UUID_BYTES);
     return c;
   }
-  db->facts = facts;
+  if (keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
   take_header(db, h, keys);
   db->state = TDE_STATE_ONLINE;
   return TDE_OK;
@@ -163,7 +171,7 @@ static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, t
              "%s: an SQLite database that is not encrypted", path);
   } else if (memcmp(both, tde_header_magic, 8) == 0 ||
              memcmp(both + TDE_SLOT_STRIDE, tde_header_magic, 8) == 0 ||
-             tde_all_zero(both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES)) {
+             (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP))) {
     db->state = TDE_STATE_DAMAGED;
     tde_fail(&db->last, TDE_DAMAGED_HEADER, "restore the file, or its first 64 KiB, from a backup",
              "%s: both header slots are damaged (slot 0: %s; slot 1: %s)", path,
@@ -179,8 +187,10 @@ static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, t
 static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
   return size < (sqlite3_int64)TDE_HEADER_BYTES &&
          (memcmp(both, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
-          tde_all_zero(both, TDE_SLOT_STRIDE + TDE_SLOT_BYTES));
+          (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP)));
 }
+
+static int probe_unit(tde_file *f, sqlite3_int64 size);
 
 static void set_new(tde_db *db) {
   db->state = TDE_STATE_NEW;
@@ -222,7 +232,10 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
       db->state = TDE_STATE_INACCESSIBLE;
       db->retry_at = tde_now_ms() + RETRY_MS;
     } else {
+      int other = !db->header.slot;
       tde_status_clear(&db->last);
+      /* Repaired after the next write transaction's sync. */
+      db->slot_behind = !db->slot[other].valid || h[other].unit_size != db->header.unit_size;
     }
   }
   tde_header_clear(&h[0]);
@@ -248,6 +261,7 @@ int tde_db_load(tde_file *f, int wait) {
   rc = read_slots(f, both);
   if (rc == SQLITE_OK) {
     choose_slot(db, both, size);
+    if (db->state == TDE_STATE_ONLINE) rc = probe_unit(f, size);
     if (wait && db->state == TDE_STATE_DAMAGED &&
         LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
       set_new(db);
@@ -382,7 +396,8 @@ static int next_slot(tde_file *f, tde_header *h, int verify) {
 /* The first page write of an empty database fixes U. Not synced by itself:
 ** the slot in force stays whole, the units that depend on this one are synced
 ** in the same file by the same commit, and before that the database is empty
-** (the hot journal says so). */
+** (the hot journal says so). The other slot follows after that sync, so that
+** either slot alone tells U. */
 int tde_db_fix_unit(tde_file *f, int64_t first_write) {
   tde_db *db = f->db;
   tde_header h;
@@ -396,9 +411,58 @@ int tde_db_fix_unit(tde_file *f, int64_t first_write) {
   rc = next_slot(f, &h, 0);
   if (rc) return rc;
   db->header = h;
+  db->slot_behind = 1;
   tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, h.unit_size);
   f->s.size_known = 0;
   return SQLITE_OK;
+}
+
+/* The slot in force is durable: bring the other one up to it. Read anew under
+** the lock: another process may have done it, or more. */
+static int catch_up_slot(tde_file *f) {
+  tde_db *db = f->db;
+  tde_header h;
+  int rc = tde_db_load(f, 0);
+
+  if (rc || db->state != TDE_STATE_ONLINE || !db->slot_behind) return rc;
+  h = db->header;
+  rc = next_slot(f, &h, 0);
+  if (rc) return rc;
+  db->header = h;
+  db->slot_behind = 0;
+  return SQLITE_OK;
+}
+
+/* A slot without U counts although the file holds more than a header: either
+** a crash cut the first transaction short, or the slot with U is damaged. The
+** tag of unit 0 tells: where it opens under some U, that is the U. */
+static int probe_unit(tde_file *f, sqlite3_int64 size) {
+  uint32_t n = TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD;
+  tde_db *db = f->db;
+  uint8_t *b;
+  int rc;
+
+  if (db->header.unit_size || size <= (sqlite3_int64)TDE_HEADER_BYTES) return SQLITE_OK;
+  b = sqlite3_malloc64(2 * (size_t)n);
+  if (!b) return SQLITE_NOMEM;
+  rc = LOWER(f)->xRead(f->lower, b, (int)n, TDE_HEADER_BYTES);
+  if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  for (uint32_t u = 512; rc == SQLITE_OK && u <= TDE_UNIT_MAIN_MAX; u *= 2) {
+    tde_class c;
+    tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, u);
+    c = tde_sealed_open_record(&f->s, 0, b, b + n);
+    if (c == TDE_OK) {
+      db->header.unit_size = u;
+      db->slot_behind = 1;
+      tde_log(TDE_LOG_WARNING, "%s: the header's newer slot is damaged (%s); the unit size was "
+              "found from the first unit", path_of(f), db->slot[!db->header.slot].found);
+      break;
+    }
+    if (c != TDE_TAMPERED) rc = tde_class_rc(c);
+  }
+  tde_wipe(b, 2 * (size_t)n);
+  sqlite3_free(b);
+  return rc;
 }
 
 /* Takes RESERVED for a header change. *before: the level to go back to. */
@@ -527,6 +591,15 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   rc = tde_db_load(f, 1);
   if (rc == SQLITE_OK && !f->plain) rc = check_powersafe(f);
   return rc;
+}
+
+/* A connection that never synced (synchronous=OFF) leaves a slot behind. */
+void tde_db_before_close(tde_file *f) {
+  tde_db *db = f->db;
+  tde_status st;
+
+  if (!db || !db->slot_behind || db->read_only || db->state != TDE_STATE_ONLINE) return;
+  if (tde_file_update_header(f, NULL, NULL, &st) == SQLITE_OK) db->slot_behind = 0;
 }
 
 void tde_db_close(tde_file *f) {
@@ -679,6 +752,10 @@ int tde_db_after_sync(tde_file *f) {
   tde_db *db = f->db;
   int rc = SQLITE_OK;
 
+  if (db->slot_behind && db->lock >= SQLITE_LOCK_RESERVED) {
+    rc = catch_up_slot(f);
+    if (rc) return rc;
+  }
   if (!db->guard_used) return SQLITE_OK;
   for (int area = 0; area < 2 && rc == SQLITE_OK; area++) {
     rc = LOWER(f)->xWrite(f->lower, zero, sizeof(zero), guard_at(area));

@@ -50,15 +50,15 @@ static int unit_size_ok(uint32_t u) {
 
 /* SHA-256 over the fixed part before the digest, and the document. */
 static tde_class slot_digest(const uint8_t *slot, size_t ndoc, uint8_t out[TDE_HASH_BYTES]) {
-  uint8_t *copy = malloc(S_SHA + ndoc);
-  tde_class c;
+  return tde_sha256_2(slot, S_SHA, slot + TDE_SLOT_FIXED, ndoc, out);
+}
 
-  if (!copy) return TDE_NOMEM;
-  memcpy(copy, slot, S_SHA);
-  memcpy(copy + S_SHA, slot + TDE_SLOT_FIXED, ndoc);
-  c = tde_sha256(copy, S_SHA + ndoc, out);
-  free(copy);
-  return c;
+/* The bytes of a slot that its fixed part says are used; 0: no slot. */
+uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]) {
+  uint32_t ndoc = tde_get32le(fixed + S_NDOC);
+
+  if (memcmp(fixed + S_MAGIC, tde_header_magic, sizeof(tde_header_magic)) != 0) return 0;
+  return ndoc <= TDE_DOC_MAX ? TDE_SLOT_FIXED + ndoc : 0;
 }
 
 tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *info) {
@@ -70,7 +70,7 @@ tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *in
   memset(info, 0, sizeof(*info));
   if (memcmp(slot + S_MAGIC, tde_header_magic, sizeof(tde_header_magic)) != 0) {
     return found(info, TDE_DAMAGED_HEADER,
-                 tde_all_zero(slot, TDE_SLOT_BYTES) ? "all zero" : "no magic number");
+                 tde_all_zero(slot, TDE_SLOT_FIXED) ? "all zero" : "no magic number");
   }
   out->version = tde_get32le(slot + S_VERSION);
   if (out->version > TDE_FORMAT_VERSION) {
@@ -99,6 +99,7 @@ tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *in
   memcpy(out->uuid, slot + S_UUID, sizeof(out->uuid));
   memcpy(out->maced, slot, TDE_SLOT_MACED);
   memcpy(out->mac, slot + S_MAC, sizeof(out->mac));
+  memcpy(out->sha, digest, sizeof(out->sha));
   info->valid = 1;
   info->sequence = out->sequence;
   return found(info, TDE_OK, "valid");

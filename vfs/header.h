@@ -40,6 +40,7 @@ typedef struct tde_header {
   uint32_t epoch;                    /* current DEK epoch */
   uint8_t maced[TDE_SLOT_MACED];     /* the fixed bytes under the HMAC */
   uint8_t mac[TDE_HASH_BYTES];
+  uint8_t sha[TDE_HASH_BYTES];       /* of the whole slot: names its content */
   char *doc;                         /* malloc'd key document, NUL-terminated */
   size_t ndoc;
   int slot;                          /* 0 or 1: where it was found */
@@ -47,7 +48,12 @@ typedef struct tde_header {
 
 void tde_header_clear(tde_header *h);            /* frees the document */
 
-/* Parses one slot of TDE_SLOT_BYTES. info (not NULL) says what was found.
+/* The bytes of a slot that are used, from its fixed part: what has to be read.
+** 0: no magic number, or a length out of range. */
+uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]);
+
+/* Parses one slot of TDE_SLOT_BYTES, of which only the used ones are looked
+** at. info (not NULL) says what was found.
 ** TDE_OK, TDE_NEWER_FORMAT, TDE_DAMAGED_HEADER (any other defect), TDE_NOMEM. */
 tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *info);
 

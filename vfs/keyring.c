@@ -19,7 +19,8 @@ struct tde_keys {
   entry_state state;
   int refs;
   uint64_t fork_generation;     /* of the process that fetches */
-  uint8_t doc_digest[TDE_HASH_BYTES]; /* what is being fetched for */
+  uint8_t slot_sha[TDE_HASH_BYTES]; /* the header last verified, or fetched for */
+  tde_key_facts facts;          /* of that header */
   tde_status failure;           /* ENTRY_FAILED: shared by those who waited */
   time_t idle_since;            /* monotonic seconds; meaningful when refs == 0 */
   int nepochs;
@@ -185,6 +186,19 @@ int tde_keyring_count(void) {
   return n;
 }
 
+/* A live entry that verified exactly this header before: nothing to parse and
+** nothing to compute. With a reference; or NULL. */
+static tde_keys *find_known(const tde_header *h) {
+  for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
+    if (k->state == ENTRY_LIVE && memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 &&
+        memcmp(k->slot_sha, h->sha, TDE_HASH_BYTES) == 0) {
+      take_ref(k);
+      return k;
+    }
+  }
+  return NULL;
+}
+
 /* A live entry whose DEK verifies this header, with a reference; or NULL. */
 static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
@@ -193,13 +207,15 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts) {
     e = tde_keys_epoch(k, h->epoch);
     if (!e || !has_all_epochs(k, facts)) continue;
     if (tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
+    memcpy(k->slot_sha, h->sha, TDE_HASH_BYTES);
+    k->facts = *facts;
     take_ref(k);
     return k;
   }
   return NULL;
 }
 
-static tde_keys *find_fetching(const tde_header *h, const uint8_t *digest) {
+static tde_keys *find_fetching(const tde_header *h) {
   uint64_t generation = tde_fork_generation();
   tde_keys *k, *next;
 
@@ -211,7 +227,7 @@ static tde_keys *find_fetching(const tde_header *h, const uint8_t *digest) {
       unlink_entry(k);
       continue;
     }
-    if (memcmp(k->doc_digest, digest, TDE_HASH_BYTES) == 0) return k;
+    if (memcmp(k->slot_sha, h->sha, TDE_HASH_BYTES) == 0) return k;
   }
   return NULL;
 }
@@ -287,51 +303,56 @@ static tde_class wait_for(tde_keys *k, tde_keys **out, tde_status *st) {
   return c;
 }
 
-tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
-                             const tde_header *header, tde_keys **out, tde_status *st) {
-  tde_key_facts facts;
-  uint8_t digest[TDE_HASH_BYTES];
-  tde_status local;
-  tde_keys *k;
+/* The way of a header that no live entry verified before. The lock is held on
+** entry and on return, and given up while a key service is asked. */
+static tde_class unlock_new(const tde_key_source *source, const tde_key_params *params,
+                            const tde_header *header, const tde_key_facts *facts, tde_keys **out,
+                            tde_status *st) {
+  tde_keys *k = find_live(header, facts);
   tde_class c;
 
-  *out = NULL;
-  if (!st) st = &local;
-  tde_status_clear(st);
-  pthread_once(&ring_once, ring_init);
-  c = source->describe(source->ctx, header->doc, header->ndoc, &facts, st);
-  if (c) return c;
-  c = tde_sha256(header->doc, header->ndoc, digest);
-  if (c) return tde_fail(st, c, NULL, "the key document could not be hashed");
+  *out = k;
+  if (k) return TDE_OK;
+  k = find_fetching(header);
+  if (k) return wait_for(k, out, st);
+  k = new_entry(header->uuid);
+  if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
+  memcpy(k->slot_sha, header->sha, TDE_HASH_BYTES);
+  k->facts = *facts;
+  link_entry(k);
+  pthread_mutex_unlock(&ring_lock);
+  c = fetch(k, source, params, header, facts, st);
+  pthread_mutex_lock(&ring_lock);
+  settle(k, c, st);
+  if (c) {
+    drop_ref(k);
+    k = NULL;
+  }
+  *out = k;
+  return c;
+}
 
+tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
+                             const tde_header *header, tde_key_facts *facts, tde_keys **out,
+                             tde_status *st) {
+  tde_status local;
+  tde_class c = TDE_OK;
+
+  if (!st) st = &local;
+  pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
   expire_idle();
-  k = find_live(header, &facts);
-  if (!k) {
-    tde_keys *other = find_fetching(header, digest);
-    if (other) {
-      c = wait_for(other, out, st);
-      pthread_mutex_unlock(&ring_lock);
-      return c;
-    }
-    k = new_entry(header->uuid);
-    if (!k) {
-      pthread_mutex_unlock(&ring_lock);
-      return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
-    }
-    memcpy(k->doc_digest, digest, sizeof(digest));
-    link_entry(k);
-    pthread_mutex_unlock(&ring_lock);
-    c = fetch(k, source, params, header, &facts, st);
-    pthread_mutex_lock(&ring_lock);
-    settle(k, c, st);
-    if (c) {
-      drop_ref(k);
-      k = NULL;
-    }
-  }
+  *out = find_known(header);
+  if (*out) *facts = (*out)->facts;
   pthread_mutex_unlock(&ring_lock);
-  *out = k;
+  if (*out) return TDE_OK;
+
+  tde_status_clear(st);
+  c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
+  if (c) return c;
+  pthread_mutex_lock(&ring_lock);
+  c = unlock_new(source, params, header, facts, out, st);
+  pthread_mutex_unlock(&ring_lock);
   return c;
 }
 

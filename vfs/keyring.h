@@ -30,9 +30,11 @@ typedef struct tde_epoch_keys {
 typedef struct tde_keys tde_keys;
 
 /* Finds or fetches the keys for this header and checks its HMAC. *out is a
-** reference: release it with tde_keyring_release. */
+** reference: release it with tde_keyring_release. facts gets what the key
+** document says, on failure too where the document could be read. */
 tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
-                             const tde_header *header, tde_keys **out, tde_status *st);
+                             const tde_header *header, tde_key_facts *facts, tde_keys **out,
+                             tde_status *st);
 
 /* Takes a fresh DEK (secret memory; copied, the caller still frees its own)
 ** of a database being created into the ring. */

@@ -27,6 +27,7 @@
 
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "openfiles.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -49,6 +50,10 @@ int64_t tde_now_ms(void) {
   struct timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);
   return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static inline tde_file *file_of(sqlite3_file *pf) {
+  return ((tde_handle *)pf)->f;
 }
 
 /* ---- main database ---- */
@@ -112,7 +117,7 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
 }
 
 static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int unlocked = db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100, rc;
 
@@ -139,7 +144,7 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
 }
 
 static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int rc = SQLITE_OK;
 
@@ -155,7 +160,7 @@ static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
 }
 
 static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
   if (f->db->state == TDE_STATE_NEW && size == 0) return SQLITE_OK;
@@ -165,7 +170,7 @@ static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
 }
 
 static int main_sync(sqlite3_file *pf, int flags) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc;
 
   if (f->plain) return LOWER(f)->xSync(f->lower, flags);
@@ -178,7 +183,7 @@ static int main_sync(sqlite3_file *pf, int flags) {
 }
 
 static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   uint64_t n = 0;
   int rc = SQLITE_OK;
 
@@ -191,7 +196,7 @@ static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
 }
 
 static int main_lock(sqlite3_file *pf, int level) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int before = db->lock, rc = LOWER(f)->xLock(f->lower, level);
 
@@ -217,7 +222,7 @@ static int main_lock(sqlite3_file *pf, int level) {
 }
 
 static int main_unlock(sqlite3_file *pf, int level) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc = SQLITE_OK, rc2;
 
   if (!f->plain) {
@@ -236,7 +241,7 @@ static int main_unlock(sqlite3_file *pf, int level) {
 }
 
 static int main_check_reserved(sqlite3_file *pf, int *out) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   return LOWER(f)->xCheckReservedLock(f->lower, out);
 }
 
@@ -265,7 +270,7 @@ static int control_mmap_size(tde_file *f, sqlite3_int64 *size) {
 }
 
 static int main_control(sqlite3_file *pf, int op, void *arg) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc;
 
   if (op == TDE_FCNTL_FILE) {
@@ -303,12 +308,12 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
 }
 
 static int any_sector_size(sqlite3_file *pf) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   return LOWER(f)->xSectorSize ? LOWER(f)->xSectorSize(f->lower) : 4096;
 }
 
 static int any_traits(sqlite3_file *pf) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int traits = LOWER(f)->xDeviceCharacteristics(f->lower);
 
   if (f->plain) return traits;
@@ -318,29 +323,27 @@ static int any_traits(sqlite3_file *pf) {
                    SQLITE_IOCAP_IMMUTABLE | SQLITE_IOCAP_SEQUENTIAL);
 }
 
-static void forget_own_base(const tde_file *f);
-
 static int main_close(sqlite3_file *pf) {
-  tde_file *f = (tde_file *)pf;
-  int rc = SQLITE_OK;
+  tde_file *f = file_of(pf);
+  int rc = SQLITE_OK, rc2;
 
-  if (!f->plain && f->db && f->db->state == TDE_STATE_ONLINE) rc = main_flush(f);
-  forget_own_base(f);
+  if (!f->plain && f->db && f->db->state == TDE_STATE_ONLINE) {
+    rc = main_flush(f);
+    tde_db_before_close(f);
+  }
+  tde_openfiles_remove(f);
   tde_sealed_clear(&f->s);
   tde_db_close(f);
-  if (f->lower) {
-    int rc2 = LOWER(f)->xClose(f->lower);
-    if (rc == SQLITE_OK) rc = rc2;
-    sqlite3_free(f->lower);
-    f->lower = NULL;
-  }
-  return rc;
+  rc2 = LOWER(f)->xClose(f->lower);
+  sqlite3_free(f->lower);
+  sqlite3_free(f);
+  return rc ? rc : rc2;
 }
 
 /* Shared memory: the wal-index passes through; the gate stands here, too,
 ** since a WAL connection keeps its SHARED lock between transactions. */
 static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
   rc = LOWER(f)->xShmMap(f->lower, region, size, extend, out);
@@ -352,7 +355,7 @@ static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void
 #define WRITE_LOCK_SLOT 0
 
 static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc;
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
@@ -373,12 +376,12 @@ static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
 }
 
 static void main_shm_barrier(sqlite3_file *pf) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   LOWER(f)->xShmBarrier(f->lower);
 }
 
 static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   f->db->shm_open = 0;
   return LOWER(f)->xShmUnmap(f->lower, delete_it);
 }
@@ -386,14 +389,14 @@ static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
 /* Only for a database passed through in plain (tde_plain=allow); for others
 ** SQLite gets a table without it. */
 static int main_fetch(sqlite3_file *pf, sqlite3_int64 off, int n, void **out) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xFetch(f->lower, off, n, out);
   *out = NULL;
   return SQLITE_OK;
 }
 
 static int main_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xUnfetch(f->lower, off, p);
   return SQLITE_OK;
 }
@@ -401,7 +404,7 @@ static int main_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
 /* ---- WAL, journal, temp, super-journal ---- */
 
 static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
   if (f->role == TDE_ROLE_WAL) return tde_wal_read(f, buf, (uint32_t)n, (uint64_t)off);
@@ -410,7 +413,7 @@ static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
 }
 
 static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (n == 0) return SQLITE_OK;
   if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
@@ -420,7 +423,7 @@ static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
 }
 
 static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
   if (f->role == TDE_ROLE_TEMP) return tde_sealed_truncate(&f->s, (uint64_t)size);
@@ -428,7 +431,7 @@ static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
 }
 
 static int side_sync(sqlite3_file *pf, int flags) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (!f->plain) {
     int rc = tde_sealed_flush(&f->s);
@@ -439,7 +442,7 @@ static int side_sync(sqlite3_file *pf, int flags) {
 }
 
 static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   uint64_t n = 0;
   int rc;
 
@@ -450,17 +453,17 @@ static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
 }
 
 static int side_lock(sqlite3_file *pf, int level) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   return LOWER(f)->xLock(f->lower, level);
 }
 
 static int side_unlock(sqlite3_file *pf, int level) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   return LOWER(f)->xUnlock(f->lower, level);
 }
 
 static int side_control(sqlite3_file *pf, int op, void *arg) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
 
   if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
   if (!f->plain) {
@@ -471,7 +474,7 @@ static int side_control(sqlite3_file *pf, int op, void *arg) {
 }
 
 static int side_close(sqlite3_file *pf) {
-  tde_file *f = (tde_file *)pf;
+  tde_file *f = file_of(pf);
   int rc = SQLITE_OK, rc2;
 
   if (!f->plain && f->role == TDE_ROLE_JOURNAL && f->gen.valid) {
@@ -482,10 +485,9 @@ static int side_close(sqlite3_file *pf) {
   tde_sealed_clear(&f->s);
   tde_cryptor_clear(&f->own_crypt);
   if (f->owned_owner) tde_log_close_owner(f->owned_owner);
-  f->owned_owner = NULL;
   rc2 = LOWER(f)->xClose(f->lower);
   sqlite3_free(f->lower);
-  f->lower = NULL;
+  sqlite3_free(f);
   return rc ? rc : rc2;
 }
 
@@ -497,17 +499,14 @@ static const sqlite3_io_methods main_methods_v1 = {
     .xFileControl = main_control, .xSectorSize = any_sector_size,
     .xDeviceCharacteristics = any_traits};
 
-#define MAIN_METHODS_2(version)                                                             \
-  .iVersion = (version), .xClose = main_close, .xRead = main_read, .xWrite = main_write,    \
-  .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size,                   \
-  .xLock = main_lock, .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,    \
-  .xFileControl = main_control, .xSectorSize = any_sector_size,                             \
-  .xDeviceCharacteristics = any_traits, .xShmMap = main_shm_map, .xShmLock = main_shm_lock, \
-  .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap
-
-static const sqlite3_io_methods main_methods_v2 = {MAIN_METHODS_2(2)};
-static const sqlite3_io_methods main_methods_v3 = {MAIN_METHODS_2(3), .xFetch = main_fetch,
-                                                   .xUnfetch = main_unfetch};
+static const sqlite3_io_methods main_methods_v3 = {
+    .iVersion = 3, .xClose = main_close, .xRead = main_read, .xWrite = main_write,
+    .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock,
+    .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,
+    .xFileControl = main_control, .xSectorSize = any_sector_size,
+    .xDeviceCharacteristics = any_traits, .xShmMap = main_shm_map, .xShmLock = main_shm_lock,
+    .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap, .xFetch = main_fetch,
+    .xUnfetch = main_unfetch};
 
 static const sqlite3_io_methods side_methods = {
     .iVersion = 1, .xClose = side_close, .xRead = side_read, .xWrite = side_write,
@@ -549,75 +548,6 @@ static sqlite3_vfs *choose_base(const char *name) {
   return vfs;
 }
 
-/* ---- databases with a base of their own ----
-**
-** xDelete and xAccess get a bare path. A database opened with tde_base= has
-** its journal, WAL and super-journal on that VFS: they are found by the
-** database's path. The list is empty in most processes.
-*/
-typedef struct own_base {
-  struct own_base *next;
-  const tde_file *file;
-} own_base;
-static own_base *own_bases;
-static pthread_mutex_t own_bases_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static int note_own_base(const tde_file *f) {
-  own_base *o;
-
-  if (f->lower_vfs == base_vfs) return SQLITE_OK;
-  o = sqlite3_malloc64(sizeof(*o));
-  if (!o) return SQLITE_NOMEM;
-  o->file = f;
-  pthread_mutex_lock(&own_bases_lock);
-  o->next = own_bases;
-  __atomic_store_n(&own_bases, o, __ATOMIC_RELEASE);
-  pthread_mutex_unlock(&own_bases_lock);
-  return SQLITE_OK;
-}
-
-static void forget_own_base(const tde_file *f) {
-  own_base **p, *o;
-
-  if (!f->lower_vfs || f->lower_vfs == base_vfs) return;
-  pthread_mutex_lock(&own_bases_lock);
-  for (p = &own_bases; (o = *p) != NULL; p = &o->next) {
-    if (o->file == f) {
-      __atomic_store_n(p, o->next, __ATOMIC_RELEASE);
-      sqlite3_free(o);
-      break;
-    }
-  }
-  pthread_mutex_unlock(&own_bases_lock);
-}
-
-static sqlite3_vfs *lower_of_path(const char *name) {
-  sqlite3_vfs *lower = base_vfs;
-
-  if (!name || !__atomic_load_n(&own_bases, __ATOMIC_ACQUIRE)) return lower;
-  pthread_mutex_lock(&own_bases_lock);
-  for (own_base *o = own_bases; o; o = o->next) {
-    size_t n = strlen(o->file->path);
-    if (strncmp(name, o->file->path, n) == 0 && (name[n] == 0 || name[n] == '-')) {
-      lower = o->file->lower_vfs;
-      break;
-    }
-  }
-  pthread_mutex_unlock(&own_bases_lock);
-  return lower;
-}
-
-/* The database that a WAL or journal belongs to, when this VFS has it. */
-static tde_file *owner_of(const char *name) {
-  sqlite3_file *pf = name ? sqlite3_database_file_object(name) : NULL;
-  tde_file *f = NULL;
-
-  if (!pf || !pf->pMethods) return NULL;
-  /* Another shim may stand above this one: it hands the question down. */
-  if (pf->pMethods->xFileControl(pf, TDE_FCNTL_FILE, &f) != SQLITE_OK) return NULL;
-  return f;
-}
-
 static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
   int rc, got = 0;
 
@@ -626,13 +556,12 @@ static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
   f->lower = tde_lower_open(f->lower_vfs, name, flags, &got, &rc);
   if (rc) return rc;
   if (out_flags) *out_flags = got;
-  rc = note_own_base(f);
-  if (rc) return rc;
+  tde_openfiles_add(f);
   return tde_db_open(f, name, got & SQLITE_OPEN_READONLY ? SQLITE_OPEN_READONLY : flags);
 }
 
 static int open_log(tde_file *f, const char *name, int flags, int *out_flags) {
-  tde_file *owner = owner_of(name);
+  tde_file *owner = tde_openfiles_owner(name);
   int rc;
 
   if (!owner) {
@@ -674,7 +603,7 @@ static int open_temp(tde_file *f, const char *name, int flags, int *out_flags) {
 static int open_super(tde_file *f, const char *name, int flags, int *out_flags) {
   int rc, is_sealed = 0;
 
-  f->lower_vfs = lower_of_path(name);
+  f->lower_vfs = tde_openfiles_vfs(name);
   f->lower = tde_lower_open(f->lower_vfs, name, flags, out_flags, &rc);
   if (rc) return rc;
   f->plain = 1;
@@ -686,45 +615,50 @@ static int open_super(tde_file *f, const char *name, int flags, int *out_flags) 
   return rc;
 }
 
+/* Version 3 also where xFetch maps nothing: SQLite tells the mmap size to no
+** other, and PRAGMA mmap_size would not answer. */
 static const sqlite3_io_methods *main_methods_for(const tde_file *f) {
-  int version = LOWER(f)->iVersion;
-
-  if (version < 2 || !LOWER(f)->xShmMap) return &main_methods_v1;
-  return f->plain && version >= 3 ? &main_methods_v3 : &main_methods_v2;
+  return LOWER(f)->iVersion < 2 || !LOWER(f)->xShmMap ? &main_methods_v1 : &main_methods_v3;
 }
 
-static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int flags,
-                     int *out_flags) {
-  tde_file *f = (tde_file *)pf;
-  int rc;
-
-  (void)vfs;
-  memset(f, 0, sizeof(*f));
-  f->path = name;
-  f->role = tde_role_of(flags);
+static int open_role(tde_file *f, const char *name, int flags, int *out_flags) {
   switch (f->role) {
     case TDE_ROLE_MAIN:
-      rc = name ? open_main(f, name, flags, out_flags) : SQLITE_CANTOPEN;
-      break;
+      return name ? open_main(f, name, flags, out_flags) : SQLITE_CANTOPEN;
     case TDE_ROLE_WAL:
     case TDE_ROLE_JOURNAL:
-      rc = open_log(f, name, flags, out_flags);
-      break;
+      return open_log(f, name, flags, out_flags);
     case TDE_ROLE_TEMP:
-      rc = open_temp(f, name, flags, out_flags);
-      break;
+      return open_temp(f, name, flags, out_flags);
     case TDE_ROLE_SUPER:
-      rc = open_super(f, name, flags, out_flags);
-      break;
+      return open_super(f, name, flags, out_flags);
     default:
       tde_log(TDE_LOG_ERROR, "%s: a file of unknown use (flags 0x%x) is refused",
               name ? name : "(no name)", (unsigned)flags);
       return SQLITE_CANTOPEN;
   }
+}
+
+static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int flags,
+                     int *out_flags) {
+  tde_handle *h = (tde_handle *)pf;
+  tde_file *f = sqlite3_malloc64(sizeof(*f));
+  int rc;
+
+  (void)vfs;
+  h->base.pMethods = NULL;
+  if (!f) return SQLITE_NOMEM;
+  memset(f, 0, sizeof(*f));
+  h->f = f;
+  f->path = name;
+  f->role = tde_role_of(flags);
+  rc = open_role(f, name, flags, out_flags);
   if (rc == SQLITE_OK) {
-    f->base.pMethods = f->role == TDE_ROLE_MAIN ? main_methods_for(f) : &side_methods;
+    h->base.pMethods = f->role == TDE_ROLE_MAIN ? main_methods_for(f) : &side_methods;
   } else if (f->lower) {
     (void)(f->role == TDE_ROLE_MAIN ? main_close(pf) : side_close(pf));
+  } else {
+    sqlite3_free(f);
   }
   return rc;
 }
@@ -734,12 +668,12 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int f
 #define BASE_CALL(method, ...) base_vfs->method(base_vfs, __VA_ARGS__)
 
 static int shim_delete(sqlite3_vfs *v, const char *name, int sync_dir) {
-  sqlite3_vfs *lower = lower_of_path(name);
+  sqlite3_vfs *lower = tde_openfiles_vfs(name);
   (void)v;
   return lower->xDelete(lower, name, sync_dir);
 }
 static int shim_access(sqlite3_vfs *v, const char *name, int flags, int *out) {
-  sqlite3_vfs *lower = lower_of_path(name);
+  sqlite3_vfs *lower = tde_openfiles_vfs(name);
   (void)v;
   return lower->xAccess(lower, name, flags, out);
 }
@@ -807,7 +741,7 @@ static void fill_vfs(void) {
   int v = base_vfs->iVersion;
 
   tde_vfs.iVersion = v < 3 ? v : 3;
-  tde_vfs.szOsFile = (int)sizeof(tde_file);
+  tde_vfs.szOsFile = (int)sizeof(tde_handle);
   tde_vfs.mxPathname = base_vfs->mxPathname;
   tde_vfs.zName = TDE_VFS_NAME;
   tde_vfs.xOpen = shim_open;

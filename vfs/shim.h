@@ -31,6 +31,7 @@ typedef struct tde_db {
   uint8_t head_seen[TDE_UNIT_HEAD + TDE_TAG_BYTES]; /* of unit 0 when head was read */
   uint8_t head[100];          /* SQLite's database header: no user data in it */
   int head_valid;
+  int slot_behind;            /* the slot not in force does not know U yet */
   int guard_next;             /* which double-write area comes next */
   int guard_ready;            /* older guards were looked after in this lock */
   int guard_used;
@@ -45,8 +46,15 @@ typedef struct tde_generation {
   uint64_t mine_from, mine_to; /* units that this handle wrote in it */
 } tde_generation;
 
+/* What SQLite holds. The file itself is elsewhere: a shim above may move what
+** it was given, and the parts of a file point at each other. */
+typedef struct tde_handle {
+  sqlite3_file base;
+  tde_file *f;
+} tde_handle;
+
 struct tde_file {
-  sqlite3_file base;          /* must be first */
+  tde_file *next_open;        /* openfiles.c */
   tde_role role;
   int plain;                  /* passed through as it is */
   const char *path;           /* SQLite's; NULL for a temp file */
@@ -65,6 +73,7 @@ struct tde_file {
 
 /* database.c: a main database's header, keys and locks */
 int tde_db_open(tde_file *f, const char *name, int flags);
+void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
 int tde_db_gate(tde_file *f);         /* SQLITE_OK when reads and writes may go on */

@@ -225,13 +225,18 @@ static EVP_MD_CTX *digest_context(void) {
   return EVP_MD_CTX_new();
 }
 
-tde_class tde_sha256(const void *p, size_t n, uint8_t out[TDE_HASH_BYTES]) {
-  part whole = {p, n};
+tde_class tde_sha256_2(const void *a, size_t na, const void *b, size_t nb,
+                       uint8_t out[TDE_HASH_BYTES]) {
+  part parts[2] = {{a, na}, {b, nb}};
   EVP_MD_CTX *m = digest_context();
-  int ok = m && digest_parts(m, &whole, 1, out);
+  int ok = m && digest_parts(m, parts, 2, out);
   if (!ok) tde_wipe(out, TDE_HASH_BYTES);
   EVP_MD_CTX_free(m);
   return ok ? TDE_OK : m ? TDE_CRYPTO : TDE_NOMEM;
+}
+
+tde_class tde_sha256(const void *p, size_t n, uint8_t out[TDE_HASH_BYTES]) {
+  return tde_sha256_2(p, n, NULL, 0, out);
 }
 
 tde_class tde_hmac_sha256(const uint8_t *key, size_t nkey, const void *a, size_t na, const void *b,

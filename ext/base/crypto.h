@@ -38,6 +38,9 @@ uint64_t tde_fork_generation(void);
 /* Hashes and key derivation. Thread-safe. The output is wiped on failure, which
 ** is TDE_NOMEM or TDE_CRYPTO; more than 255*32 bytes of HKDF output, TDE_MISUSE. */
 tde_class tde_sha256(const void *p, size_t n, uint8_t out[TDE_HASH_BYTES]);
+/* Over two parts one after the other. */
+tde_class tde_sha256_2(const void *a, size_t na, const void *b, size_t nb,
+                       uint8_t out[TDE_HASH_BYTES]);
 /* HMAC-SHA256 over the two parts one after the other; b may be NULL with nb 0. */
 tde_class tde_hmac_sha256(const uint8_t *key, size_t nkey, const void *a, size_t na,
                           const void *b, size_t nb, uint8_t out[TDE_HASH_BYTES]);

@@ -1,0 +1,99 @@
+/*
+** openfiles.c: the main databases that are open through this VFS.
+*/
+#include "openfiles.h"
+
+#include <pthread.h>
+#include <string.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define BUCKETS 1024
+
+static tde_file *buckets[BUCKETS];
+static int own_bases; /* files whose lower VFS is not the default one */
+static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static unsigned bucket_of(const char *path, size_t n) {
+  uint32_t h = 2166136261u; /* FNV-1a */
+  for (size_t i = 0; i < n; i++) h = (h ^ (uint8_t)path[i]) * 16777619u;
+  return h % BUCKETS;
+}
+
+void tde_openfiles_add(tde_file *f) {
+  unsigned b = bucket_of(f->path, strlen(f->path));
+
+  pthread_mutex_lock(&list_lock);
+  f->next_open = buckets[b];
+  buckets[b] = f;
+  if (f->lower_vfs != tde_base_vfs()) __atomic_add_fetch(&own_bases, 1, __ATOMIC_RELEASE);
+  pthread_mutex_unlock(&list_lock);
+}
+
+void tde_openfiles_remove(tde_file *f) {
+  tde_file **p = &buckets[bucket_of(f->path, strlen(f->path))];
+
+  pthread_mutex_lock(&list_lock);
+  while (*p && *p != f) p = &(*p)->next_open;
+  if (*p) {
+    *p = f->next_open;
+    if (f->lower_vfs != tde_base_vfs()) __atomic_sub_fetch(&own_bases, 1, __ATOMIC_RELEASE);
+  }
+  pthread_mutex_unlock(&list_lock);
+}
+
+/* Length of the database's path in the name of a file that belongs to it. */
+static size_t stem_of(const char *name) {
+  static const char *const endings[] = {"-journal", "-wal", "-shm"};
+  size_t n = strlen(name);
+  const char *super;
+
+  for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+    size_t m = strlen(endings[i]);
+    if (n > m && strcmp(name + n - m, endings[i]) == 0) return n - m;
+  }
+  /* A super-journal: the path, "-mj" and digits (pager.c, vdbeCommit). */
+  super = strstr(name, "-mj");
+  for (const char *next = super; next; next = strstr(next + 1, "-mj")) super = next;
+  return super ? (size_t)(super - name) : n;
+}
+
+/* The first open file of this path after `after`. The lock is held. */
+static tde_file *find(const char *path, size_t n, const tde_file *after) {
+  tde_file *f = after ? after->next_open : buckets[bucket_of(path, n)];
+
+  while (f && (strncmp(f->path, path, n) != 0 || f->path[n] != 0)) f = f->next_open;
+  return f;
+}
+
+tde_file *tde_openfiles_owner(const char *name) {
+  size_t n = name ? stem_of(name) : 0;
+  tde_file *f, *other;
+
+  if (!n || name[n] == 0) return NULL;
+  pthread_mutex_lock(&list_lock);
+  f = find(name, n, NULL);
+  other = f ? find(name, n, f) : NULL;
+  if (other) {
+    /* SQLite keeps a database's file names in one block: the connection is the
+    ** one whose block this name is in. */
+    const char *path = sqlite3_filename_database(name);
+    while (f && f->path != path) f = find(name, n, f);
+  }
+  pthread_mutex_unlock(&list_lock);
+  return f;
+}
+
+sqlite3_vfs *tde_openfiles_vfs(const char *name) {
+  sqlite3_vfs *vfs = tde_base_vfs();
+  tde_file *f;
+  size_t n;
+
+  if (!name || !__atomic_load_n(&own_bases, __ATOMIC_ACQUIRE)) return vfs;
+  n = stem_of(name);
+  pthread_mutex_lock(&list_lock);
+  f = find(name, n, NULL);
+  if (f) vfs = f->lower_vfs;
+  pthread_mutex_unlock(&list_lock);
+  return vfs;
+}

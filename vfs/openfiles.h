@@ -1,0 +1,24 @@
+/*
+** openfiles.h: the main databases that are open through this VFS.
+**
+** SQLite opens a WAL or a journal, and deletes and looks for files, by name.
+** This list finds the database that a name belongs to without looking behind
+** the name: a shim above may have made it up.
+*/
+#ifndef TDE_OPENFILES_H
+#define TDE_OPENFILES_H
+
+#include "shim.h"
+
+void tde_openfiles_add(tde_file *f);
+void tde_openfiles_remove(tde_file *f);
+
+/* The database whose WAL or journal this is, or NULL. With several connections
+** on one path it is the one whose own file name stands beside this one. */
+tde_file *tde_openfiles_owner(const char *name);
+
+/* The VFS below that has this file: that of the database it belongs to, else
+** the default one. */
+sqlite3_vfs *tde_openfiles_vfs(const char *name);
+
+#endif
