@@ -184,6 +184,14 @@ void tde_local_drop_cache(void) {
   cache_unlock();
 }
 
+int tde_local_cached_keys(void) {
+  int n = 0;
+  cache_lock();
+  for (int i = 0; i < TDE_LOCAL_KEYS_MAX; i++) n += cache.slots[i].key != NULL;
+  cache_unlock();
+  return n;
+}
+
 /* A reference to the cached key of this state of the file, or NULL; the key of
 ** another state is dropped. */
 static local_key *cache_get(const char *path, const tde_file_mark *mark) {

@@ -32,7 +32,8 @@ tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info
 ** name that cannot be used is an error, not skipped: it might be the newest. */
 tde_class tde_local_latest(const char *dir, const char *name, tde_key_info *info, tde_status *st);
 
-/* Drops every cached key. */
+/* Drops every cached key; tells how many there are. */
 void tde_local_drop_cache(void);
+int tde_local_cached_keys(void);
 
 #endif

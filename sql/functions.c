@@ -221,6 +221,8 @@ static void verify_result(sqlite3_context *ctx, const tde_verify_result *r, bad_
   bad |= tde_json_set_int(j, "main_units", (int64_t)r->main_units);
   bad |= tde_json_set_int(j, "wal_units", (int64_t)r->wal_units);
   bad |= tde_json_set_int(j, "wal_stale", (int64_t)r->wal_stale);
+  bad |= tde_json_set_int(j, "wal_cut", (int64_t)r->wal_cut);
+  bad |= tde_json_set_int(j, "superseded", (int64_t)r->superseded);
   bad |= tde_json_set_int(j, "bad", (int64_t)r->bad);
   bad |= tde_json_set_bool(j, "torn", r->torn);
   bad |= tde_json_set_bool(j, "truncated", r->truncated);

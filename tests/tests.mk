@@ -82,17 +82,16 @@ valgrind-run:
 
 # ---- static checks ----
 LINT = python3 tests/lint/lint.py --so $(BUILD)/tde.so
-TIDY_SRC = $(MODULE_SRC) $(UNIT_SRC)
 
 .PHONY: lint tidy format compile-check coverage coverage-run
 lint: all ## the project's own rules: includes, banned calls, secrets, exports
 	$(Q)$(LINT)
 
 tidy: ## clang-tidy and cppcheck, clean
-	$(Q)printf '%s\n' $(TIDY_SRC) | xargs -P 2 -n 1 sh tests/lint/tidy.sh
+	$(Q)printf '%s\n' $(MODULE_SRC) | xargs -P 2 -n 1 sh tests/lint/tidy.sh
 	$(Q)cppcheck -q --std=c11 --error-exitcode=1 --inline-suppr --library=posix -j 2 \
 	  --enable=warning,performance,portability --suppressions-list=tests/lint/cppcheck.txt \
-	  -D_GNU_SOURCE -DSQLITE_CORE=1 -I. $(TIDY_SRC)
+	  -D_GNU_SOURCE -DSQLITE_CORE=1 -I. $(MODULE_SRC) $(UNIT_SRC)
 	@echo "tidy: clean"
 
 compile-check: ## everything compiles without a warning, with gcc and with clang

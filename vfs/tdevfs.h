@@ -82,7 +82,11 @@ typedef struct tde_bad_unit {
 
 typedef struct tde_verify_result {
   uint64_t main_units, wal_units;   /* opened well */
-  uint64_t wal_stale;               /* records of an older WAL generation, not live */
+  uint64_t wal_stale;               /* records behind the log's end, void */
+  uint64_t wal_cut;                 /* of these: authentic, but behind one that is not: a crash
+                                    ** leaves such, and so does damage that cuts the log off */
+  uint64_t superseded;              /* main units that do not open, of whose pages the WAL holds
+                                    ** newer versions: a checkpoint was cut short, nothing is lost */
   uint64_t bad;                     /* all bad units, listed or not */
   int truncated;                    /* the file is shorter than page 1 says */
   int torn;                         /* the file ends within a unit */

@@ -1,11 +1,16 @@
 /*
 ** verify.c: opens every unit of a database and of its WAL as they are on disk.
 **
+** What counts in a WAL is what the wal-index says: frames 1 to mxFrame. Those
+** must open. Behind them lies what a rolled-back or unfinished transaction or
+** an older generation left: void for SQLite, and no damage.
+**
 ** The records are read through this connection's own lower handles (a second
 ** open of the file in this process would cost SQLite its POSIX locks). A unit
 ** that fails is read again a few times: a checkpoint may be writing it. Page
 ** content never leaves this module.
 */
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -25,6 +30,9 @@ typedef struct verifier {
   void *ctx;
   uint64_t done, all;
   tde_verify_result *out;
+  uint32_t *pages;          /* page numbers in live WAL frames, ascending */
+  uint64_t npages;
+  uint32_t page_size;       /* of the WAL; 0: none */
 } verifier;
 
 static int report_bad(verifier *v, const char *role, uint64_t index, tde_class c) {
@@ -86,6 +94,23 @@ static void check_length(tde_file *f, const uint8_t *page1, uint64_t units, uint
   }
 }
 
+static int by_number(const void *a, const void *b) {
+  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+  return x < y ? -1 : x > y;
+}
+
+/* True when the WAL holds every page that unit i has a part of. */
+static int superseded(const tde_file *f, const verifier *v, uint64_t i) {
+  uint64_t from = i * f->s.geo.unit, to = from + f->s.geo.unit - 1;
+
+  if (!v->npages) return 0;
+  for (uint64_t p = from / v->page_size; p <= to / v->page_size; p++) {
+    uint32_t number = (uint32_t)(p + 1);
+    if (!bsearch(&number, v->pages, v->npages, sizeof(number), by_number)) return 0;
+  }
+  return 1;
+}
+
 static int verify_main(tde_file *f, verifier *v) {
   tde_sealed *s = &f->s;
   sqlite3_int64 lower = 0;
@@ -104,6 +129,8 @@ static int verify_main(tde_file *f, verifier *v) {
     if (rc) break;
     if (c == TDE_NOMEM) {
       rc = SQLITE_NOMEM;
+    } else if (c && superseded(f, v, i)) {
+      v->out->superseded++;
     } else if (c) {
       rc = report_bad(v, "main", i, c);
     } else {
@@ -117,59 +144,93 @@ static int verify_main(tde_file *f, verifier *v) {
   return rc;
 }
 
-/* Frames behind the last one that opens belong to an older generation; a frame
-** that does not open before it is damage. */
-static int verify_wal(tde_file *w, verifier *v) {
+/* mxFrame in the wal-index header (wal.c, struct WalIndexHdr): a 32-bit number
+** in native byte order at offset 16. The caller's read transaction has seen to
+** it that the header is up to date. */
+#define SHM_REGION 32768
+#define SHM_MX_FRAME 16
+
+/* The last frame that counts; *known is 0 without shared memory (exclusive
+** locking mode), where the unbroken chain of authentic frames is taken. */
+static uint64_t last_frame(tde_file *f, int *known) {
+  void volatile *shm = NULL;
+
+  *known = 0;
+  if (!f->db->shm_open || LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm) || !shm) return 0;
+  *known = 1;
+  return *(const volatile uint32_t *)((const volatile char *)shm + SHM_MX_FRAME);
+}
+
+typedef struct wal_walk {
+  uint64_t last;    /* the last frame that counts */
+  int known;
+  int broken;       /* a record did not open */
+} wal_walk;
+
+/* One record of the WAL. b: record, then plaintext. */
+static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
   tde_sealed *s = &w->s;
+  uint32_t got;
+  int torn, rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
+  tde_class c = TDE_TAMPERED;
+  int counts = k->known ? i <= k->last : !k->broken;
+
+  if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  if (rc == SQLITE_OK) c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
+  if (c && c != TDE_TAMPERED) return tde_class_rc(c);
+  if (c == TDE_OK && counts) {
+    v->out->wal_units++;
+    if (i > 0) v->pages[v->npages++] = tde_get32be(b + tde_record_size(&s->geo, i));
+    return SQLITE_OK;
+  }
+  if (c && k->known && counts) return report_bad(v, "wal", i, c);
+  if (c == TDE_OK && k->broken) v->out->wal_cut++;
+  if (c) k->broken = 1;
+  v->out->wal_stale++;
+  return SQLITE_OK;
+}
+
+static int verify_wal(tde_file *f, verifier *v) {
+  tde_file *w = f->db->wal;
   sqlite3_int64 lower = 0;
-  uint64_t units, rest, failed_from = 0;
+  wal_walk k = {0, 0, 0};
+  uint64_t units, rest;
   uint32_t n;
   uint8_t *b;
-  int rc = tde_log_refresh(w), failing = 0;
+  int rc = tde_log_refresh(w);
 
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
   if (rc || lower == 0 || !w->gen.valid) return rc;
-  units = tde_units_in(&s->geo, (uint64_t)lower, &rest);
+  units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
+  k.last = last_frame(f, &k.known);
   v->all += units;
-  n = s->geo.unit + TDE_UNIT_OVERHEAD;
+  v->page_size = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
+  n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
+  v->pages = sqlite3_malloc64((units + 1) * sizeof(*v->pages));
   b = sqlite3_malloc64(2 * (size_t)n);
-  if (!b) return SQLITE_NOMEM;
+  if (!v->pages || !b) rc = SQLITE_NOMEM;
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
-    int torn;
-    uint32_t got;
-    tde_class c = TDE_TAMPERED;
-    rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
-    if (rc == SQLITE_OK) c = tde_sealed_open_record(s, i, b, b + n);
-    if (rc) break;
-    if (c == TDE_OK) {
-      for (; failing && failed_from < i && rc == SQLITE_OK; failed_from++) {
-        rc = report_bad(v, "wal", failed_from, TDE_TAMPERED);
-      }
-      failing = 0;
-      v->out->wal_units++;
-    } else if (c != TDE_TAMPERED) {
-      rc = tde_class_rc(c);
-    } else if (!failing) {
-      failing = 1;
-      failed_from = i;
-    }
+    rc = verify_frame(w, v, &k, i, b);
     if (rc == SQLITE_OK) rc = step(v);
   }
-  if (failing && rc == SQLITE_OK) {
-    if (failed_from == 0) rc = report_bad(v, "wal", 0, TDE_TAMPERED);
-    v->out->wal_stale = units - failed_from;
-  }
-  tde_wipe(b, 2 * (size_t)n);
+  if (rc == SQLITE_OK && k.known && k.last >= units && k.last > 0) v->out->torn = 1;
+  if (b) tde_wipe(b, 2 * (size_t)n);
   sqlite3_free(b);
+  if (v->npages) qsort(v->pages, v->npages, sizeof(*v->pages), by_number);
   return rc;
 }
 
 int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
                     int (*progress)(void *, uint64_t, uint64_t), void *ctx,
                     tde_verify_result *out, tde_status *st) {
-  verifier v = {on_bad, progress, ctx, 0, 0, out};
-  int rc;
+  verifier v;
+  int rc = SQLITE_OK;
 
+  memset(&v, 0, sizeof(v));
+  v.on_bad = on_bad;
+  v.progress = progress;
+  v.ctx = ctx;
+  v.out = out;
   memset(out, 0, sizeof(*out));
   if (f->plain || (f->db->state != TDE_STATE_ONLINE && f->db->state != TDE_STATE_NEW)) {
     if (st) *st = f->db->last;
@@ -180,8 +241,9 @@ int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
     return f->plain ? SQLITE_ERROR : tde_class_rc(f->db->last.code);
   }
   if (f->db->state == TDE_STATE_NEW) return SQLITE_OK;
-  rc = verify_main(f, &v);
-  if (rc == SQLITE_OK && f->db->wal) rc = verify_wal(f->db->wal, &v);
+  if (f->db->wal) rc = verify_wal(f, &v);
+  if (rc == SQLITE_OK) rc = verify_main(f, &v);
+  sqlite3_free(v.pages);
   if (rc) {
     tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, NULL,
              "%s: not verified to the end (SQLite code %d)", f->path, rc);
