@@ -568,7 +568,7 @@ static int check_powersafe(tde_file *f) {
 
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
-  const char *plain = sqlite3_uri_parameter(name, "tde_plain");
+  const char *mode = sqlite3_uri_parameter(name, "tde_plain");
   int rc, oom = 0;
 
   if (!db) return SQLITE_NOMEM;
@@ -576,10 +576,10 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   f->db = db;
   db->file = f;
   db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
-  db->plain_allowed = plain && strcmp(plain, "allow") == 0;
-  if (plain && !db->plain_allowed && strcmp(plain, "refuse") != 0) {
+  db->plain_allowed = mode && strcmp(mode, "allow") == 0;
+  if (mode && !db->plain_allowed && strcmp(mode, "refuse") != 0) {
     tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
-            path_of(f), plain);
+            path_of(f), mode);
     return SQLITE_MISUSE;
   }
   db->params.instance = copy_param(name, "tde_instance", &oom);

@@ -210,6 +210,7 @@ int tde_log_truncate(tde_file *f, uint64_t size) {
 void tde_wal_begin(tde_file *f) {
   if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
   tde_sealed_drop(&f->s);
+  tde_sealed_forget(&f->s);
   f->gen.checked = 0;
   f->gen.mine_from = f->gen.mine_to = 0;
 }

@@ -47,9 +47,10 @@ void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t
 }
 
 void tde_sealed_drop(tde_sealed *s) {
-  if (s->cur && s->cur_active) tde_wipe(s->cur, s->cur_cap);
+  if (s->cur && s->cur_active) tde_wipe(s->cur + s->cur_lo, s->cur_hi - s->cur_lo);
   s->cur_active = s->cur_dirty = 0;
   s->run_units = s->run_len = 0;
+  s->ahead_units = 0;
   s->prefix_pending = 0;
   s->size_known = 0;
 }
@@ -59,12 +60,31 @@ void tde_sealed_clear(tde_sealed *s) {
   sqlite3_free(s->cur);
   sqlite3_free(s->run);
   sqlite3_free(s->scratch);
+  sqlite3_free(s->ahead);
   sqlite3_free(s->plain);
   memset(s, 0, sizeof(*s));
 }
 
-void tde_sealed_forget_size(tde_sealed *s) {
-  if (!tde_sealed_pending(s)) s->size_known = 0;
+/* Buffers beyond this are given back between transactions: thousands of
+** databases may be open. */
+#define KEEP_BYTES (16u * 1024u)
+
+void tde_sealed_forget(tde_sealed *s) {
+  s->ahead_units = 0;
+  sqlite3_free(s->ahead);
+  s->ahead = NULL;
+  if (tde_sealed_pending(s)) return;
+  s->size_known = 0;
+  if (s->run_cap > KEEP_BYTES) {
+    sqlite3_free(s->run);
+    s->run = NULL;
+    s->run_cap = 0;
+  }
+}
+
+int tde_sealed_buffers(tde_sealed *s, uint32_t n) {
+  int rc = grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD);
+  return rc ? rc : grow(&s->plain, &s->plain_cap, n);
 }
 
 static tde_unit_place place_of(const tde_sealed *s, uint64_t i) {
@@ -171,6 +191,7 @@ static int flush_run(tde_sealed *s) {
   int rc;
 
   if (!s->run_units) return SQLITE_OK;
+  s->ahead_units = 0;
   if (s->hooks->before_write) {
     rc = s->hooks->before_write(s->ctx);
     if (rc) return rc;
@@ -234,7 +255,8 @@ static int run_place(tde_sealed *s, uint64_t i, uint8_t **slot, int *append) {
   return SQLITE_OK;
 }
 
-/* Seals unit i, of which the first len bytes lie within the file. */
+/* Seals unit i, of which the first len bytes lie within the file (pt is zero
+** behind them). */
 static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
   uint32_t n = tde_unit_size(&s->geo, i), pad = n - len;
   tde_unit_place at = place_of(s, i);
@@ -324,6 +346,7 @@ static int cur_complete(tde_sealed *s, int *had) {
   if (s->cur_lo > 0) {
     uint32_t n = len < s->cur_lo ? len : s->cur_lo;
     if (n) memcpy(s->cur, s->plain, n);
+    memset(s->cur + n, 0, s->cur_lo - n);
     s->cur_lo = 0;
   }
   if (len > s->cur_hi) {
@@ -336,7 +359,6 @@ static int cur_complete(tde_sealed *s, int *had) {
 
 static int cur_start(tde_sealed *s, uint64_t i, uint32_t at) {
   if (grow(&s->cur, &s->cur_cap, tde_unit_size(&s->geo, i))) return SQLITE_NOMEM;
-  memset(s->cur, 0, s->cur_cap);
   s->cur_active = 1;
   s->cur_dirty = 0;
   s->cur_index = i;
@@ -345,7 +367,7 @@ static int cur_start(tde_sealed *s, uint64_t i, uint32_t at) {
 }
 
 static void cur_end(tde_sealed *s) {
-  if (s->cur_active) tde_wipe(s->cur, s->cur_cap);
+  if (s->cur_active) tde_wipe(s->cur + s->cur_lo, s->cur_hi - s->cur_lo);
   s->cur_active = s->cur_dirty = 0;
 }
 
@@ -374,6 +396,7 @@ int tde_sealed_settle(tde_sealed *s) {
     rc = cur_complete(s, &had);
     if (rc) return rc;
   }
+  memset(s->cur + s->cur_hi, 0, n - s->cur_hi);
   if (had && s->hooks->guard) {
     rc = put_guarded(s);
   } else {
@@ -422,7 +445,10 @@ static int write_part(tde_sealed *s, uint64_t i, uint32_t at, const uint8_t *buf
   if (at > s->cur_hi || at + n < s->cur_lo) {
     rc = cur_complete(s, &had);
     if (rc) return rc;
-    if (at > s->cur_hi) s->cur_hi = at; /* zeros between, as in a sparse file */
+    if (at > s->cur_hi) {
+      memset(s->cur + s->cur_hi, 0, at - s->cur_hi); /* as in a sparse file */
+      s->cur_hi = at;
+    }
   }
   memcpy(s->cur + at, buf, n);
   if (at < s->cur_lo) s->cur_lo = at;
@@ -533,6 +559,52 @@ static uint32_t batch_of(const tde_sealed *s, uint64_t i, uint32_t n) {
   return count;
 }
 
+/* ---- reading ahead ----
+**
+** A scan reads unit after unit; from the third on, a run of records is fetched
+** with one lower read and kept as ciphertext until the transaction ends
+** (tde_sealed_forget: SHARED is taken or given up, a wal-index lock is taken) or
+** this connection writes. A unit of it is used only when SQLite asks for that
+** page in this same transaction. That is sound: under SHARED nobody writes the
+** file in rollback mode; in WAL mode a checkpoint writes only pages that this
+** reader's snapshot has in the WAL, or has as they stand in the file already
+** (wal.c: a checkpoint goes no further than any reader's mark, and a reader
+** that uses no WAL holds checkpoints off). A page torn by the fetch is such a
+** page: it is never asked for here. A unit that does not open is read anew.
+*/
+#define AHEAD_AFTER 3
+#define AHEAD_UNITS 15
+
+static void note_sequence(tde_sealed *s, uint64_t i, uint32_t count) {
+  s->in_sequence = i == s->next_expected ? s->in_sequence + 1 : 0;
+  s->next_expected = i + count;
+}
+
+/* The record of unit i if it was or can be read ahead; NULL otherwise. */
+static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
+  uint32_t record = s->geo.unit + TDE_UNIT_OVERHEAD, got;
+  uint64_t at = tde_unit_physical(&s->geo, i);
+  int torn, rc;
+
+  if (s->ahead_units && i >= s->ahead_first && i < s->ahead_first + s->ahead_units) {
+    return s->ahead + (i - s->ahead_first) * record;
+  }
+  if (s->in_sequence < AHEAD_AFTER || tde_sealed_pending(s) ||
+      tde_unit_physical(&s->geo, i + AHEAD_UNITS - 1) != at + (AHEAD_UNITS - 1) * record) {
+    return NULL;
+  }
+  s->ahead_units = 0;
+  if (!s->ahead) {
+    s->ahead = sqlite3_malloc64((uint64_t)AHEAD_UNITS * (TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD));
+    if (!s->ahead) return NULL;
+  }
+  rc = tde_sealed_fetch(s, i, AHEAD_UNITS, s->ahead, &got, &torn);
+  if ((rc && rc != SQLITE_IOERR_SHORT_READ) || got == 0) return NULL;
+  s->ahead_first = i;
+  s->ahead_units = got;
+  return s->ahead;
+}
+
 /* Reads from the lower file: one part of a unit, or a batch of whole units.
 ** *done: bytes delivered. */
 static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint32_t n, int flags,
@@ -542,6 +614,15 @@ static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint
   int torn, rc;
 
   *done = 0;
+  if (s->geo.role == TDE_ROLE_MAIN && whole && !flags) {
+    const uint8_t *ready;
+    note_sequence(s, i, count);
+    ready = count == 1 ? ahead_record(s, i) : NULL;
+    if (ready && tde_sealed_open_record(s, i, ready, buf) == TDE_OK) {
+      *done = size;
+      return SQLITE_OK;
+    }
+  }
   if (grow(&s->scratch, &s->scratch_cap, count * record)) return SQLITE_NOMEM;
   rc = tde_sealed_fetch(s, i, count, s->scratch, &got, &torn);
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
@@ -636,6 +717,7 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
       rc = cur_start(s, n - 1, 0);
       if (rc) return rc;
       memcpy(s->cur, s->plain, at + 1);
+      memset(s->cur + at + 1, 0, tde_unit_size(&s->geo, n - 1) - at - 1);
       tde_wipe(s->plain, s->plain_cap);
       s->cur_hi = at + 1;
       rc = s->hooks->guard ? put_guarded(s) : put_unit(s, n - 1, s->cur, s->cur_hi);
@@ -650,5 +732,6 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   }
   rc = s->lower->pMethods->xTruncate(s->lower, (sqlite3_int64)tde_lower_size(&s->geo, n));
   s->size_known = 0;
+  s->ahead_units = 0;
   return rc;
 }

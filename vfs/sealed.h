@@ -71,6 +71,11 @@ typedef struct tde_sealed {
 
   uint8_t *scratch;                 /* records read */
   uint32_t scratch_cap;
+  uint64_t ahead_first;             /* main: records read ahead, in `ahead` */
+  uint32_t ahead_units;
+  uint8_t *ahead;
+  uint64_t next_expected;           /* the unit after the one read last */
+  uint32_t in_sequence;             /* reads in a row that began there */
   uint8_t *plain;                   /* one opened unit; wiped after use */
   uint32_t plain_cap;
 } tde_sealed;
@@ -94,8 +99,9 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size);
 int tde_sealed_size(tde_sealed *s, uint64_t *size);
 /* Forgets everything pending. */
 void tde_sealed_drop(tde_sealed *s);
-/* Forgets what other processes may have changed. */
-void tde_sealed_forget_size(tde_sealed *s);
+/* Forgets what other connections may change from here on: a transaction ended
+** or began. */
+void tde_sealed_forget(tde_sealed *s);
 static inline int tde_sealed_pending(const tde_sealed *s) {
   return s->run_units > 0 || (s->cur_active && s->cur_dirty);
 }
@@ -104,6 +110,8 @@ static inline int tde_sealed_in_run(const tde_sealed *s, uint64_t i) {
   return s->run_units && i >= s->run_first && i < s->run_first + s->run_units;
 }
 
+/* Makes room in scratch and plain for one unit of n bytes. */
+int tde_sealed_buffers(tde_sealed *s, uint32_t n);
 /* Opens one record (tde_record_size bytes) of unit i into out. */
 tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out);
 /* Reads one record from the lower file. SQLITE_OK; SQLITE_IOERR_SHORT_READ

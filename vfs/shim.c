@@ -68,43 +68,53 @@ static int main_flush(tde_file *f) {
   return tde_sealed_pending(&f->s) ? tde_sealed_flush(&f->s) : SQLITE_OK;
 }
 
-/* The database header's bytes 0..99 or the change counter in them. SQLite
-** reads them at each open (without a lock: page 1 may be torn and its journal
-** hot, so a unit that does not open must not fail the open) and the counter at
-** each read transaction (most often unit 0 is the one seen before). */
+/* Reads unit 0 anew for its first 100 bytes. */
+static int load_head(tde_file *f) {
+  tde_db *db = f->db;
+  tde_sealed *s = &f->s;
+  uint32_t got;
+  int torn, rc;
+
+  db->head_valid = 0;
+  rc = tde_sealed_buffers(s, s->geo.unit);
+  if (rc == SQLITE_OK) rc = tde_sealed_fetch(s, 0, 1, s->scratch, &got, &torn);
+  if (rc) return rc;
+  if (tde_sealed_open_record(s, 0, s->scratch, s->plain) != TDE_OK) {
+    return tde_sealed_read(s, db->head, sizeof(db->head), 0, 0); /* with its second looks */
+  }
+  memcpy(db->head_seen, s->scratch, TDE_UNIT_HEAD);
+  memcpy(db->head, s->plain, sizeof(db->head));
+  tde_wipe(s->plain, s->geo.unit);
+  db->head_valid = 1;
+  return SQLITE_OK;
+}
+
+/* The database header's bytes 0..99, or the change counter in them, which
+** SQLite reads at each read transaction in rollback mode. Most often unit 0 is
+** the one seen before: each sealing draws a new nonce, so an equal record head
+** says so without reading or opening the page. */
 static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   tde_db *db = f->db;
-  uint32_t size = f->s.geo.unit, got;
-  int rc, torn;
-  uint8_t *record;
+  uint8_t now[TDE_UNIT_HEAD];
+  int rc;
 
   if (tde_sealed_in_run(&f->s, 0) || f->s.cur_active) {
     return tde_sealed_read(&f->s, buf, n, off, 0);
   }
-  if (f->s.scratch_cap < size + TDE_UNIT_OVERHEAD) {
-    /* The ordinary way sizes the buffer. */
-    rc = tde_sealed_read(&f->s, buf, n, off, 0);
-    db->head_valid = 0;
-    return rc;
+  if (db->head_valid) {
+    rc = LOWER(f)->xRead(f->lower, now, sizeof(now), (sqlite3_int64)f->s.geo.base);
+    f->s.counters->lower_reads++;
+    if (rc || memcmp(now, db->head_seen, sizeof(now)) != 0) {
+      db->head_valid = 0;
+      f->s.ahead_units = 0; /* nolock=1: nothing else would say so */
+    }
   }
-  record = f->s.scratch;
-  rc = tde_sealed_fetch(&f->s, 0, 1, record, &got, &torn);
-  if (rc) return tde_sealed_read(&f->s, buf, n, off, 0);
-  if (!db->head_valid || memcmp(record, db->head_seen, TDE_UNIT_HEAD) != 0 ||
-      memcmp(record + TDE_UNIT_HEAD + size, db->head_seen + TDE_UNIT_HEAD, TDE_TAG_BYTES) != 0) {
-    memcpy(db->head_seen, record, TDE_UNIT_HEAD);
-    memcpy(db->head_seen + TDE_UNIT_HEAD, record + TDE_UNIT_HEAD + size, TDE_TAG_BYTES);
-    db->head_valid = 0;
-    rc = tde_sealed_read(&f->s, db->head, sizeof(db->head), 0, 0);
+  if (!db->head_valid) {
+    rc = load_head(f);
     if (rc) {
       memset(buf, 0, n);
       return rc;
     }
-    /* What was read may be newer than what was fetched: trust it only when the
-    ** record in the scratch buffer is the one that was opened. */
-    db->head_valid =
-        memcmp(record, db->head_seen, TDE_UNIT_HEAD) == 0 &&
-        memcmp(record + TDE_UNIT_HEAD + size, db->head_seen + TDE_UNIT_HEAD, TDE_TAG_BYTES) == 0;
   }
   memcpy(buf, db->head + off, n);
   return SQLITE_OK;
@@ -207,7 +217,7 @@ static int main_lock(sqlite3_file *pf, int level) {
   ** connection, locking_mode=EXCLUSIVE): look at the generation again here. */
   if (level == SQLITE_LOCK_EXCLUSIVE && db->wal) db->wal->gen.checked = 0;
   if (before == SQLITE_LOCK_NONE) {
-    tde_sealed_forget_size(&f->s);
+    tde_sealed_forget(&f->s);
     db->guard_ready = 0;
     rc = tde_db_gate(f);
   }
@@ -233,7 +243,7 @@ static int main_unlock(sqlite3_file *pf, int level) {
               f->path);
       tde_sealed_drop(&f->s);
     }
-    tde_sealed_forget_size(&f->s);
+    tde_sealed_forget(&f->s);
   }
   rc2 = LOWER(f)->xUnlock(f->lower, level);
   if (rc2 == SQLITE_OK && level < f->db->lock) f->db->lock = level;
@@ -366,7 +376,7 @@ static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   if (rc == SQLITE_OK && !f->plain && (flags & SQLITE_SHM_LOCK)) {
     /* Others may have written since: look at sizes and the WAL's generation
     ** again before they are used. */
-    tde_sealed_forget_size(&f->s);
+    tde_sealed_forget(&f->s);
     if (f->db->wal) {
       f->db->wal->gen.checked = 0;
       if (offset == WRITE_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);

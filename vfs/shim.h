@@ -28,7 +28,7 @@ typedef struct tde_db {
   int read_only;
   int plain_allowed;
   int shm_open;               /* xShmMap was called: WAL readers may be about */
-  uint8_t head_seen[TDE_UNIT_HEAD + TDE_TAG_BYTES]; /* of unit 0 when head was read */
+  uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];          /* SQLite's database header: no user data in it */
   int head_valid;
   int slot_behind;            /* the slot not in force does not know U yet */
