@@ -1,0 +1,32 @@
+# SQLite's own test suite through the shim. Included from tests/tests.mk.
+#
+# The source is Debian's, of the version installed here (or, for check-sqlite-new,
+# the newest in Debian), kept in build/sqlite-src; programs and the outcomes of
+# the plain control run are kept in build/sqlite. Packages: dpkg-dev, tcl-dev,
+# zlib1g-dev, python3, beside those that the extension itself needs.
+
+SQLITE_SUITE := $(CURDIR)/tests/sqlite
+SQLITE_SRC := $(BUILD)/sqlite-src
+SQLITE_OUT := $(BUILD)/sqlite
+SQLITE_JOBS ?= 2
+SQLITE_TCL = $(firstword $(wildcard /usr/lib/*/tcl8.6 /usr/lib/tcl8.6))
+
+# $(1): the series, installed or newest.
+define sqlite_programs
+	$(Q)python3 $(SQLITE_SUITE)/fetch.py --series $(1) --dest $(SQLITE_SRC) >/dev/null
+	$(Q)sh $(SQLITE_SUITE)/build.sh $(SQLITE_SRC)/$(1) $(SQLITE_OUT)/$(1) "$(SQLITE_TCL)" $(SQLITE_JOBS)
+endef
+sqlite_run = python3 $(SQLITE_SUITE)/run.py --source $(SQLITE_SRC)/$(1)/tree --out $(SQLITE_OUT)/$(1) --jobs $(SQLITE_JOBS)
+
+.PHONY: check-sqlite check-sqlite-smoke check-sqlite-new
+check-sqlite: ## SQLite's own test suite through the shim, plain as control (an hour)
+	$(call sqlite_programs,installed)
+	$(Q)$(call sqlite_run,installed) $(SQLITE_SUITE_ARGS)
+
+check-sqlite-smoke: ## some 30 files of SQLite's suite through the shim (3 minutes)
+	$(call sqlite_programs,installed)
+	$(Q)$(call sqlite_run,installed) --smoke
+
+check-sqlite-new: ## the suite of Debian's newest SQLite, built from its source
+	$(call sqlite_programs,newest)
+	$(Q)$(call sqlite_run,newest) --expected expected-new.txt --permutations veryquick $(SQLITE_SUITE_ARGS)
