@@ -183,8 +183,22 @@ static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, t
   }
 }
 
-/* A creation that a crash cut short: less than a header, and nothing else. */
+/* Text that somebody wrote is not for us to overwrite. */
+static int is_text(const uint8_t *b, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    if ((b[i] < 0x20 || b[i] > 0x7e) && b[i] != '\n' && b[i] != '\r' && b[i] != '\t') return 0;
+  }
+  return 1;
+}
+
+/* A creation that a crash cut short: less than a header, and nothing else. The
+** magic was written first, alone (create_slots), so it is whole unless the
+** file is no longer than it. */
 static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
+  if (size <= (sqlite3_int64)sizeof(tde_header_magic) &&
+      (!is_text(both, (size_t)size) || memcmp(both, tde_header_magic, (size_t)size) == 0)) {
+    return 1;
+  }
   return size < (sqlite3_int64)TDE_HEADER_BYTES &&
          (memcmp(both, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
           (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP)));
@@ -275,9 +289,9 @@ int tde_db_load(tde_file *f, int wait) {
   return rc;
 }
 
-/* Writes one slot; with verify, syncs and reads it back. */
-static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
-                      int verify) {
+/* Writes one slot from byte `from` on; with verify, syncs and reads it back. */
+static int write_slot_from(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
+                           int verify, uint32_t from) {
   sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
   uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
   tde_class c;
@@ -286,7 +300,9 @@ static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t 
   if (!bytes) return SQLITE_NOMEM;
   c = tde_slot_build(h, mac_key, bytes);
   rc = tde_class_rc(c);
-  if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, bytes, TDE_SLOT_BYTES, at);
+  if (rc == SQLITE_OK) {
+    rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);
+  }
   f->s.counters->lower_writes++;
   if (rc == SQLITE_OK && verify) {
     rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
@@ -299,6 +315,28 @@ static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t 
     }
   }
   sqlite3_free(bytes);
+  return rc;
+}
+
+static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
+                      int verify) {
+  return write_slot_from(f, h, slot, mac_key, verify, 0);
+}
+
+/* The first header of a file. The magic is durable before anything else, so
+** that whatever a crash leaves is known for what it is; then slot 0; then slot
+** 1 and the header's last byte make the header whole. */
+static int create_slots(tde_file *f, const tde_header *h, const uint8_t *mac_key) {
+  static const uint8_t end = 0;
+  int rc = LOWER(f)->xTruncate(f->lower, 0);
+
+  if (rc == SQLITE_OK) {
+    rc = LOWER(f)->xWrite(f->lower, tde_header_magic, sizeof(tde_header_magic), 0);
+  }
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  if (rc == SQLITE_OK) rc = write_slot_from(f, h, 0, mac_key, 1, sizeof(tde_header_magic));
+  if (rc == SQLITE_OK) rc = write_slot(f, h, 1, mac_key, 0);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
   return rc;
 }
 
@@ -350,15 +388,7 @@ int tde_db_create(tde_file *f) {
     return rc;
   }
   e = tde_keys_epoch(keys, h.epoch);
-  /* Slot 0 is durable before slot 1 makes the header whole: a crash between
-  ** leaves less than 64 KiB, which tde_db_load takes for a new database. */
-  rc = LOWER(f)->xTruncate(f->lower, 0);
-  if (rc == SQLITE_OK) rc = write_slot(f, &h, 0, e->mac_key, 1);
-  if (rc == SQLITE_OK) rc = write_slot(f, &h, 1, e->mac_key, 0);
-  if (rc == SQLITE_OK) {
-    static const uint8_t end = 0;
-    rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
-  }
+  rc = create_slots(f, &h, e->mac_key);
   if (rc) {
     (void)LOWER(f)->xTruncate(f->lower, 0);
     tde_keyring_release(keys);
@@ -569,6 +599,7 @@ static int check_powersafe(tde_file *f) {
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
   const char *mode = sqlite3_uri_parameter(name, "tde_plain");
+  const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
   int rc, oom = 0;
 
   if (!db) return SQLITE_NOMEM;
@@ -580,6 +611,12 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   if (mode && !db->plain_allowed && strcmp(mode, "refuse") != 0) {
     tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
             path_of(f), mode);
+    return SQLITE_MISUSE;
+  }
+  db->damaged_zeros = damaged && strcmp(damaged, "zeros") == 0;
+  if (damaged && !db->damaged_zeros && strcmp(damaged, "refuse") != 0) {
+    tde_log(TDE_LOG_ERROR, "%s: tde_damaged=%s: use tde_damaged=refuse or tde_damaged=zeros",
+            path_of(f), damaged);
     return SQLITE_MISUSE;
   }
   db->params.instance = copy_param(name, "tde_instance", &oom);
@@ -649,11 +686,12 @@ int tde_db_gate(tde_file *f) {
 /* ---- the double-write guard ----
 **
 ** A unit may hold several pages (VACUUM made them smaller than U). SQLite then
-** overwrites a part of a unit and relies on the rest staying as it is, come
-** power loss or not; an AEAD record torn in the middle would take the rest
-** with it. So the new record goes to one of two areas beside the header slots
-** and is synced first. The two are used in turn: by the time an area is used
-** again, the sync of the other one has made the unit it guarded durable.
+** writes one page of a unit, and after a crash restores one page of it, and
+** relies on the rest staying as it is; an AEAD record torn in the middle would
+** take the rest with it. So while pages are smaller than U, each new record
+** goes to one of two areas beside the header slots and is synced first. The
+** two are used in turn: by the time an area is used again, the sync of the
+** other one has made the unit it guarded durable.
 ** Area: index + 1 (8, LE) | record. Empty: zero.
 */
 static sqlite3_int64 guard_at(int area) {

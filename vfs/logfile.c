@@ -228,7 +228,27 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   }
   i = tde_unit_at(&f->s.geo, off, &at);
   looking = at == 0 && n == tde_unit_size(&f->s.geo, i) && !is_mine(f, i);
+  rc = tde_sealed_read(&f->s, buf, n, off, TDE_READ_PROBE);
+  if (rc != SQLITE_NOTFOUND) return rc;
+  /* Perhaps a generation that this handle does not know yet: a shim above may
+  ** keep the wal-index, whose locks tell otherwise. */
+  f->gen.checked = 0;
+  rc = tde_log_refresh(f);
+  if (rc) return rc;
   return tde_sealed_read(&f->s, buf, n, off, looking ? TDE_READ_LENIENT : 0);
+}
+
+/* A frame header behind a finished transaction, or the first that this handle
+** writes: whose generation it joins must be looked at anew. (Most often the
+** wal-index lock said so already: tde_wal_begin.) */
+static int begins_transaction(tde_file *f, uint64_t off) {
+  tde_generation *g = &f->gen;
+  uint32_t at;
+  uint64_t i;
+
+  if (!g->valid || f->s.cur_active) return 0;
+  i = tde_unit_at(&f->s.geo, off, &at);
+  return at == 0 && (g->mine_from == g->mine_to || (g->commit && i == g->mine_to));
 }
 
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
@@ -239,6 +259,10 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   if (off == 0 && n == TDE_WAL_HEADER) {
     rc = new_generation(f, tde_get32be(buf + 8) + TDE_WAL_FRAME_HEAD);
     return rc == SQLITE_OK ? tde_sealed_write(&f->s, buf, n, off) : rc;
+  }
+  if (begins_transaction(f, off)) {
+    f->gen.checked = 0;
+    f->gen.mine_from = f->gen.mine_to = 0;
   }
   rc = tde_log_refresh(f);
   if (rc) return rc;
@@ -294,7 +318,7 @@ int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
     memset(buf, 0, n);
     rc = tde_sealed_size(&f->s, &size);
     if (rc) return rc;
-    return probe && off + n <= size ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
+    return off + n <= size ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
   }
   last = tde_unit_at(&f->s.geo, off + n - 1, &at);
   flags = is_mine(f, last) ? 0 : probe ? TDE_READ_LENIENT : TDE_READ_SHORT;

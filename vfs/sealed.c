@@ -142,7 +142,8 @@ static int load_size(tde_sealed *s) {
   if (s->size_known) return SQLITE_OK;
   rc = s->lower->pMethods->xFileSize(s->lower, &size);
   if (rc) return rc;
-  s->nunits = s->geo.unit ? tde_units_in(&s->geo, (uint64_t)size, &rest) : 0;
+  s->nunits = tde_units_in(&s->geo, (uint64_t)size, &rest);
+  s->tail = (uint32_t)rest;
   s->last_pad = 0;
   s->size_known = 1;
   if (s->nunits && (private_file(s) || s->small_pages)) {
@@ -174,6 +175,10 @@ int tde_sealed_size(tde_sealed *s, uint64_t *size) {
   rc = load_size(s);
   if (rc) return rc;
   end = s->nunits ? tde_unit_start(&s->geo, s->nunits) - s->last_pad : 0;
+  if (s->tail && s->geo.role == TDE_ROLE_MAIN && !tde_sealed_pending(s)) {
+    /* As in a plain file that ends within a page: the page is there, torn. */
+    end += s->tail < s->geo.unit ? s->tail : s->geo.unit - 1;
+  }
   if (s->cur_active && s->cur_dirty) {
     uint64_t tail = tde_unit_start(&s->geo, s->cur_index) + s->cur_hi;
     if (tail > end) end = tail;
@@ -371,16 +376,19 @@ static void cur_end(tde_sealed *s) {
   s->cur_active = s->cur_dirty = 0;
 }
 
-/* Writes a main unit of which only a part is new: its record is durable in
-** the guard before the old one is overwritten, so a torn write loses nothing. */
-static int put_guarded(tde_sealed *s) {
-  uint32_t n = tde_record_size(&s->geo, s->cur_index);
-  int rc = flush_run(s);
+/* Seals unit i. A main unit that holds several pages is durable in the guard
+** before its place is overwritten: SQLite writes, and after a crash restores,
+** one page of it and relies on the others, which a torn record would take
+** along. */
+static int put_safely(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
+  int rc;
 
-  if (rc == SQLITE_OK) rc = put_unit(s, s->cur_index, s->cur, s->cur_hi);
+  if (!s->guarding || !s->hooks->guard) return put_unit(s, i, pt, len);
+  rc = flush_run(s);
+  if (rc == SQLITE_OK) rc = put_unit(s, i, pt, len);
   if (rc == SQLITE_OK && s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
   if (rc == SQLITE_OK) {
-    rc = s->hooks->guard(s->ctx, s->cur_index, s->run + TDE_PREFIX_BYTES, n);
+    rc = s->hooks->guard(s->ctx, i, s->run + TDE_PREFIX_BYTES, tde_record_size(&s->geo, i));
   }
   if (rc == SQLITE_OK) rc = flush_run(s);
   return rc;
@@ -397,11 +405,7 @@ int tde_sealed_settle(tde_sealed *s) {
     if (rc) return rc;
   }
   memset(s->cur + s->cur_hi, 0, n - s->cur_hi);
-  if (had && s->hooks->guard) {
-    rc = put_guarded(s);
-  } else {
-    rc = put_unit(s, s->cur_index, s->cur, s->cur_hi);
-  }
+  rc = put_safely(s, s->cur_index, s->cur, s->cur_hi);
   if (rc) return rc;
   s->cur_dirty = 0;
   if (!private_file(s)) cur_end(s);
@@ -455,7 +459,7 @@ static int write_part(tde_sealed *s, uint64_t i, uint32_t at, const uint8_t *buf
   if (at + n > s->cur_hi) s->cur_hi = at + n;
   s->cur_dirty = 1;
   if (s->cur_lo == 0 && s->cur_hi == size && at + n == size) {
-    rc = put_unit(s, i, s->cur, size);
+    rc = put_safely(s, i, s->cur, size);
     if (rc == SQLITE_OK) cur_end(s);
   }
   return rc;
@@ -473,7 +477,7 @@ static int write_whole(tde_sealed *s, uint64_t i, const uint8_t *buf) {
     }
   }
   rc = fill_gap(s, i);
-  if (rc == SQLITE_OK) rc = put_unit(s, i, buf, tde_unit_size(&s->geo, i));
+  if (rc == SQLITE_OK) rc = put_safely(s, i, buf, tde_unit_size(&s->geo, i));
   return rc;
 }
 
@@ -512,6 +516,7 @@ static int reopen(tde_sealed *s, uint64_t i, tde_class c, uint8_t *out, int flag
   }
   if (c == TDE_OK) return SQLITE_OK;
   memset(out, 0, tde_unit_size(&s->geo, i));
+  if (c == TDE_TAMPERED && (flags & TDE_READ_PROBE)) return SQLITE_NOTFOUND;
   if (c == TDE_TAMPERED && (flags & TDE_READ_SHORT)) return SQLITE_IOERR_SHORT_READ;
   if (c == TDE_TAMPERED && (flags & TDE_READ_LENIENT)) return SQLITE_OK;
   return s->hooks->bad(s->ctx, i, c);
@@ -651,7 +656,7 @@ static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint
     *done += whole ? size : n;
   }
   if (got < count && torn) {
-    if (flags & (TDE_READ_LENIENT | TDE_READ_SHORT)) return SQLITE_IOERR_SHORT_READ;
+    if (flags) return SQLITE_IOERR_SHORT_READ;
     return s->hooks->bad(s->ctx, i + got, TDE_TORN);
   }
   return got < count ? SQLITE_IOERR_SHORT_READ : SQLITE_OK;
@@ -685,7 +690,7 @@ int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int f
     } else {
       rc = read_lower(s, i, at, buf, at == 0 && left >= size ? left : m, flags, &done);
     }
-    if (rc) break;
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) break;
     buf += done;
     left -= done;
     off += done;
@@ -720,7 +725,7 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
       memset(s->cur + at + 1, 0, tde_unit_size(&s->geo, n - 1) - at - 1);
       tde_wipe(s->plain, s->plain_cap);
       s->cur_hi = at + 1;
-      rc = s->hooks->guard ? put_guarded(s) : put_unit(s, n - 1, s->cur, s->cur_hi);
+      rc = put_safely(s, n - 1, s->cur, s->cur_hi);
       cur_end(s);
       if (rc == SQLITE_OK) rc = flush_run(s);
     }

@@ -34,8 +34,8 @@
 typedef struct tde_sealed_hooks {
   /* Before any lower write (a main database's journal must go first). */
   int (*before_write)(void *ctx);
-  /* A main unit is about to be overwritten in part: keep its new record
-  ** durable elsewhere first. NULL: not needed in this role. */
+  /* A main unit that holds several pages is about to be written: keep its new
+  ** record durable elsewhere first. NULL: not needed in this role. */
   int (*guard)(void *ctx, uint64_t index, const uint8_t *record, uint32_t n);
   /* The guard's copy of a record that does not open, or SQLITE_NOTFOUND. */
   int (*salvage)(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
@@ -55,9 +55,11 @@ typedef struct tde_sealed {
   uint8_t prefix_pending;
 
   uint8_t size_known;               /* nunits and last_pad hold */
-  uint8_t small_pages;              /* main: pages smaller than U: look at pad */
+  uint8_t small_pages;              /* main: pages are smaller than U: look at pad */
+  uint8_t guarding;                 /* ... or were, in this transaction: guard each unit */
   uint64_t nunits;
   uint32_t last_pad;
+  uint32_t tail;                    /* bytes of an incomplete record behind the last one */
 
   uint8_t cur_active, cur_dirty;
   uint64_t cur_index;
@@ -82,7 +84,8 @@ typedef struct tde_sealed {
 
 /* Read flags. */
 #define TDE_READ_LENIENT 1  /* a unit that does not open reads as zeros */
-#define TDE_READ_SHORT 2    /* ... and ends the read with SHORT_READ */
+#define TDE_READ_SHORT 2    /* ... ends the read with SHORT_READ */
+#define TDE_READ_PROBE 4    /* ... ends the read with NOTFOUND, and no word of it */
 
 void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t unit,
                      tde_cryptor *crypt, tde_counters *counters, const tde_sealed_hooks *hooks,

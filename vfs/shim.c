@@ -65,7 +65,9 @@ static int may_defer(const tde_file *f) {
 }
 
 static int main_flush(tde_file *f) {
-  return tde_sealed_pending(&f->s) ? tde_sealed_flush(&f->s) : SQLITE_OK;
+  int rc = tde_sealed_pending(&f->s) ? tde_sealed_flush(&f->s) : SQLITE_OK;
+  if (rc) f->db->write_failed = 1;
+  return rc;
 }
 
 /* Reads unit 0 anew for its first 100 bytes. */
@@ -124,6 +126,7 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
 static void note_page_size(tde_file *f, const uint8_t *head) {
   uint32_t page = (uint32_t)head[16] << 8 | head[17];
   f->s.small_pages = page >= 512 && page < f->s.geo.unit;
+  if (f->s.small_pages) f->s.guarding = 1;
 }
 
 static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
@@ -139,6 +142,9 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (db->state != TDE_STATE_ONLINE) {
     memset(buf, 0, (size_t)n);
     return unlocked ? SQLITE_IOERR_SHORT_READ : tde_db_report(db);
+  }
+  if (db->damaged_zeros) {
+    return tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_LENIENT);
   }
   if (unlocked) {
     rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_SHORT);
@@ -159,13 +165,16 @@ static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
   int rc = SQLITE_OK;
 
   if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
+  if (db->damaged_zeros) return SQLITE_READONLY;
   if (db->state == TDE_STATE_NEW) rc = tde_db_create(f);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
   if (rc) return rc;
+  if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
   rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
+  if (rc) db->write_failed = 1;
   return rc;
 }
 
@@ -244,6 +253,7 @@ static int main_unlock(sqlite3_file *pf, int level) {
       tde_sealed_drop(&f->s);
     }
     tde_sealed_forget(&f->s);
+    f->s.guarding = f->s.small_pages;
   }
   rc2 = LOWER(f)->xUnlock(f->lower, level);
   if (rc2 == SQLITE_OK && level < f->db->lock) f->db->lock = level;
@@ -309,6 +319,7 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_SYNC:
     case SQLITE_FCNTL_COMMIT_PHASETWO:
       rc = main_flush(f);
+      if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC) rc = tde_heal_free_pages(f);
       if (rc) return rc;
       break;
     default:

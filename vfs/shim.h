@@ -32,6 +32,8 @@ typedef struct tde_db {
   uint8_t head[100];          /* SQLite's database header: no user data in it */
   int head_valid;
   int slot_behind;            /* the slot not in force does not know U yet */
+  int write_failed;           /* a page may be torn: see heal.c */
+  int damaged_zeros;          /* tde_damaged=zeros: read-only salvage */
   int guard_next;             /* which double-write area comes next */
   int guard_ready;            /* older guards were looked after in this lock */
   int guard_used;
@@ -82,6 +84,9 @@ int tde_db_fix_unit(tde_file *f, int64_t first_write);
 int tde_db_report(tde_db *db);        /* logs db->last, returns its rc */
 int tde_db_after_sync(tde_file *f);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
+
+/* heal.c: free pages that a crash tore and no journal restores */
+int tde_heal_free_pages(tde_file *f);
 
 /* logfile.c: WAL and rollback journal */
 void tde_log_open(tde_file *f);
