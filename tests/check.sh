@@ -6,7 +6,8 @@
 # A suite's last line must be `N passed, N failed, N skipped`; with NAME:exit the
 # exit status alone counts, as one test. A suite that ends without its totals, or
 # fails while it says that nothing failed, is a failure. The whole output of each
-# is kept in LOGDIR. The last line printed is the sum; exit 1 when anything failed.
+# is kept in LOGDIR. REPORTS names the folder where a sanitizer or valgrind puts
+# its reports, whichever process they are about: each is a failure. The last line printed is the sum; exit 1 when anything failed.
 set -u
 
 dir=$1
@@ -27,6 +28,7 @@ for suite in "$@"; do
   case "$name" in *:exit) kind=exit; name=${name%:exit} ;; esac
   log="$dir/$(echo "$name" | tr / -).log"
   began=$(date +%s)
+  [ -z "${REPORTS:-}" ] || { rm -rf "$REPORTS" && mkdir -p "$REPORTS"; }
   sh -c "$command" >"$log" 2>&1 </dev/null
   rc=$?
   took=$(($(date +%s) - began))
@@ -41,6 +43,12 @@ for suite in "$@"; do
       p=0 f=1 s=0
       echo "$name: no totals; exit status $rc" >>"$log"
     fi
+  fi
+  if [ -n "${REPORTS:-}" ]; then
+    for report in $(find "$REPORTS" -type f -size +0); do
+      f=$((f + 1))
+      { echo "failed: $report:"; head -n 60 "$report"; } >>"$log"
+    done
   fi
   line=$(printf '%-24s %5d passed %3d failed %3d skipped %5d s' "$name" "$p" "$f" "$s" "$took")
   echo "$line"

@@ -51,34 +51,40 @@ demo: ## encrypts a real data set and shows what it does (README's first command
 # ---- the same suites under sanitizers and valgrind ----
 # The extension is loaded into programs that are not instrumented, so the
 # runtime is preloaded, gcc's; the unit tests are instrumented as a whole.
-# setarch -R: this release's ThreadSanitizer knows no high-entropy addresses.
+# Reports go to files: whichever process they are about, check.sh counts them.
+# setarch -R: this ThreadSanitizer knows no high-entropy addresses.
 SAN_MAKE = $(MAKE) --no-print-directory CC=gcc
-ASAN_ENV = env ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:abort_on_error=0 \
-           UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/san/lsan.supp:print_suppressions=0
-TSAN_ENV = env TSAN_OPTIONS=halt_on_error=0:exitcode=66:suppressions=$(CURDIR)/tests/san/tsan.supp setarch -R
-VALGRIND = valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
-           --suppressions=$(CURDIR)/tests/san/valgrind.supp
+SAN_LOG = $(abspath $(BUILD))/reports
+SAN_CHECK = REPORTS=$(SAN_LOG) sh tests/check.sh
 preload = LD_PRELOAD=$(shell gcc -print-file-name=$(1))
+under_tcl = 'tcl=$(1) $(TCLSH) tests/run.tcl -time 1800 -so $(BUILD)/tde.so $(TCL_ARGS)'
+ASAN_ENV = env ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:log_path=$(SAN_LOG)/asan \
+           UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SAN_LOG)/ubsan \
+           LSAN_OPTIONS=suppressions=$(CURDIR)/tests/san/lsan.supp:print_suppressions=0
+TSAN_ENV = env TSAN_OPTIONS=log_path=$(SAN_LOG)/tsan setarch -R
+# Not into compilers and interpreters that the tests start: they are not ours.
+VALGRIND = valgrind -q --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
+           --suppressions=$(CURDIR)/tests/san/valgrind.supp --log-file=$(SAN_LOG)/valgrind.%p \
+           --trace-children=yes --trace-children-skip=*/cc,*/gcc,*/python3*,*/sh,*/env
 
-.PHONY: asan asan-run tsan tsan-run valgrind
+.PHONY: asan asan-run tsan tsan-run valgrind valgrind-run
 asan: ## unit tests and Tcl suite under AddressSanitizer, UBSan and LeakSanitizer
-	+$(Q)$(SAN_MAKE) SAN=address BUILD=$(BUILD)/asan RUNNER="$(ASAN_ENV)" asan-run
+	+$(Q)$(SAN_MAKE) SAN=address BUILD=$(BUILD)/asan asan-run
+asan-run: RUNNER = $(ASAN_ENV)
 asan-run: all $(UNIT_BIN)
-	$(Q)sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) \
-	  'tcl=$(ASAN_ENV) $(call preload,libasan.so) $(TCLSH) tests/run.tcl -time 1200 -so $(BUILD)/tde.so $(TCL_ARGS)'
+	$(Q)$(SAN_CHECK) $(BUILD)/check $(UNIT_SUITES) $(call under_tcl,$(ASAN_ENV) $(call preload,libasan.so))
 
 tsan: ## unit tests and Tcl suite under ThreadSanitizer
-	+$(Q)$(SAN_MAKE) SAN=thread BUILD=$(BUILD)/tsan RUNNER="$(TSAN_ENV)" tsan-run
+	+$(Q)$(SAN_MAKE) SAN=thread BUILD=$(BUILD)/tsan tsan-run
+tsan-run: RUNNER = $(TSAN_ENV)
 tsan-run: all $(UNIT_BIN)
-	$(Q)sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) \
-	  'tcl=$(TSAN_ENV) env $(call preload,libtsan.so) $(TCLSH) tests/run.tcl -time 1200 -so $(BUILD)/tde.so $(TCL_ARGS)'
+	$(Q)$(SAN_CHECK) $(BUILD)/check $(UNIT_SUITES) $(call under_tcl,$(TSAN_ENV) env $(call preload,libtsan.so))
 
 valgrind: all $(UNIT_BIN) ## unit tests and Tcl suite under valgrind's memcheck (long)
-	+$(Q)$(MAKE) --no-print-directory RUNNER="$(VALGRIND)" valgrind-run
-.PHONY: valgrind-run
+	+$(Q)$(MAKE) --no-print-directory valgrind-run
+valgrind-run: RUNNER = $(VALGRIND)
 valgrind-run:
-	$(Q)sh tests/check.sh $(BUILD)/valgrind $(UNIT_SUITES) \
-	  'tcl=$(TCLSH) tests/run.tcl -under "$(VALGRIND)" -time 3600 -so $(BUILD)/tde.so $(TCL_ARGS)'
+	$(Q)$(SAN_CHECK) $(BUILD)/valgrind $(UNIT_SUITES) $(call under_tcl,$(VALGRIND))
 
 # ---- static checks ----
 LINT = python3 tests/lint/lint.py --so $(BUILD)/tde.so

@@ -2,15 +2,17 @@
 ** heal.c: free pages that a crash tore and no journal restores.
 **
 ** SQLite does not journal a page that was free when the transaction began (its
-** old content does not matter: PAGER_GET_NOCONTENT in btree.c). If the power
-** fails while such a page is written, its unit is torn, and the rollback leaves
-** it so. Plain SQLite never looks at its content again; here nobody could copy
-** the database any more, since a backup reads free pages, too.
+** old content does not matter: PAGER_GET_NOCONTENT in btree.c): a leaf of the
+** free list, or a page behind the database's last one, where a commit that was
+** cut short left the file longer than it has to be. If the power fails while
+** such a page is written, its unit is torn, and the rollback leaves it so.
+** Plain SQLite never looks at its content again; here nobody could copy the
+** database any more, since a backup reads free pages, too.
 **
-** So when the rollback is done and before its journal goes, the restored free
-** list is walked, and each leaf whose unit does not open is sealed as zeros.
-** What must hold: only leaves of the free list, as authenticated pages name
-** them, are ever replaced; trunk pages are journaled and must open.
+** So when the rollback is done and before its journal goes, these pages are
+** looked at, and each whose unit does not open is sealed as zeros. What must
+** hold: only pages that the authenticated free list or page count calls free
+** are ever replaced; trunk pages of the list are journaled and must open.
 */
 #include <string.h>
 
@@ -24,8 +26,11 @@ SQLITE_EXTENSION_INIT3
 /* SQLite file format, sections 1.3 and 1.5. */
 #define HEAD_BYTES 100
 #define HEAD_PAGE_SIZE 16
+#define HEAD_COUNTER 24
+#define HEAD_PAGES 28
 #define HEAD_FIRST_TRUNK 32
 #define HEAD_FREE_PAGES 36
+#define HEAD_VALID_FOR 92  /* HEAD_PAGES counts when this equals HEAD_COUNTER */
 
 typedef struct healer {
   tde_file *f;
@@ -118,7 +123,12 @@ static int start(healer *h, const uint8_t *head) {
   h->page = sqlite3_malloc64(h->page_size);
   h->unit = sqlite3_malloc64(2 * (size_t)s->geo.unit + TDE_UNIT_OVERHEAD);
   if (!h->page || !h->unit) return SQLITE_NOMEM;
-  return walk(h, tde_get32be(head + HEAD_FIRST_TRUNK), tde_get32be(head + HEAD_FREE_PAGES));
+  rc = walk(h, tde_get32be(head + HEAD_FIRST_TRUNK), tde_get32be(head + HEAD_FREE_PAGES));
+  if (tde_get32be(head + HEAD_COUNTER) == tde_get32be(head + HEAD_VALID_FOR)) {
+    uint32_t last = tde_get32be(head + HEAD_PAGES);
+    while (rc == SQLITE_OK && last && last < h->pages) rc = heal_page(h, ++last);
+  }
+  return rc;
 }
 
 int tde_heal_free_pages(tde_file *f) {
