@@ -364,7 +364,7 @@ static tde_class smk_ready(const char *dir, tde_key_info *info, tde_status *st) 
   tde_class rc = tde_local_latest(dir, SMK_NAME, info, &inner);
   if (rc == TDE_OK) return TDE_OK;
   if (rc == TDE_MISSING || rc == TDE_CORRUPT || rc == TDE_WRONG_KEY) {
-    if (rc != TDE_MISSING) tde_log_status(TDE_LOG_WARNING, &inner);
+    if (rc != TDE_MISSING) tde_log_status(TDE_LOG_WARNING, NULL, &inner);
     return tde_local_create(dir, SMK_NAME, info, st);
   }
   if (st != NULL) *st = inner;

@@ -82,8 +82,17 @@ int tde_class_rc(tde_class c) {
   }
 }
 
+/* The file's name without its folder, unless the message has the path. */
+static const char *subject_of(const tde_file *f, const tde_status *st) {
+  const char *slash;
+
+  if (!f->path || strstr(st->message, f->path)) return NULL;
+  slash = strrchr(f->path, '/');
+  return slash ? slash + 1 : f->path;
+}
+
 int tde_db_report(tde_db *db) {
-  tde_log_status(TDE_LOG_ERROR, &db->last);
+  tde_log_status(TDE_LOG_ERROR, subject_of(db->file, &db->last), &db->last);
   return tde_class_rc(db->last.code);
 }
 
@@ -832,7 +841,7 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
     tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", path_of(f),
              tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
   }
-  tde_log_status(TDE_LOG_ERROR, s);
+  tde_log_status(TDE_LOG_ERROR, NULL, s);
   return tde_class_rc(c);
 }
 

@@ -56,6 +56,32 @@ static inline tde_file *file_of(sqlite3_file *pf) {
   return ((tde_handle *)pf)->f;
 }
 
+/* What an I/O method may answer. SQLite's pager takes only SQLITE_FULL and
+** SQLITE_IOERR* for failures after which its cache can not be trusted (pager.c,
+** pager_error); anything else out of a rollback would leave rolled-back changes
+** in the cache. Where no transaction can be under way (the state forbids it),
+** the plain codes tell more. */
+static int io_code(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_OK:
+    case SQLITE_IOERR:
+    case SQLITE_FULL:
+    case SQLITE_NOTADB:
+    case SQLITE_CANTOPEN:
+    case SQLITE_NOTFOUND:
+      return rc;
+    case SQLITE_NOMEM:
+      return SQLITE_IOERR_NOMEM;
+    default:
+      return SQLITE_IOERR;
+  }
+}
+
+/* The same for the methods that take locks, which may say that it is busy. */
+static int lock_code(int rc) {
+  return (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_READONLY ? rc : io_code(rc);
+}
+
 /* ---- main database ---- */
 
 /* Writes may wait in the run: nobody else can read the file, and the order
@@ -129,7 +155,7 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
   if (f->s.small_pages) f->s.guarding = 1;
 }
 
-static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int unlocked = db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100, rc;
@@ -159,13 +185,13 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   return rc;
 }
 
-static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int rc = SQLITE_OK;
 
   if (f->plain) return LOWER(f)->xWrite(f->lower, buf, n, off);
-  if (db->damaged_zeros) return SQLITE_READONLY;
+  if (db->damaged_zeros) return SQLITE_IOERR_WRITE; /* opened read-only: see open_main */
   if (db->state == TDE_STATE_NEW) rc = tde_db_create(f);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
@@ -178,7 +204,7 @@ static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
   return rc;
 }
 
-static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
@@ -188,7 +214,7 @@ static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   return tde_sealed_truncate(&f->s, (uint64_t)size);
 }
 
-static int main_sync(sqlite3_file *pf, int flags) {
+static int do_main_sync(sqlite3_file *pf, int flags) {
   tde_file *f = file_of(pf);
   int rc;
 
@@ -201,7 +227,7 @@ static int main_sync(sqlite3_file *pf, int flags) {
   return rc;
 }
 
-static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
+static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *f = file_of(pf);
   uint64_t n = 0;
   int rc = SQLITE_OK;
@@ -214,7 +240,7 @@ static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   return rc;
 }
 
-static int main_lock(sqlite3_file *pf, int level) {
+static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int before = db->lock, rc = LOWER(f)->xLock(f->lower, level);
@@ -320,7 +346,7 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_COMMIT_PHASETWO:
       rc = main_flush(f);
       if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC) rc = tde_heal_free_pages(f);
-      if (rc) return rc;
+      if (rc) return io_code(rc);
       break;
     default:
       break;
@@ -363,7 +389,7 @@ static int main_close(sqlite3_file *pf) {
 
 /* Shared memory: the wal-index passes through; the gate stands here, too,
 ** since a WAL connection keeps its SHARED lock between transactions. */
-static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
+static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
   tde_file *f = file_of(pf);
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
@@ -375,7 +401,7 @@ static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void
 /* SQLite's WAL_WRITE_LOCK (wal.c). */
 #define WRITE_LOCK_SLOT 0
 
-static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
+static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_file *f = file_of(pf);
   int rc;
 
@@ -424,7 +450,7 @@ static int main_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
 
 /* ---- WAL, journal, temp, super-journal ---- */
 
-static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+static int do_side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
@@ -433,7 +459,7 @@ static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   return tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
 }
 
-static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+static int do_side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
 
   if (n == 0) return SQLITE_OK;
@@ -443,7 +469,7 @@ static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 of
   return tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
 }
 
-static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+static int do_side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   tde_file *f = file_of(pf);
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
@@ -451,7 +477,7 @@ static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   return tde_log_truncate(f, (uint64_t)size);
 }
 
-static int side_sync(sqlite3_file *pf, int flags) {
+static int do_side_sync(sqlite3_file *pf, int flags) {
   tde_file *f = file_of(pf);
 
   if (!f->plain) {
@@ -462,7 +488,7 @@ static int side_sync(sqlite3_file *pf, int flags) {
   return LOWER(f)->xSync(f->lower, flags);
 }
 
-static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
+static int do_side_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *f = file_of(pf);
   uint64_t n = 0;
   int rc;
@@ -510,6 +536,48 @@ static int side_close(sqlite3_file *pf) {
   sqlite3_free(f->lower);
   sqlite3_free(f);
   return rc ? rc : rc2;
+}
+
+/* ---- the methods, with codes that SQLite's pager understands ---- */
+
+static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+  return io_code(do_main_read(pf, buf, n, off));
+}
+static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+  return io_code(do_main_write(pf, buf, n, off));
+}
+static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+  return io_code(do_main_truncate(pf, size));
+}
+static int main_sync(sqlite3_file *pf, int flags) {
+  return io_code(do_main_sync(pf, flags));
+}
+static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
+  return io_code(do_main_size(pf, size));
+}
+static int main_lock(sqlite3_file *pf, int level) {
+  return lock_code(do_main_lock(pf, level));
+}
+static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
+  return lock_code(do_main_shm_map(pf, region, size, extend, out));
+}
+static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
+  return lock_code(do_main_shm_lock(pf, offset, n, flags));
+}
+static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
+  return io_code(do_side_read(pf, buf, n, off));
+}
+static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
+  return io_code(do_side_write(pf, buf, n, off));
+}
+static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
+  return io_code(do_side_truncate(pf, size));
+}
+static int side_sync(sqlite3_file *pf, int flags) {
+  return io_code(do_side_sync(pf, flags));
+}
+static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
+  return io_code(do_side_size(pf, size));
 }
 
 /* A table without shared memory, for lower files that have none. */
@@ -570,7 +638,13 @@ static sqlite3_vfs *choose_base(const char *name) {
 }
 
 static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
+  const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
   int rc, got = 0;
+
+  if (damaged && strcmp(damaged, "zeros") == 0) {
+    flags &= ~(SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    flags |= SQLITE_OPEN_READONLY;
+  }
 
   f->lower_vfs = choose_base(name);
   if (!f->lower_vfs) return SQLITE_CANTOPEN;
@@ -795,7 +869,7 @@ int tde_vfs_register(const tde_key_source *source) {
     tde_log_set_sink(log_to_sqlite);
     tde_status_clear(&st);
     if (tde_crypto_init(&st) != TDE_OK) {
-      tde_log_status(TDE_LOG_ERROR, &st);
+      tde_log_status(TDE_LOG_ERROR, NULL, &st);
       rc = SQLITE_ERROR;
     } else {
       base_vfs = sqlite3_vfs_find(NULL);

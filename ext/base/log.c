@@ -34,7 +34,8 @@ void tde_log(tde_level level, const char *fmt, ...) {
   errno = saved;
 }
 
-void tde_log_status(tde_level level, const tde_status *st) {
-  tde_log(level, "[%s] %s", tde_class_name(st->code), st->message);
+void tde_log_status(tde_level level, const char *subject, const tde_status *st) {
+  tde_log(level, "[%s] %s%s%s", tde_class_name(st->code), subject ? subject : "",
+          subject ? ": " : "", st->message);
   if (st->remedy[0]) tde_log(TDE_LOG_NOTICE, "next step: %s", st->remedy);
 }

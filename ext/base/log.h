@@ -16,8 +16,8 @@ typedef void (*tde_log_sink)(tde_level level, const char *line);
 
 void tde_log_set_sink(tde_log_sink sink);
 void tde_log(tde_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* "[class] message", and "next step: remedy" on a line of its own: SQLite's log
-** cuts a line at 210 bytes. */
-void tde_log_status(tde_level level, const tde_status *st);
+/* "[class] subject: message", and "next step: remedy" on a line of its own:
+** SQLite's log cuts a line at 210 bytes. subject may be NULL. */
+void tde_log_status(tde_level level, const char *subject, const tde_status *st);
 
 #endif

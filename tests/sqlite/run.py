@@ -52,28 +52,31 @@ class SuiteError(Exception):
 
 
 class Place:
-    """Where programs, scripts and scratch folders are, and who runs them."""
+    """Where programs, scripts and scratch folders are, and who runs them.
+
+    A run works on copies of the programs and scripts, so that a build or an
+    edit meanwhile does not change what it measures, and on a folder of its own,
+    so that runs may overlap."""
 
     def __init__(self, args):
         self.out = os.path.abspath(args.out)
         self.tree = os.path.abspath(args.source)
-        self.here = HERE
-        self.work = os.path.join(self.out, "work")
-        self.staged = None
-        self.user = pwd.getpwnam(USER) if os.geteuid() == 0 else None
-        if self.user and not self.reachable():
-            self.stage()
-        # Runs may overlap: each has its own folder.
-        os.makedirs(self.work, exist_ok=True)
-        os.chmod(self.work, 0o755)
-        self.work = tempfile.mkdtemp(prefix="run-", dir=self.work)
-        os.chmod(self.work, 0o755)
         self.logs = os.path.join(self.out, "log")
-        self.scratch = os.path.join(self.work, "scratch")
-        self.instance = os.path.join(self.work, "instance")
+        self.user = pwd.getpwnam(USER) if os.geteuid() == 0 else None
         os.makedirs(self.logs, exist_ok=True)
-        for path in (self.work, self.scratch, os.path.join(self.work, "home")):
-            os.makedirs(path, exist_ok=True)
+        self.work = tempfile.mkdtemp(prefix="run-", dir=self.out)
+        os.chmod(self.work, 0o755)
+        if self.user and not self.reachable():
+            self.move_away()
+        self.here = shutil.copytree(HERE, os.path.join(self.work, "here"))
+        for build in ("plain", "tde"):
+            path = os.path.join(self.out, build)
+            if os.path.isdir(path):
+                shutil.copytree(path, os.path.join(self.work, build))
+        self.scratch = os.path.join(self.work, "scratch")
+        self.data = os.path.join(self.work, "data")
+        for path in (self.scratch, self.data):
+            os.mkdir(path)
             self.give(path)
 
     def give(self, path):
@@ -87,42 +90,32 @@ class Place:
         return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
 
     def reachable(self):
-        wanted = [os.path.join(self.tree, "test", "tester.tcl"),
-                  os.path.join(self.here, "suite.tcl"),
-                  os.path.join(self.out, "Makefile")]
+        """Whether the unprivileged user may enter the source and the run's folder."""
         return all(subprocess.run(["test", "-r", p], cwd="/", check=False,
-                                  **self.as_user()).returncode == 0 for p in wanted)
+                                  **self.as_user()).returncode == 0
+                   for p in (os.path.join(self.tree, "test", "tester.tcl"), self.work))
 
-    def stage(self):
-        """A checkout under a private folder: the unprivileged user gets copies."""
-        self.staged = tempfile.mkdtemp(prefix="sqlite-suite-")
-        os.chmod(self.staged, 0o755)
+    def move_away(self):
+        """A checkout under a private folder: everything is copied out of it."""
+        os.rmdir(self.work)
+        self.work = tempfile.mkdtemp(prefix="sqlite-suite-")
+        os.chmod(self.work, 0o755)
         for sub in ("test", "ext"):
-            shutil.copytree(os.path.join(self.tree, sub), os.path.join(self.staged, "tree", sub))
-        for build in ("plain", "tde"):
-            path = os.path.join(self.out, build)
-            if os.path.isdir(path):
-                shutil.copytree(path, os.path.join(self.staged, build))
-        shutil.copytree(self.here, os.path.join(self.staged, "here"))
-        self.tree = os.path.join(self.staged, "tree")
-        self.here = os.path.join(self.staged, "here")
-        self.work = os.path.join(self.staged, "work")
+            shutil.copytree(os.path.join(self.tree, sub), os.path.join(self.work, "tree", sub))
+        self.tree = os.path.join(self.work, "tree")
 
     def program(self, build, name="testfixture"):
-        return os.path.join(self.staged or self.out, build, name)
+        return os.path.join(self.work, build, name)
 
     def close(self):
-        if self.staged:
-            shutil.rmtree(self.staged, ignore_errors=True)
-        else:
-            shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def environment(self, build):
         env = {k: v for k, v in os.environ.items()
                if not k.startswith(("TDE_", "SQLITE_", "QUICKTEST_", "TEST_"))}
-        env["HOME"] = os.path.join(self.work, "home")
+        env["HOME"] = self.data
         if build == "tde":
-            env["TDE_INSTANCE"] = self.instance
+            env["TDE_INSTANCE"] = os.path.join(self.data, "instance")
             env["SQLITE_SUITE_PRELUDE"] = os.path.join(self.here, "prelude.tcl")
         return env
 

@@ -106,10 +106,10 @@ static void log_lines(void) {
   CHECK(nlines == 1 && last_level == TDE_LOG_WARNING && strcmp(last_line, "a??b c") == 0);
   tde_status_clear(&st);
   tde_fail(&st, TDE_UNREACHABLE, "wait", "no answer");
-  tde_log_status(TDE_LOG_ERROR, &st);
+  tde_log_status(TDE_LOG_ERROR, "app.db", &st);
   CHECK(nlines == 3 && last_level == TDE_LOG_NOTICE && strcmp(last_line, "next step: wait") == 0);
   tde_fail(&st, TDE_UNREACHABLE, NULL, "no answer");
-  tde_log_status(TDE_LOG_ERROR, &st);
+  tde_log_status(TDE_LOG_ERROR, NULL, &st);
   CHECK(nlines == 4 && strcmp(last_line, "[unreachable] no answer") == 0);
   tde_log_set_sink(NULL);
   tde_log(TDE_LOG_ERROR, "dropped");
