@@ -235,6 +235,8 @@ static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
   if (f->db->state == TDE_STATE_ONLINE && f->db->header.unit_size) {
     rc = tde_sealed_size(&f->s, &n);
+  } else if (f->db->state != TDE_STATE_ONLINE && f->db->state != TDE_STATE_NEW) {
+    rc = tde_db_report(f->db); /* size 0 would be an empty database, and its journal void */
   }
   *size = (sqlite3_int64)n;
   return rc;
@@ -254,8 +256,8 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   if (before == SQLITE_LOCK_NONE) {
     tde_sealed_forget(&f->s);
     db->guard_ready = 0;
-    rc = tde_db_gate(f);
   }
+  rc = tde_db_gate(f);
   if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && db->state == TDE_STATE_NEW) {
     rc = tde_db_create(f);
   }
