@@ -23,9 +23,9 @@
 #define DATA_MARKERS (1u << MARK_ROW | 1u << MARK_KEY | 1u << MARK_BLOB | 1u << MARK_TEMP)
 #define PATH_ONLY (1u << MARK_PATH)
 
-static char scratch[PATH_SIZE - 200];   /* the run's directory, "~Qnames!" in its name */
-static const char *vfs;                 /* under test: "leak" or "tde" */
-static unsigned log_lines, log_shown;   /* and those that showed what they must not */
+static char scratch[PATH_SIZE - 200]; /* the run's directory, "~Qnames!" in its name */
+static const char *vfs;               /* under test: "leak" or "tde" */
+static unsigned log_lines, log_shown; /* and those that showed what they must not */
 
 /* Messages may name files. SQLite's own quote the statement, hence the schema;
 ** ours have no reason to. */
@@ -102,7 +102,8 @@ static void fn_mark(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   size_t len = 0;
 
   (void)argc;
-  for (int k = 0; k < times; k++, len += MARKER_BYTES) memcpy(text + len, marker_text[n], MARKER_BYTES);
+  for (int k = 0; k < times; k++, len += MARKER_BYTES)
+    memcpy(text + len, marker_text[n], MARKER_BYTES);
   len += (size_t)snprintf(text + len, 16, "%d", i);
   if (n == MARK_BLOB) {
     sqlite3_result_blob(ctx, text, (int)len, SQLITE_TRANSIENT);
@@ -123,11 +124,15 @@ static sqlite3 *open_spilling(const char *name) {
 #define COUNTING(n) "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM c WHERE i<" n ")"
 #define TABLE "\"~Qschem!t\""
 #define ADD_ROWS(n) \
-  COUNTING(n) "INSERT INTO " TABLE "(k, a, b) SELECT mark(1,i)||random(), mark(0,i), mark(2,i) FROM c"
-#define CREATE                                                                             \
-  "CREATE TABLE " TABLE "(id INTEGER PRIMARY KEY, k TEXT UNIQUE, a TEXT, b BLOB);"         \
-  "CREATE INDEX \"~Qschem!i\" ON " TABLE "(a, k);"                                         \
-  "CREATE VIEW \"~Qschem!v\" AS SELECT a, k FROM " TABLE ";"                               \
+  COUNTING(n)       \
+  "INSERT INTO " TABLE "(k, a, b) SELECT mark(1,i)||random(), mark(0,i), mark(2,i) FROM c"
+#define CREATE                                               \
+  "CREATE TABLE " TABLE                                      \
+  "(id INTEGER PRIMARY KEY, k TEXT UNIQUE, a TEXT, b BLOB);" \
+  "CREATE INDEX \"~Qschem!i\" ON " TABLE                     \
+  "(a, k);"                                                  \
+  "CREATE VIEW \"~Qschem!v\" AS SELECT a, k FROM " TABLE     \
+  ";"                                                        \
   "CREATE TRIGGER \"~Qschem!g\" AFTER DELETE ON " TABLE " BEGIN SELECT 1; END;"
 
 /* ---- the workload, part by part ---- */
@@ -141,7 +146,8 @@ static void in_mode(const char *mode) {
   db = open_spilling(name);
   must(db, sql);
   must(db, CREATE ADD_ROWS("120"));
-  must(db, "BEGIN; UPDATE " TABLE " SET a = mark(0, id + 1), b = mark(2, id + 3);"
+  must(db, "BEGIN; UPDATE " TABLE
+           " SET a = mark(0, id + 1), b = mark(2, id + 3);"
            "DELETE FROM " TABLE " WHERE id % 5 = 0; COMMIT");
   if (strcmp(mode, "OFF") != 0) {
     must(db, "BEGIN; UPDATE " TABLE " SET k = mark(1, id) || id; ROLLBACK");
@@ -164,14 +170,15 @@ static void wal(void) {
   must(db, CREATE ADD_ROWS("200"));
   reader = open_spilling("wal.db");
   must(reader, "BEGIN; SELECT count(*) FROM " TABLE);
-  must(db, "BEGIN; UPDATE " TABLE " SET b = mark(2, id); ROLLBACK; BEGIN;"
+  must(db, "BEGIN; UPDATE " TABLE
+           " SET b = mark(2, id); ROLLBACK; BEGIN;"
            "UPDATE " TABLE " SET a = mark(0, id + 2); SAVEPOINT s; DELETE FROM " TABLE
            "; ROLLBACK TO s; COMMIT");
   must(db, "PRAGMA wal_checkpoint(PASSIVE)");
   must(reader, "COMMIT");
   closed(reader);
-  must(db, "PRAGMA wal_checkpoint(RESTART);" ADD_ROWS("20") ";PRAGMA wal_checkpoint(TRUNCATE);"
-       ADD_ROWS("20"));
+  must(db, "PRAGMA wal_checkpoint(RESTART);" ADD_ROWS(
+               "20") ";PRAGMA wal_checkpoint(TRUNCATE);" ADD_ROWS("20"));
   CHECK(number(db, "SELECT count(*) FROM " TABLE) == 240);
   closed(db);
 }
@@ -187,9 +194,11 @@ static void temporary(void) {
   must(db, "CREATE INDEX temp.\"~Qtsche!i\" ON \"~Qtsche!t\"(v)");
   /* DISTINCT, a materialised CTE and view, a compound, ORDER BY: each larger than a cache. */
   must(db, "SELECT count(*) FROM (SELECT DISTINCT a || k FROM " TABLE ")");
-  must(db, "WITH m AS MATERIALIZED (SELECT k || a AS x FROM " TABLE ") "
+  must(db, "WITH m AS MATERIALIZED (SELECT k || a AS x FROM " TABLE
+           ") "
            "SELECT count(*) FROM m a JOIN (SELECT x FROM m LIMIT 3) b ON a.x = b.x");
-  must(db, "SELECT count(*) FROM (SELECT a || id FROM " TABLE " UNION SELECT k FROM \"~Qschem!v\")");
+  must(db,
+       "SELECT count(*) FROM (SELECT a || id FROM " TABLE " UNION SELECT k FROM \"~Qschem!v\")");
   must(db, "SELECT max(x) FROM (SELECT b || k AS x FROM " TABLE " ORDER BY x || a LIMIT 5000)");
   /* Fails in its last row: what it did comes back from the statement journal. */
   must(db, "BEGIN; UPDATE " TABLE " SET b = mark(2, id + 1) WHERE id < 100");
@@ -236,8 +245,8 @@ static void attached(void) {
   snprintf(sql, sizeof(sql), "ATTACH 'file:%s/two.db?vfs=%s' AS two", scratch, vfs);
   must(db, sql);
   must(db, CREATE ADD_ROWS("50") "; CREATE TABLE two.\"~Qschem!u\"(x)");
-  must(db, "BEGIN; UPDATE " TABLE " SET a = mark(0, id); INSERT INTO two.\"~Qschem!u\" SELECT a FROM "
-       TABLE "; COMMIT");
+  must(db, "BEGIN; UPDATE " TABLE
+           " SET a = mark(0, id); INSERT INTO two.\"~Qschem!u\" SELECT a FROM " TABLE "; COMMIT");
   closed(db);
 }
 
@@ -266,7 +275,8 @@ static void crash(const char *name, const char *mode) {
   CHECK(WIFSIGNALED(status));
   db = open_spilling(name);
   CHECK(number(db, "SELECT count(*) FROM " TABLE) == 150);
-  CHECK(number(db, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'") == 0);
+  CHECK(number(db, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'") ==
+        0);
   closed(db);
 }
 
@@ -386,7 +396,8 @@ static void test_sealed(void) {
   print_tallies();
   for (int r = 0; r < LEAK_UNKNOWN; r++) {
     const leak_tally *t = leak_tally_of((leak_role)r);
-    if (!CHECK(t->writes > 0 && t->bytes > 0)) printf("  role %s was not used\n", leak_role_name[r]);
+    if (!CHECK(t->writes > 0 && t->bytes > 0))
+      printf("  role %s was not used\n", leak_role_name[r]);
     if (!CHECK(leak_hits((leak_role)r, r == LEAK_SUPER_JOURNAL ? PATH_ONLY : 0) == 0)) {
       printf("  role %s shows plaintext\n", leak_role_name[r]);
     }
@@ -422,7 +433,8 @@ static void test_convert(void) {
   must(db, sql);
   for (int r = 0; r < LEAK_IGNORED; r++) CHECK(leak_hits((leak_role)r, 0) == 0);
   CHECK(leak_tally_of(LEAK_MAIN_DB)->bytes > 200000);
-  snprintf(sql, sizeof(sql), "SELECT tde_decrypt('%s/sealed.db', '%s/plain-again.db')", scratch, scratch);
+  snprintf(sql, sizeof(sql), "SELECT tde_decrypt('%s/sealed.db', '%s/plain-again.db')", scratch,
+           scratch);
   must(db, sql);
   for (int r = 0; r < LEAK_IGNORED; r++) CHECK(leak_hits((leak_role)r, 0) == 0);
   CHECK(leak_hits(LEAK_IGNORED, PATH_ONLY) > 0);

@@ -13,21 +13,21 @@ const char *const marker_text[MARKERS] = {
     "~Qrow7t!", "~Qkey4x!", "~Qblob2!", "~Qtemp9!", "~Qschem!", "~Qtsche!", "~Qnames!", "SQLite f",
 };
 const char *const leak_role_name[LEAK_ROLES] = {
-    "main", "temp", "transient", "journal", "temp-journal", "subjournal",
-    "super-journal", "wal", "shm", "unknown", "ignored",
+    "main",          "temp", "transient", "journal", "temp-journal", "subjournal",
+    "super-journal", "wal",  "shm",       "unknown", "ignored",
 };
 
 #define SHM_REGIONS 64
 
 typedef struct leak_file {
-  sqlite3_file base;                 /* must be first */
-  sqlite3_file *real;                /* behind this struct */
+  sqlite3_file base;  /* must be first */
+  sqlite3_file *real; /* behind this struct */
   leak_role role;
   volatile void *region[SHM_REGIONS];
   int region_size;
 } leak_file;
 
-static leak_tally *tally;            /* LEAK_ROLES of them, shared */
+static leak_tally *tally; /* LEAK_ROLES of them, shared */
 static sqlite3_vfs *real_vfs;
 static sqlite3_vfs leak_vfs;
 static const char *ignored_part;
@@ -191,17 +191,32 @@ static int leak_unfetch(sqlite3_file *f, sqlite3_int64 off, void *p) {
 }
 
 static const sqlite3_io_methods leak_methods = {
-    3,           leak_close,   leak_read,     leak_write,   leak_truncate,  leak_sync,
-    leak_size,   leak_lock,    leak_unlock,   leak_reserved, leak_control,  leak_sector,
-    leak_traits, leak_shm_map, leak_shm_lock, leak_barrier, leak_shm_unmap, leak_fetch,
+    3,
+    leak_close,
+    leak_read,
+    leak_write,
+    leak_truncate,
+    leak_sync,
+    leak_size,
+    leak_lock,
+    leak_unlock,
+    leak_reserved,
+    leak_control,
+    leak_sector,
+    leak_traits,
+    leak_shm_map,
+    leak_shm_lock,
+    leak_barrier,
+    leak_shm_unmap,
+    leak_fetch,
     leak_unfetch,
 };
 
 static leak_role role_of(const char *name, int flags) {
-  static const int kinds[LEAK_SHM] = {
-      SQLITE_OPEN_MAIN_DB,      SQLITE_OPEN_TEMP_DB,    SQLITE_OPEN_TRANSIENT_DB,
-      SQLITE_OPEN_MAIN_JOURNAL, SQLITE_OPEN_TEMP_JOURNAL, SQLITE_OPEN_SUBJOURNAL,
-      SQLITE_OPEN_SUPER_JOURNAL, SQLITE_OPEN_WAL};
+  static const int kinds[LEAK_SHM] = {SQLITE_OPEN_MAIN_DB,       SQLITE_OPEN_TEMP_DB,
+                                      SQLITE_OPEN_TRANSIENT_DB,  SQLITE_OPEN_MAIN_JOURNAL,
+                                      SQLITE_OPEN_TEMP_JOURNAL,  SQLITE_OPEN_SUBJOURNAL,
+                                      SQLITE_OPEN_SUPER_JOURNAL, SQLITE_OPEN_WAL};
 
   if (name && ignored_part && strstr(name, ignored_part)) return LEAK_IGNORED;
   for (int r = 0; r < LEAK_SHM; r++) {

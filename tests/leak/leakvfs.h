@@ -20,26 +20,38 @@
 ** one that SQLite puts at the start of each database. */
 #define MARKER_BYTES 8
 typedef enum marker {
-  MARK_ROW, MARK_KEY, MARK_BLOB, MARK_TEMP,   /* content of rows */
-  MARK_SCHEMA, MARK_TEMP_SCHEMA,              /* names of tables and columns */
-  MARK_PATH,                                  /* part of each file's path */
-  MARK_FORMAT,                                /* "SQLite f" */
+  MARK_ROW,
+  MARK_KEY,
+  MARK_BLOB,
+  MARK_TEMP, /* content of rows */
+  MARK_SCHEMA,
+  MARK_TEMP_SCHEMA, /* names of tables and columns */
+  MARK_PATH,        /* part of each file's path */
+  MARK_FORMAT,      /* "SQLite f" */
   MARKERS
 } marker;
 extern const char *const marker_text[MARKERS];
 
 /* A file's role, from its SQLITE_OPEN_* flag. */
 typedef enum leak_role {
-  LEAK_MAIN_DB, LEAK_TEMP_DB, LEAK_TRANSIENT_DB, LEAK_MAIN_JOURNAL, LEAK_TEMP_JOURNAL,
-  LEAK_SUBJOURNAL, LEAK_SUPER_JOURNAL, LEAK_WAL, LEAK_SHM, LEAK_UNKNOWN,
-  LEAK_IGNORED,                               /* files whose path leak_ignore named */
+  LEAK_MAIN_DB,
+  LEAK_TEMP_DB,
+  LEAK_TRANSIENT_DB,
+  LEAK_MAIN_JOURNAL,
+  LEAK_TEMP_JOURNAL,
+  LEAK_SUBJOURNAL,
+  LEAK_SUPER_JOURNAL,
+  LEAK_WAL,
+  LEAK_SHM,
+  LEAK_UNKNOWN,
+  LEAK_IGNORED, /* files whose path leak_ignore named */
   LEAK_ROLES
 } leak_role;
 extern const char *const leak_role_name[LEAK_ROLES];
 
 typedef struct leak_tally {
-  uint64_t writes, bytes;                     /* bytes written, or for SHM looked at */
-  uint64_t hits[MARKERS];                     /* writes that showed the marker */
+  uint64_t writes, bytes; /* bytes written, or for SHM looked at */
+  uint64_t hits[MARKERS]; /* writes that showed the marker */
 } leak_tally;
 
 /* Registers "leak" and makes it the default. Returns an SQLite code. */

@@ -185,11 +185,13 @@ void keep_key(const char *name) {
 void fill(sqlite3 *db, int rows, int version) {
   char sql[500];
 
-  snprintf(sql, sizeof(sql),
-           "BEGIN; CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, a TEXT, b BLOB);"
-           "CREATE INDEX IF NOT EXISTS ta ON t(a);"
-           "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < %d)"
-           "REPLACE INTO t SELECT i, 'row ' || i || ' version %d', printf('%%0*d', 40 + i %% 30, i * %d)"
-           "FROM c; COMMIT", rows, version, version + 7);
+  snprintf(
+      sql, sizeof(sql),
+      "BEGIN; CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, a TEXT, b BLOB);"
+      "CREATE INDEX IF NOT EXISTS ta ON t(a);"
+      "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < %d)"
+      "REPLACE INTO t SELECT i, 'row ' || i || ' version %d', printf('%%0*d', 40 + i %% 30, i * %d)"
+      "FROM c; COMMIT",
+      rows, version, version + 7);
   must(db, sql);
 }

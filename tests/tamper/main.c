@@ -54,7 +54,10 @@ static void every_bit(tally *t, const image *i, size_t from, size_t n) {
 }
 
 tally main_bits(void) {
-  static const struct { uint32_t page; size_t unit; } where[] = {{512, 0}, {512, 3}, {1024, 1}, {4096, 1}};
+  static const struct {
+    uint32_t page;
+    size_t unit;
+  } where[] = {{512, 0}, {512, 3}, {1024, 1}, {4096, 1}};
   tally t = {0, 0};
 
   for (size_t k = 0; k < sizeof(where) / sizeof(where[0]); k++) {
@@ -82,7 +85,8 @@ static int code_of(const image *i, uint64_t content, int *same) {
 
 /* Each field of a record set to what an attacker might try. */
 tally main_fields(void) {
-  static const uint32_t values[] = {0, 1, 2, 48, 511, 512, 513, 0xffffff, 0x01000000, 0x02000001,
+  static const uint32_t values[] = {0,          1,          2,         48,         511,
+                                    512,        513,        0xffffff,  0x01000000, 0x02000001,
                                     0x04000000, 0x80000000, 0xffffffff};
   uint64_t content;
   image i = made(512, 8, 1, &content);
@@ -102,7 +106,9 @@ tally main_fields(void) {
     }
   }
   /* Nonce, ciphertext and tag, each taken from another unit; each of zeros. */
-  static const struct { size_t off, n; } parts[] = {{8, 24}, {8, 12}, {20, 12}, {32, 512}, {544, 16}, {0, 560}};
+  static const struct {
+    size_t off, n;
+  } parts[] = {{8, 24}, {8, 12}, {20, 12}, {32, 512}, {544, 16}, {0, 560}};
   for (size_t k = 0; k < 2 * (sizeof(parts) / sizeof(parts[0])); k++) {
     size_t off = parts[k / 2].off, n = parts[k / 2].n;
     image c = image_copy(&i);

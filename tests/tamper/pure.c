@@ -26,8 +26,9 @@ tally unit_associated(void) {
     judge(&t, 0, "could not seal");
     return t;
   }
-  judge(&t, tde_unit_open(aead, &here, record, 512, out) == TDE_OK &&
-        memcmp(out, content, 512) == 0, "the record itself");
+  judge(&t,
+        tde_unit_open(aead, &here, record, 512, out) == TDE_OK && memcmp(out, content, 512) == 0,
+        "the record itself");
   for (int bit = 0; bit < 64; bit++) {
     there = here;
     there.index ^= 1ull << bit;

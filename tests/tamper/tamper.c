@@ -18,23 +18,24 @@ int usleep(useconds_t n) {
   return 0;
 }
 
-#define TEST(name)                                                                  \
-  static void test_##name(void) {                                                   \
-    struct timespec a, b;                                                           \
-    tally t;                                                                        \
-    clock_gettime(CLOCK_MONOTONIC, &a);                                             \
-    t = name();                                                                     \
-    clock_gettime(CLOCK_MONOTONIC, &b);                                             \
-    printf("  %-16s %6u cases, %u wrong, %.1f s\n", #name, t.cases, t.wrong,        \
-           (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9);  \
-    CHECK(t.cases > 0 && t.wrong == 0);                                             \
+#define TEST(name)                                                                 \
+  static void test_##name(void) {                                                  \
+    struct timespec a, b;                                                          \
+    tally t;                                                                       \
+    clock_gettime(CLOCK_MONOTONIC, &a);                                            \
+    t = name();                                                                    \
+    clock_gettime(CLOCK_MONOTONIC, &b);                                            \
+    printf("  %-16s %6u cases, %u wrong, %.1f s\n", #name, t.cases, t.wrong,       \
+           (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9); \
+    CHECK(t.cases > 0 && t.wrong == 0);                                            \
   }
 
-#define TESTS(X)                                                                      \
-  X(unit_associated) X(layout) X(main_bits) X(main_fields) X(main_moves)              \
-  X(main_replay) X(main_length) X(header_bits) X(header_forged) X(header_whole)       \
-  X(guard_areas) X(wal_bits) X(wal_live) X(wal_moves) X(wal_generations)              \
-  X(wal_length) X(wal_main_cut) X(journal_bits) X(journal_moves) X(journal_length)
+#define TESTS(X)                                                                                   \
+  X(unit_associated)                                                                               \
+  X(layout) X(main_bits) X(main_fields) X(main_moves) X(main_replay) X(main_length) X(header_bits) \
+      X(header_forged) X(header_whole) X(guard_areas) X(wal_bits) X(wal_live) X(wal_moves)         \
+          X(wal_generations) X(wal_length) X(wal_main_cut) X(journal_bits) X(journal_moves)        \
+              X(journal_length)
 
 TESTS(TEST)
 
