@@ -95,7 +95,11 @@ proc sqlite3 {args} {
     if {[lsearch -exact $args -uri] < 0} { lappend args -uri 1 }
     lappend args -vfs tde
   }
-  uplevel 1 [list ::suite::sqlite3_raw {*}$args]
+  # The message names the command as tester.tcl knows it.
+  if {[catch {uplevel 1 [list ::suite::sqlite3_raw {*}$args]} result options]} {
+    set result [string map {::suite::sqlite3_raw sqlite_orig} $result]
+  }
+  return -options $options $result
 }
 
 rename md5file ::suite::md5file_raw

@@ -445,7 +445,7 @@ def run_encrypted(place, tests, baseline, expected, args):
     outcomes = {}
 
     def limit_of(perm, path):
-        return max(60, min(args.timeout * 2, 10 * baseline.outcomes[key_of(perm, path)]["seconds"]))
+        return max(300, min(args.timeout * 2, 20 * baseline.outcomes[key_of(perm, path)]["seconds"]))
 
     make_instance(place)
     # The long ones first, so that the last one does not run alone.
