@@ -126,12 +126,12 @@ static int exec(conversion *c, sqlite3 *db, const char *sql, const char *what) {
 
 static int pragma_int(sqlite3 *db, const char *sql, int *out) {
   sqlite3_stmt *stmt = NULL;
-  int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+  int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL), rc2;
 
   *out = 0;
   if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) *out = sqlite3_column_int(stmt, 0);
-  rc = sqlite3_finalize(stmt);
-  return rc;
+  rc2 = sqlite3_finalize(stmt);
+  return rc ? rc : rc2;
 }
 
 /* Opens the source so that nobody else can use it. */
@@ -249,7 +249,7 @@ static int check_target(conversion *c) {
                SQLITE_OPEN_READONLY, &c->to);
   sqlite3_free(params);
   if (rc == SQLITE_OK) rc = pragma_int(c->to, "PRAGMA page_count", &pages);
-  if (rc == SQLITE_OK && pages != c->pages) rc = SQLITE_CORRUPT;
+  if (rc == SQLITE_OK && pages != c->pages) rc = SQLITE_IOERR_CORRUPTFS;
   if (rc == SQLITE_OK && c->encrypting) {
     rc = sqlite3_file_control(c->to, "main", TDE_FCNTL_FILE, &f);
     if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, NULL, &r, &c->st);

@@ -64,8 +64,9 @@ int tde_class_rc(tde_class c) {
     case TDE_TAMPERED:
       return SQLITE_IOERR_DATA;
     case TDE_TORN:
+      return SQLITE_IOERR_READ;
     case TDE_TRUNCATED:
-      return SQLITE_IOERR_CORRUPTFS;
+      return SQLITE_IOERR_CORRUPTFS; /* SQLite's VDBE makes SQLITE_CORRUPT of it */
     case TDE_WRONG_KEY:
     case TDE_CORRUPT:
     case TDE_UNREACHABLE:
@@ -220,6 +221,11 @@ static void set_new(tde_db *db) {
   tde_status_clear(&db->last);
 }
 
+/* Neither good nor bad: memory or the crypto library failed. */
+static int not_looked_at(tde_class c) {
+  return c != TDE_OK && c != TDE_DAMAGED_HEADER && c != TDE_NEWER_FORMAT;
+}
+
 /* Takes the newest slot that is whole and unlocks; falls back to the other
 ** when its HMAC does not verify. */
 static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
@@ -232,9 +238,10 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
     h[i].slot = i;
   }
   first = c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
-  if (c[0] == TDE_NOMEM || c[1] == TDE_NOMEM) {
+  if (not_looked_at(c[0]) || not_looked_at(c[1])) {
     db->state = TDE_STATE_INACCESSIBLE;
-    tde_fail(&db->last, TDE_NOMEM, NULL, "%s: no memory to read the header", path_of(db->file));
+    tde_fail(&db->last, not_looked_at(c[0]) ? c[0] : c[1], NULL,
+             "%s: the header could not be checked", path_of(db->file));
   } else if (c[first] != TDE_OK) {
     if (unfinished_creation(both, size)) {
       set_new(db);
@@ -750,13 +757,22 @@ static int guard_recover(tde_file *f, uint32_t n) {
     uint32_t got;
     int torn;
     int64_t index = guard_read(f, area, b, n);
-    if (index < 0 || tde_sealed_open_record(&f->s, (uint64_t)index, copy, plain) != TDE_OK) continue;
-    rc = tde_sealed_fetch(&f->s, (uint64_t)index, 1, there, &got, &torn);
-    if (rc == SQLITE_OK && tde_sealed_open_record(&f->s, (uint64_t)index, there, plain) != TDE_OK) {
+    tde_class c;
+    if (index < 0) continue;
+    c = tde_sealed_open_record(&f->s, (uint64_t)index, copy, plain);
+    if (c == TDE_TAMPERED) continue;
+    if (c == TDE_OK) {
+      rc = tde_sealed_fetch(&f->s, (uint64_t)index, 1, there, &got, &torn);
+      if (rc == SQLITE_OK) c = tde_sealed_open_record(&f->s, (uint64_t)index, there, plain);
+    }
+    if (rc == SQLITE_OK && c == TDE_TAMPERED) {
       rc = LOWER(f)->xWrite(f->lower, copy, (int)n,
                             (sqlite3_int64)tde_unit_physical(&f->s.geo, (uint64_t)index));
+    } else if (rc == SQLITE_IOERR_SHORT_READ) {
+      rc = SQLITE_OK;
+    } else if (rc == SQLITE_OK) {
+      rc = tde_class_rc(c);
     }
-    if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
   }
   tde_wipe(b, (size_t)n * 3 + 8);
   sqlite3_free(b);
@@ -832,6 +848,10 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   if (c == TDE_TAMPERED) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
              "%s: %s unit %llu is not authentic (damaged or tampered with)", path_of(f),
+             tde_role_name(f->role), (unsigned long long)index);
+  } else if (c == TDE_TRUNCATED) {
+    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
+             "%s: the file ends before %s unit %llu, which the WAL counts on", path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TORN) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",

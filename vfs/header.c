@@ -30,7 +30,7 @@ enum {
 };
 /* Offsets in a prefix. */
 enum {
-  P_MAGIC = 0, P_VERSION = 16, P_EPOCH = 20, P_UNIT = 24, P_ZERO = 28, P_UUID = 32,
+  P_MAGIC = 0, P_VERSION = 16, P_EPOCH = 20, P_UNIT = 24, P_SUM = 28, P_UUID = 32,
   P_SALT = 48, P_THUMB = 64, P_MAC = 96
 };
 
@@ -139,14 +139,26 @@ static const uint8_t *prefix_magic(tde_role role) {
   return role == TDE_ROLE_WAL ? wal_magic : journal_magic;
 }
 
+/* The checksum that tells a prefix torn by a crash from one of another
+** database: SHA-256 over everything but its own four bytes. */
+static tde_class prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]) {
+  return tde_sha256_2(b, P_SUM, b + P_UUID, TDE_PREFIX_BYTES - P_UUID, sum);
+}
+
+static tde_class prefix_mac(const uint8_t *b, const uint8_t *mac_key, uint8_t mac[TDE_HASH_BYTES]) {
+  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_SUM, b + P_UUID, P_MAC - P_UUID, mac);
+}
+
 tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role role,
                                   tde_prefix *out) {
+  uint8_t sum[TDE_HASH_BYTES];
+
   memset(out, 0, sizeof(*out));
   if (tde_all_zero(b, TDE_PREFIX_BYTES)) return TDE_PREFIX_NONE;
   if (memcmp(b + P_MAGIC, prefix_magic(role), 16) != 0) return TDE_PREFIX_FOREIGN;
-  if (tde_get32le(b + P_VERSION) != TDE_FORMAT_VERSION || tde_get32le(b + P_ZERO) != 0) {
-    return TDE_PREFIX_FOREIGN;
-  }
+  if (tde_get32le(b + P_VERSION) != TDE_FORMAT_VERSION) return TDE_PREFIX_FOREIGN;
+  if (prefix_sum(b, sum)) return TDE_PREFIX_UNKNOWN;
+  if (memcmp(sum, b + P_SUM, P_UUID - P_SUM) != 0) return TDE_PREFIX_FOREIGN;
   out->epoch = tde_get32le(b + P_EPOCH);
   out->unit_size = tde_get32le(b + P_UNIT);
   memcpy(out->uuid, b + P_UUID, sizeof(out->uuid));
@@ -157,6 +169,9 @@ tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role ro
 
 tde_class tde_prefix_build(const tde_prefix *p, tde_role role,
                            const uint8_t mac_key[TDE_KEY_BYTES], uint8_t b[TDE_PREFIX_BYTES]) {
+  uint8_t sum[TDE_HASH_BYTES];
+  tde_class c;
+
   memset(b, 0, TDE_PREFIX_BYTES);
   memcpy(b + P_MAGIC, prefix_magic(role), 16);
   tde_put32le(b + P_VERSION, TDE_FORMAT_VERSION);
@@ -165,13 +180,16 @@ tde_class tde_prefix_build(const tde_prefix *p, tde_role role,
   memcpy(b + P_UUID, p->uuid, sizeof(p->uuid));
   memcpy(b + P_SALT, p->salt, sizeof(p->salt));
   memcpy(b + P_THUMB, p->thumbprint, sizeof(p->thumbprint));
-  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_MAC, NULL, 0, b + P_MAC);
+  c = prefix_mac(b, mac_key, b + P_MAC);
+  if (c == TDE_OK) c = prefix_sum(b, sum);
+  if (c == TDE_OK) memcpy(b + P_SUM, sum, P_UUID - P_SUM);
+  return c;
 }
 
 tde_class tde_prefix_check_mac(const uint8_t b[TDE_PREFIX_BYTES],
                                const uint8_t mac_key[TDE_KEY_BYTES]) {
   uint8_t mac[TDE_HASH_BYTES];
-  tde_class c = tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_MAC, NULL, 0, mac);
+  tde_class c = prefix_mac(b, mac_key, mac);
 
   if (c) return c;
   return tde_equal(mac, b + P_MAC, sizeof(mac)) ? TDE_OK : TDE_WRONG_KEY;

@@ -75,8 +75,9 @@ typedef struct tde_prefix {
 
 typedef enum tde_prefix_found {
   TDE_PREFIX_NONE,       /* zeros or too short: no generation here */
-  TDE_PREFIX_FOREIGN,    /* no prefix of this role */
-  TDE_PREFIX_OK          /* parsed; its HMAC is still to be checked */
+  TDE_PREFIX_FOREIGN,    /* no prefix of this role, or a torn one */
+  TDE_PREFIX_UNKNOWN,    /* could not be looked at (memory, crypto library) */
+  TDE_PREFIX_OK          /* whole; its HMAC is still to be checked */
 } tde_prefix_found;
 
 tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role role,

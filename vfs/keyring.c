@@ -265,7 +265,11 @@ static tde_class fetch(tde_keys *k, const tde_key_source *source, const tde_key_
     return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
                     "the key document names no key for epoch %u", h->epoch);
   }
-  if (tde_header_check_mac(h, e->mac_key) != TDE_OK) {
+  c = tde_header_check_mac(h, e->mac_key);
+  if (c && c != TDE_WRONG_KEY) {
+    return tde_fail(st, c, NULL, "the header's authentication could not be computed");
+  }
+  if (c) {
     return tde_fail(st, TDE_WRONG_KEY,
                     "restore the header's other slot or a backup; the key itself answered",
                     "key %s unwraps a DEK that does not verify this header", facts->key_id);

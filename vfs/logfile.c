@@ -61,6 +61,7 @@ static int refuse_log(tde_file *f, tde_class c, const char *why) {
 static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   tde_db *db = f->db;
   const tde_epoch_keys *e;
+  tde_class c;
 
   if (memcmp(p->uuid, db->header.uuid, TDE_UUID_BYTES) != 0) {
     return refuse_log(f, TDE_WRONG_KEY, "belongs to another database");
@@ -72,10 +73,12 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
     e = tde_keys_epoch(db->keys, p->epoch);
     if (!e) return refuse_log(f, TDE_WRONG_KEY, "is sealed under a key epoch that is not known");
   }
-  if (!unit_ok(f, p->unit_size) || tde_prefix_check_mac(b, e->mac_key) != TDE_OK) {
-    tde_log(TDE_LOG_WARNING, "%s: its prefix is torn or not authentic: read as empty", f->path);
+  c = unit_ok(f, p->unit_size) ? tde_prefix_check_mac(b, e->mac_key) : TDE_WRONG_KEY;
+  if (c == TDE_WRONG_KEY) {
+    tde_log(TDE_LOG_WARNING, "%s: its prefix is not authentic: read as empty", f->path);
     return SQLITE_OK;
   }
+  if (c) return tde_class_rc(c); /* not checked is not void */
   memcpy(f->s.salt, p->salt, TDE_SALT_BYTES);
   memcpy(f->gen.seen, b, TDE_PREFIX_BYTES);
   tde_geometry_init(&f->s.geo, f->role, p->unit_size);
@@ -107,8 +110,10 @@ int tde_log_refresh(tde_file *f) {
     case TDE_PREFIX_NONE:
       break;
     case TDE_PREFIX_FOREIGN:
-      tde_log(TDE_LOG_WARNING, "%s: no encrypted log of this release: read as empty", f->path);
+      tde_log(TDE_LOG_WARNING, "%s: its prefix is torn, or of another kind: read as empty", f->path);
       break;
+    case TDE_PREFIX_UNKNOWN:
+      return SQLITE_IOERR_NOMEM;
     case TDE_PREFIX_OK:
       rc = judge_prefix(f, b, &p);
       break;
@@ -401,7 +406,15 @@ int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
 
   *is_sealed = 0;
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
-  if (rc || tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p) != TDE_PREFIX_OK) return rc;
+  if (rc) return rc;
+  switch (tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p)) {
+    case TDE_PREFIX_UNKNOWN:
+      return SQLITE_IOERR_NOMEM;
+    case TDE_PREFIX_OK:
+      break;
+    default:
+      return SQLITE_OK; /* not sealed, or torn: it names nothing */
+  }
   owner = sqlite3_malloc64(sizeof(*owner));
   if (!owner) return SQLITE_NOMEM;
   rc = open_owner(f, journal_path, owner);

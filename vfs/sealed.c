@@ -159,10 +159,16 @@ static int load_size(tde_sealed *s) {
       return SQLITE_NOMEM;
     }
     rc = tde_sealed_fetch(s, last, 1, s->scratch, &got, &torn);
-    if (rc == SQLITE_OK && tde_sealed_open_record(s, last, s->scratch, s->plain) == TDE_OK) {
-      s->last_pad = tde_unit_pad(s->scratch);
+    if (rc == SQLITE_OK) {
+      tde_class c = tde_sealed_open_record(s, last, s->scratch, s->plain);
+      if (c == TDE_OK) s->last_pad = tde_unit_pad(s->scratch);
+      if (c && c != TDE_TAMPERED) rc = rc_of(c);
     }
     tde_wipe(s->plain, s->plain_cap);
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) {
+      s->size_known = 0;
+      return rc;
+    }
   }
   return SQLITE_OK;
 }
@@ -386,12 +392,19 @@ static int put_safely(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len
   if (!s->guarding || !s->hooks->guard) return put_unit(s, i, pt, len);
   rc = flush_run(s);
   if (rc == SQLITE_OK) rc = put_unit(s, i, pt, len);
-  if (rc == SQLITE_OK && s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
+  if (rc) return rc;
+  if (s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
   if (rc == SQLITE_OK) {
     rc = s->hooks->guard(s->ctx, i, s->run + TDE_PREFIX_BYTES, tde_record_size(&s->geo, i));
   }
-  if (rc == SQLITE_OK) rc = flush_run(s);
-  return rc;
+  if (rc) {
+    /* Unguarded it must not go out, now or later. The caller is told, and
+    ** keeps what it has. */
+    s->run_units = s->run_len = 0;
+    s->size_known = 0;
+    return rc;
+  }
+  return flush_run(s);
 }
 
 int tde_sealed_settle(tde_sealed *s) {

@@ -101,15 +101,18 @@ static int load_head(tde_file *f) {
   tde_db *db = f->db;
   tde_sealed *s = &f->s;
   uint32_t got;
+  tde_class c;
   int torn, rc;
 
   db->head_valid = 0;
   rc = tde_sealed_buffers(s, s->geo.unit);
   if (rc == SQLITE_OK) rc = tde_sealed_fetch(s, 0, 1, s->scratch, &got, &torn);
   if (rc) return rc;
-  if (tde_sealed_open_record(s, 0, s->scratch, s->plain) != TDE_OK) {
+  c = tde_sealed_open_record(s, 0, s->scratch, s->plain);
+  if (c == TDE_TAMPERED) {
     return tde_sealed_read(s, db->head, sizeof(db->head), 0, 0); /* with its second looks */
   }
+  if (c) return tde_class_rc(c);
   memcpy(db->head_seen, s->scratch, TDE_UNIT_HEAD);
   memcpy(db->head, s->plain, sizeof(db->head));
   tde_wipe(s->plain, s->geo.unit);
@@ -182,6 +185,12 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   }
   rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
   if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
+  if (rc == SQLITE_IOERR_SHORT_READ && off > 0 && db->wal && db->wal->gen.valid) {
+    /* In WAL mode every page up to the count is in the WAL or in this file
+    ** (wal.c logs all dirty pages): zeros here would be forged ones. */
+    uint32_t at;
+    return f->s.hooks->bad(f, tde_unit_at(&f->s.geo, (uint64_t)off, &at), TDE_TRUNCATED);
+  }
   return rc;
 }
 

@@ -127,8 +127,8 @@ static int verify_main(tde_file *f, verifier *v) {
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
     tde_class c = open_patiently(s, i, b, &rc);
     if (rc) break;
-    if (c == TDE_NOMEM) {
-      rc = SQLITE_NOMEM;
+    if (c && c != TDE_TAMPERED && c != TDE_TORN && c != TDE_TRUNCATED) {
+      rc = tde_class_rc(c);
     } else if (c && superseded(f, v, i)) {
       v->out->superseded++;
     } else if (c) {

@@ -417,12 +417,12 @@ def read_prefix(f, magic, keys):
     raw = f.read(PREFIX)
     if len(raw) < PREFIX or raw == bytes(PREFIX) or raw[:16] != magic:
         return None
-    version, epoch, unit, zero = struct.unpack_from("<IIII", raw, 16)
-    if version != 1 or zero:
+    version, epoch, unit = struct.unpack_from("<III", raw, 16)
+    if version != 1 or raw[28:32] != hashlib.sha256(raw[:28] + raw[32:]).digest()[:4]:
         return None
     if raw[32:48] != keys.uuid:
         raise Bad("the log is another database's")
-    mac = keys.mac(epoch, raw[:96])
+    mac = keys.mac(epoch, raw[:28] + raw[32:96])
     if mac is None:
         raise Bad("the log is of an unknown epoch")
     if not hmac.compare_digest(mac, raw[96:]):
