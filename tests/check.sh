@@ -35,7 +35,8 @@ for suite in "$@"; do
   if [ $kind = exit ]; then
     p=$((rc == 0)) f=$((rc != 0)) s=0
   else
-    totals=$(tail -n 1 "$log" | sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p')
+    # make adds a line of its own when a target failed.
+    totals=$(grep -v '^make' "$log" | tail -n 1 | sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p')
     if [ -n "$totals" ]; then
       p=${totals%% *} f=$(echo "$totals" | cut -d' ' -f2) s=${totals##* }
       [ "$rc" -eq 0 ] || [ "$f" -gt 0 ] || { f=1; echo "$name: exit status $rc" >>"$log"; }

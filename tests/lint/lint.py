@@ -296,10 +296,10 @@ def check_exports(have, want):
 
 def files(root):
     cmd = ["git", "-C", root, "ls-files", "-z", "-co", "--exclude-standard"]
-    run = subprocess.run(cmd, capture_output=True, check=False)
-    if run.returncode == 0:
+    try:
+        run = subprocess.run(cmd, capture_output=True, check=True)
         names = run.stdout.decode().split("\0")
-    else:  # an unpacked archive
+    except (OSError, subprocess.CalledProcessError):  # no git here, or an unpacked archive
         names = []
         for folder, dirs, here in os.walk(root):
             dirs[:] = [d for d in dirs if not d.startswith((".git", "build")) and d != "__pycache__"]
