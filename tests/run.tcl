@@ -37,6 +37,12 @@ if {![file exists $::env(TDE_SO)]} {
   exit 1
 }
 
+# One place for all scratch, so that a test file that dies leaves nothing.
+set ::env(TMPDIR) [file join [file normalize [expr {[info exists ::env(TMPDIR)] ? $::env(TMPDIR) : "/tmp"}]] \
+                       tde-run-[pid]]
+file mkdir $::env(TMPDIR)
+file attributes $::env(TMPDIR) -permissions 0711
+
 # The slow ones first, so that the two lanes end together.
 set ::slow {concurrency large differential convert pagesize}
 proc selected {} {
@@ -86,6 +92,11 @@ proc account {name text code seconds} {
     return
   }
   lassign $totals p f s
+  # Totals and then another status: it crashed, or a sanitizer spoke, on its way out.
+  if {$code != ($f > 0)} {
+    lappend rest "$name: ended with status $code after its totals"
+    incr f
+  }
   if {[info exists ::env(TDE_TESTS)]} { set s [expr {[llength $skipped] / 2}] }
   incr ::total(passed) $p
   incr ::total(failed) $f
@@ -137,6 +148,10 @@ if {![llength $::queue]} {
 set ::running 0
 next
 if {![info exists ::done]} { vwait ::done }
+
+cd /
+catch {exec chmod -R u+rwx $::env(TMPDIR)}
+file delete -force $::env(TMPDIR)
 
 foreach line $::skips { puts "skipped: $line" }
 if {[llength $::bad]} { puts "failed in: $::bad" }
