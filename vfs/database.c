@@ -205,9 +205,8 @@ static int is_text(const uint8_t *b, size_t n) {
 ** magic was written first, alone (create_slots), so it is whole unless the
 ** file is no longer than it. */
 static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
-  if (size <= (sqlite3_int64)sizeof(tde_header_magic) &&
-      (!is_text(both, (size_t)size) || memcmp(both, tde_header_magic, (size_t)size) == 0)) {
-    return 1;
+  if (size == 1 || (size <= (sqlite3_int64)sizeof(tde_header_magic) && !is_text(both, (size_t)size))) {
+    return 1; /* one byte counts as empty in plain SQLite, too */
   }
   return size < (sqlite3_int64)TDE_HEADER_BYTES &&
          (memcmp(both, tde_header_magic, sizeof(tde_header_magic)) == 0 ||

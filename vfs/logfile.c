@@ -99,6 +99,7 @@ int tde_log_refresh(tde_file *f) {
     rc = SQLITE_OK;
   }
   if (rc) return rc;
+  if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
   if (f->gen.valid && memcmp(b, f->gen.seen, sizeof(b)) == 0) {
     f->gen.checked = 1;
     return SQLITE_OK;

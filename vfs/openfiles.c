@@ -25,20 +25,21 @@ void tde_openfiles_add(tde_file *f) {
 
   pthread_mutex_lock(&list_lock);
   f->next_open = buckets[b];
+  if (f->next_open) f->next_open->prev_open = f;
   buckets[b] = f;
   if (f->lower_vfs != tde_base_vfs()) __atomic_add_fetch(&own_bases, 1, __ATOMIC_RELEASE);
   pthread_mutex_unlock(&list_lock);
 }
 
 void tde_openfiles_remove(tde_file *f) {
-  tde_file **p = &buckets[bucket_of(f->path, strlen(f->path))];
-
   pthread_mutex_lock(&list_lock);
-  while (*p && *p != f) p = &(*p)->next_open;
-  if (*p) {
-    *p = f->next_open;
-    if (f->lower_vfs != tde_base_vfs()) __atomic_sub_fetch(&own_bases, 1, __ATOMIC_RELEASE);
+  if (f->prev_open) {
+    f->prev_open->next_open = f->next_open;
+  } else {
+    buckets[bucket_of(f->path, strlen(f->path))] = f->next_open;
   }
+  if (f->next_open) f->next_open->prev_open = f->prev_open;
+  if (f->lower_vfs != tde_base_vfs()) __atomic_sub_fetch(&own_bases, 1, __ATOMIC_RELEASE);
   pthread_mutex_unlock(&list_lock);
 }
 
@@ -78,7 +79,12 @@ tde_file *tde_openfiles_owner(const char *name) {
     /* SQLite keeps a database's file names in one block: the connection is the
     ** one whose block this name is in. */
     const char *path = sqlite3_filename_database(name);
-    while (f && f->path != path) f = find(name, n, f);
+    tde_file *writer = NULL;
+    for (; f && f->path != path; f = find(name, n, f)) {
+      if (f->db && f->db->lock >= SQLITE_LOCK_RESERVED) writer = f;
+    }
+    /* A shim above made the name up: then it is the one that writes. */
+    if (!f) f = writer;
   }
   pthread_mutex_unlock(&list_lock);
   return f;

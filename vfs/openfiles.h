@@ -11,6 +11,7 @@
 #include "shim.h"
 
 void tde_openfiles_add(tde_file *f);
+/* f must be in the list. */
 void tde_openfiles_remove(tde_file *f);
 
 /* The database whose WAL or journal this is, or NULL. With several connections

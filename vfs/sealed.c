@@ -730,6 +730,7 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   n = size ? tde_unit_at(&s->geo, size - 1, &at) + 1 : 0;
   if (n && tde_unit_start(&s->geo, n) != size) {
     /* The new last unit is cut: seal it anew with what stays. */
+    if (s->geo.role == TDE_ROLE_MAIN) s->small_pages = s->guarding = 1;
     rc = load_unit(s, n - 1, &len);
     if (rc == SQLITE_OK && at + 1 < len) {
       rc = cur_start(s, n - 1, 0);

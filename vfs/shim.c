@@ -262,6 +262,9 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   /* Under EXCLUSIVE SQLite takes no wal-index locks any more (closing the last
   ** connection, locking_mode=EXCLUSIVE): look at the generation again here. */
   if (level == SQLITE_LOCK_EXCLUSIVE && db->wal) db->wal->gen.checked = 0;
+  /* A journal kept open (TRUNCATE, PERSIST): another connection may have
+  ** written it, and died. */
+  if (before == SQLITE_LOCK_NONE && db->journal) db->journal->gen.checked = 0;
   if (before == SQLITE_LOCK_NONE) {
     tde_sealed_forget(&f->s);
     db->guard_ready = 0;
@@ -608,8 +611,9 @@ static const sqlite3_io_methods main_methods_v3 = {
     .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap, .xFetch = main_fetch,
     .xUnfetch = main_unfetch};
 
+/* Version 3 without shared memory, for the mmap size of temporary databases. */
 static const sqlite3_io_methods side_methods = {
-    .iVersion = 1, .xClose = side_close, .xRead = side_read, .xWrite = side_write,
+    .iVersion = 3, .xFetch = main_fetch, .xUnfetch = main_unfetch, .xClose = side_close, .xRead = side_read, .xWrite = side_write,
     .xTruncate = side_truncate, .xSync = side_sync, .xFileSize = side_size, .xLock = side_lock,
     .xUnlock = side_unlock, .xCheckReservedLock = main_check_reserved,
     .xFileControl = side_control, .xSectorSize = any_sector_size,

@@ -56,7 +56,7 @@ typedef struct tde_handle {
 } tde_handle;
 
 struct tde_file {
-  tde_file *next_open;        /* openfiles.c */
+  tde_file *next_open, *prev_open; /* openfiles.c */
   tde_role role;
   int plain;                  /* passed through as it is */
   const char *path;           /* SQLite's; NULL for a temp file */
