@@ -23,7 +23,9 @@ $(BUILD)/unit/%: $(BUILD)/unit/%.o $(STATIC_OBJ)
 # ---- what `make check` runs, as name=command ----
 TCLSH ?= tclsh
 TCL_ARGS ?=
-UNIT_SUITES := $(foreach b,$(UNIT_BIN),'unit/$(notdir $(b))=$(RUNNER) $(b)')
+# With the engine that is chosen by itself, then with OpenSSL's.
+UNIT_SUITES = $(foreach b,$(UNIT_BIN),'unit/$(notdir $(b))=$(RUNNER) $(b)') \
+              'unit/test_crypto-openssl=TDE_ENGINE=openssl $(RUNNER) $(BUILD)/unit/test_crypto'
 TCL_SUITE := 'tcl=$(TCLSH) tests/run.tcl -so $(BUILD)/tde.so $(TCL_ARGS)'
 SMOKES := $(sort $(shell sed -n 's/^\(check-[a-z0-9-]*-smoke\):.*/\1/p' /dev/null $(FRAGMENTS)))
 SMOKE_SUITES := $(foreach s,$(SMOKES),'$(s:check-%=%)=$(MAKE) --no-print-directory BUILD=$(BUILD) $(s)')
@@ -111,5 +113,5 @@ coverage: ## line coverage of unit tests and Tcl suite, as a table (ext, vfs: 90
 	+$(Q)$(SAN_MAKE) SAN=coverage BUILD=$(BUILD)/coverage coverage-run
 coverage-run: all $(UNIT_BIN)
 	$(Q)find $(BUILD) -name '*.gcda' -exec rm -f {} +
-	$(Q)sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) $(TCL_SUITE)
-	$(Q)python3 tests/coverage.py $(BUILD) ext=90 vfs=90 keyprovider=0 sql=0
+	$(Q)rc=0; sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) $(TCL_SUITE) || rc=1; \
+	  python3 tests/coverage.py $(BUILD) ext=90 vfs=90 keyprovider=0 sql=0 && exit $$rc

@@ -130,6 +130,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   tde_file *f = db->file;
   int keep = keys == db->keys && db->header.epoch == h->epoch;
 
+  if (db->header.slot != h->slot || db->header.sequence != h->sequence) db->slot_durable = 0;
   tde_header_clear(&db->header);
   db->header = *h;
   memset(h, 0, sizeof(*h));
@@ -416,6 +417,7 @@ int tde_db_create(tde_file *f) {
     (void)snprintf(db->slot[i].found, sizeof(db->slot[i].found), "valid");
   }
   take_header(db, &h, keys);
+  db->slot_durable = 1; /* slot 0 is */
   db->state = TDE_STATE_ONLINE;
   f->s.size_known = 0;
   return SQLITE_OK;
@@ -428,9 +430,18 @@ static int next_slot(tde_file *f, tde_header *h, int verify) {
   int slot = !db->header.slot, rc;
 
   if (!e) return SQLITE_INTERNAL;
+  if (!db->slot_durable) {
+    /* The slot in force may be in the system's cache alone, whoever wrote it:
+    ** with both torn by a power loss nothing would be left. */
+    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+    db->counters.lower_syncs++;
+    if (rc) return rc;
+  }
   h->sequence = db->header.sequence + 1;
+  db->slot_durable = 0;
   rc = write_slot(f, h, slot, e->mac_key, verify);
   if (rc) return rc;
+  db->slot_durable = verify;
   h->slot = slot;
   db->slot[slot].valid = 1;
   db->slot[slot].sequence = h->sequence;
@@ -814,6 +825,7 @@ int tde_db_after_sync(tde_file *f) {
   tde_db *db = f->db;
   int rc = SQLITE_OK;
 
+  db->slot_durable = 1;
   if (db->slot_behind && db->lock >= SQLITE_LOCK_RESERVED) {
     rc = catch_up_slot(f);
     if (rc) return rc;

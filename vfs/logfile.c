@@ -296,6 +296,23 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   return rc;
 }
 
+/* wal.c, struct WalIndexHdr: 32-bit numbers in native byte order. */
+#define SHM_REGION 32768
+#define SHM_MX_FRAME 16
+#define SHM_PAGES 20
+
+uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages) {
+  void volatile *shm = NULL;
+  const volatile char *head;
+  tde_file *f = main_file;
+
+  if (pages) *pages = 0;
+  if (!f->db->shm_open || LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm) || !shm) return 0;
+  head = (const volatile char *)shm;
+  if (pages) *pages = *(const volatile uint32_t *)(head + SHM_PAGES);
+  return *(const volatile uint32_t *)(head + SHM_MX_FRAME);
+}
+
 /* ---- rollback journal ---- */
 
 /* The commit in PERSIST mode: SQLite overwrites the header with zeros. Zero

@@ -146,7 +146,7 @@ static int load_size(tde_sealed *s) {
   s->tail = (uint32_t)rest;
   s->last_pad = 0;
   s->size_known = 1;
-  if (s->nunits && (private_file(s) || s->small_pages)) {
+  if (s->nunits && (private_file(s) || s->small_pages || !s->pad_seen)) {
     /* The pad counts only when it is authentic: open the last unit. A unit
     ** that does not open (an older generation, a torn page before its hot
     ** journal is played back) counts as full. */
@@ -162,6 +162,7 @@ static int load_size(tde_sealed *s) {
     if (rc == SQLITE_OK) {
       tde_class c = tde_sealed_open_record(s, last, s->scratch, s->plain);
       if (c == TDE_OK) s->last_pad = tde_unit_pad(s->scratch);
+      if (s->last_pad && s->geo.role == TDE_ROLE_MAIN) s->small_pages = s->guarding = 1;
       if (c && c != TDE_TAMPERED) rc = rc_of(c);
     }
     tde_wipe(s->plain, s->plain_cap);
@@ -169,6 +170,7 @@ static int load_size(tde_sealed *s) {
       s->size_known = 0;
       return rc;
     }
+    s->pad_seen = 1;
   }
   return SQLITE_OK;
 }

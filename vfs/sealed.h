@@ -56,6 +56,7 @@ typedef struct tde_sealed {
 
   uint8_t size_known;               /* nunits and last_pad hold */
   uint8_t small_pages;              /* main: pages are smaller than U: look at pad */
+  uint8_t pad_seen;                 /* the last unit was looked at once */
   uint8_t guarding;                 /* ... or were, in this transaction: guard each unit */
   uint64_t nunits;
   uint32_t last_pad;

@@ -158,6 +158,18 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
   if (f->s.small_pages) f->s.guarding = 1;
 }
 
+/* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
+** logs every page up to the count (wal.c), so one that is neither in the WAL
+** nor in this file was cut off, and zeros would be forged. Beyond the count it
+** may read what it is about to create. Unknown without shared memory. */
+static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
+  uint32_t pages = 0;
+
+  if (!f->db->wal || !f->db->wal->gen.valid || n < 512) return 0;
+  (void)tde_wal_index(f, &pages);
+  return off / n < (sqlite3_int64)pages;
+}
+
 static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
@@ -185,9 +197,7 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   }
   rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
   if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
-  if (rc == SQLITE_IOERR_SHORT_READ && off > 0 && db->wal && db->wal->gen.valid) {
-    /* In WAL mode every page up to the count is in the WAL or in this file
-    ** (wal.c logs all dirty pages): zeros here would be forged ones. */
+  if (rc == SQLITE_IOERR_SHORT_READ && off > 0 && committed_page(f, n, off)) {
     uint32_t at;
     return f->s.hooks->bad(f, tde_unit_at(&f->s.geo, (uint64_t)off, &at), TDE_TRUNCATED);
   }

@@ -31,6 +31,7 @@ typedef struct tde_db {
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];          /* SQLite's database header: no user data in it */
   int head_valid;
+  int slot_durable;           /* the slot in force is known to be synced */
   int slot_behind;            /* the slot not in force does not know U yet */
   int write_failed;           /* a page may be torn: see heal.c */
   int damaged_zeros;          /* tde_damaged=zeros: read-only salvage */
@@ -100,6 +101,10 @@ int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_log_truncate(tde_file *f, uint64_t size);
 int tde_log_size(tde_file *f, uint64_t *size);
+/* The last committed frame and (pages may be NULL) the page count with it,
+** from the wal-index; 0 without shared memory. The caller's transaction has seen
+** to it that the wal-index is up to date. */
+uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages);
 /* Reads the generation from disk unless it was checked in this transaction. */
 int tde_log_refresh(tde_file *f);
 

@@ -144,26 +144,9 @@ static int verify_main(tde_file *f, verifier *v) {
   return rc;
 }
 
-/* mxFrame in the wal-index header (wal.c, struct WalIndexHdr): a 32-bit number
-** in native byte order at offset 16. The caller's read transaction has seen to
-** it that the header is up to date. */
-#define SHM_REGION 32768
-#define SHM_MX_FRAME 16
-
-/* The last frame that counts; *known is 0 without shared memory (exclusive
-** locking mode), where the unbroken chain of authentic frames is taken. */
-static uint64_t last_frame(tde_file *f, int *known) {
-  void volatile *shm = NULL;
-
-  *known = 0;
-  if (!f->db->shm_open || LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm) || !shm) return 0;
-  *known = 1;
-  return *(const volatile uint32_t *)((const volatile char *)shm + SHM_MX_FRAME);
-}
-
 typedef struct wal_walk {
-  uint64_t last;    /* the last frame that counts */
-  int known;
+  uint64_t last;    /* the last frame that counts; without shared memory it is */
+  int known;        /* not known: the unbroken chain of authentic frames is taken */
   int broken;       /* a record did not open */
 } wal_walk;
 
@@ -202,7 +185,8 @@ static int verify_wal(tde_file *f, verifier *v) {
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
   if (rc || lower == 0 || !w->gen.valid) return rc;
   units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
-  k.last = last_frame(f, &k.known);
+  k.last = tde_wal_index(f, NULL);
+  k.known = f->db->shm_open;
   v->all += units;
   v->page_size = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
