@@ -52,9 +52,28 @@ static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const 
   return rc;
 }
 
-static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
-  char text[300];
+/* What the shim says of its side, when that is the cause. */
+static int shim_says(conversion *c, sqlite3 *db) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = NULL;
+  int said = 0;
 
+  if (info && db && sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK) {
+    tde_file_info_get(f, 0, info);
+    if (info->last.code) {
+      (void)tde_fail(&c->st, info->last.code, info->last.remedy, "%s%s%s: %s", c->verb,
+                     c->source ? " " : "", c->source ? c->source : "", info->last.message);
+      said = 1;
+    }
+  }
+  sqlite3_free(info);
+  return said;
+}
+
+static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
+  char text[400];
+
+  if (shim_says(c, db)) return rc;
   (void)snprintf(text, sizeof(text), "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   if ((rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED) {
     return fail(c, rc, TDE_BUSY, "close the other connections and try again", text);
@@ -99,8 +118,7 @@ static int open_db(conversion *c, const char *path, const char *params, const ch
 
   if (uri) rc = sqlite3_open_v2(uri, db, flags | SQLITE_OPEN_URI, vfs);
   sqlite3_free(uri);
-  if (rc) return fail_db(c, *db, rc, "can not be opened");
-  return SQLITE_OK;
+  return rc ? fail_db(c, *db, rc, path) : SQLITE_OK;
 }
 
 /* Keeps the tde_* parameters of a URI argument for the encrypted side. */
@@ -134,6 +152,45 @@ static int pragma_int(sqlite3 *db, const char *sql, int *out) {
   return rc ? rc : rc2;
 }
 
+/* Is the source of the kind that can be converted this way? */
+static int check_kind(conversion *c) {
+  static const char sealed[] = "SQLite-TDE\r\n"; /* FORMAT.md, Header */
+  sqlite3_file *file = NULL;
+  sqlite3_int64 size = 0;
+  char head[16];
+  int rc;
+
+  if (!c->encrypting) {
+    tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+    tde_file *f = NULL;
+    if (!info) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+    rc = sqlite3_file_control(c->from, "main", TDE_FCNTL_FILE, &f);
+    if (rc == SQLITE_OK) {
+      tde_file_info_get(f, 0, info);
+      if (info->state == TDE_STATE_NOT_ENCRYPTED || info->state == TDE_STATE_PLAIN) {
+        rc = fail(c, SQLITE_NOTADB, TDE_NOT_ENCRYPTED, "check the file's name", "is not encrypted");
+      } else if (info->state != TDE_STATE_ONLINE && info->state != TDE_STATE_NEW) {
+        rc = tde_class_rc(info->last.code);
+        (void)shim_says(c, c->from);
+      }
+    }
+    sqlite3_free(info);
+    return rc;
+  }
+  rc = sqlite3_file_control(c->from, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+  if (rc == SQLITE_OK) rc = file->pMethods->xFileSize(file, &size);
+  if (rc == SQLITE_OK && size == 0) {
+    return fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
+                "holds nothing");
+  }
+  if (rc == SQLITE_OK) rc = file->pMethods->xRead(file, head, sizeof(head), 0);
+  if (rc == SQLITE_OK && memcmp(head, sealed, sizeof(sealed) - 1) == 0) {
+    return fail(c, SQLITE_NOTADB, TDE_MISUSE, "open it with vfs=tde", "is already encrypted");
+  }
+  if (rc && rc != SQLITE_IOERR_SHORT_READ) return fail_db(c, c->from, rc, "can not be read");
+  return SQLITE_OK;
+}
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
   int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, rc, busy = 0;
@@ -146,6 +203,8 @@ static int open_source(conversion *c, const char *arg) {
   c->params = collect_params(sqlite3_db_filename(c->from, "main"));
   if (!c->source || !c->params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   if (!c->source[0]) return fail(c, SQLITE_MISUSE, TDE_MISUSE, "name a file", "not a file");
+  rc = check_kind(c);
+  if (rc) return rc;
   /* Set before the first access: then a WAL needs no shared memory, and
   ** whoever else has it open is noticed. */
   rc = exec(c, c->from, "PRAGMA locking_mode=EXCLUSIVE", "can not be locked");
@@ -171,12 +230,33 @@ static int open_source(conversion *c, const char *arg) {
   return rc;
 }
 
+/* A target of its own must not exist yet, and its folder must. */
+static int check_target_place(conversion *c) {
+  struct stat sb;
+  char text[400], *folder, *slash;
+  int rc = SQLITE_OK;
+
+  if (lstat(c->target, &sb) == 0) {
+    (void)snprintf(text, sizeof(text), "the target %s exists already", c->target);
+    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name or remove that file", text);
+  }
+  folder = sqlite3_mprintf("%s", c->target);
+  if (!folder) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  slash = strrchr(folder, '/');
+  if (slash && slash != folder) *slash = 0;
+  if (slash && slash != folder && (stat(folder, &sb) != 0 || !S_ISDIR(sb.st_mode))) {
+    (void)snprintf(text, sizeof(text), "the target %s: its folder does not exist", c->target);
+    rc = fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "create the folder first", text);
+  }
+  sqlite3_free(folder);
+  return rc;
+}
+
 /* Full path of the target, and the temporary name beside it. */
 static int name_target(conversion *c, const char *out) {
   uint8_t r[8];
   char hex[2 * sizeof(r) + 1];
   sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
-  struct stat sb;
   char *full;
 
   if (!vfs || tde_random(r, sizeof(r), &c->st)) return SQLITE_ERROR;
@@ -195,11 +275,7 @@ static int name_target(conversion *c, const char *out) {
   c->temp = c->target ? sqlite3_mprintf("%s-tde-%s", c->target, hex) : NULL;
   if (!c->temp) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   c->in_place = strcmp(c->source, c->target) == 0;
-  if (!c->in_place && lstat(c->target, &sb) == 0) {
-    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name or remove that file",
-                "the target exists already");
-  }
-  return SQLITE_OK;
+  return c->in_place ? SQLITE_OK : check_target_place(c);
 }
 
 /* Copies every page; both sides stay locked. */

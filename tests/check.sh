@@ -7,7 +7,8 @@
 # exit status alone counts, as one test. A suite that ends without its totals, or
 # fails while it says that nothing failed, is a failure. The whole output of each
 # is kept in LOGDIR. REPORTS names the folder where a sanitizer or valgrind puts
-# its reports, whichever process they are about: each is a failure. The last line printed is the sum; exit 1 when anything failed.
+# its reports, whichever process they are about: each is a failure, but for those
+# of the programs that FOREIGN names (reports are called TOOL.PROGRAM.PID). The last line printed is the sum; exit 1 when anything failed.
 set -u
 
 dir=$1
@@ -46,6 +47,9 @@ for suite in "$@"; do
     fi
   fi
   if [ -n "${REPORTS:-}" ]; then
+    set -f # FOREIGN's patterns are for find
+    for program in ${FOREIGN:-}; do find "$REPORTS" -name "*.$program.*" -exec rm -f {} +; done
+    set +f
     for report in $(find "$REPORTS" -type f -size +0); do
       f=$((f + 1))
       { echo "failed: $report:"; head -n 60 "$report"; } >>"$log"
