@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Breaks the shim in known ways and demands that the tests of this folder notice.
+
+Each mutant is the product with one text replaced, in a copy of the sources; a
+harness program built from it must fail. A text that is not found exactly once
+is an error: the mutant has to be brought up to date with the code.
+
+usage: mutants.py [--keep] [name ...]
+"""
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FOLDERS = ["ext", "vfs", "keyprovider", "sql", "tests"]
+
+# name, file, old, new, the command that must fail (first word: the program)
+MUTANTS = [
+    ("journal-after-database", "vfs/database.c",
+     "return j && !j->plain && tde_sealed_pending(&j->s) ? tde_sealed_flush(&j->s) : SQLITE_OK;",
+     "return j ? SQLITE_OK : SQLITE_OK;",
+     "kill -c 3 -n 200"),
+    ("no-flush-at-commit", "vfs/shim.c",
+     "      rc = main_flush(f);\n      if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC)",
+     "      rc = SQLITE_OK;\n      if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC)",
+     "crash -s death-delete -n 300 -m tde"),
+    ("guard-not-synced", "vfs/database.c",
+     "  if (rc == SQLITE_OK) {\n    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);\n"
+     "    db->counters.lower_syncs++;\n  }\n  if (rc == SQLITE_OK) db->guard_next",
+     "  if (rc == SQLITE_OK) db->guard_next",
+     "crash -s small-pages -n 400 -m tde"),
+    ("no-guard", "vfs/database.c",
+     "  if (n + 8 > TDE_GUARD_BYTES) return SQLITE_INTERNAL;",
+     "  if (n + 8 > 8) return SQLITE_OK;",
+     "crash -s small-pages -n 200 -m tde"),
+    ("frames-committed-before-flush", "vfs/logfile.c",
+     "    if (f->gen.commit) rc = tde_sealed_flush(&f->s);",
+     "    if (f->gen.commit) rc = tde_sealed_settle(&f->s);",
+     "kill -c 1 -n 200"),
+    ("free-pages-not-healed", "vfs/heal.c",
+     "  if (!is_due(f)) return SQLITE_OK;",
+     "  if (!is_due(f) || f) return SQLITE_OK;",
+     "crash -s delete -n 300 -m tde"),
+    ("slot-not-synced", "vfs/database.c",
+     "  if (rc == SQLITE_OK && verify) {\n    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);",
+     "  if (rc == SQLITE_OK && verify) {\n    rc = SQLITE_OK;",
+     "crash -s header --sweep -n 2 -m tde"),
+    ("same-slot-twice", "vfs/database.c",
+     "  int slot = !db->header.slot, rc;",
+     "  int slot = db->header.slot, rc;",
+     "crash -s header --sweep -n 2 -m tde"),
+    ("nomem-from-io", "vfs/shim.c",
+     "      return SQLITE_IOERR_NOMEM;",
+     "      return SQLITE_NOMEM;",
+     "faults -s write -f sqlite-malloc"),
+    ("oom-reads-as-empty-log", "vfs/logfile.c",
+     "  if (c == TDE_WRONG_KEY) {\n    tde_log(",
+     "  if (c) {\n    tde_log(",
+     "faults -s recover -f base-alloc"),
+]
+
+
+def make_copy(where):
+    for folder in FOLDERS:
+        shutil.copytree(os.path.join(ROOT, folder), os.path.join(where, folder),
+                        ignore=shutil.ignore_patterns("work", "build*", "__pycache__"))
+    shutil.copy(os.path.join(ROOT, "Makefile"), where)
+
+
+def replace(path, old, new):
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    if text.count(old) != 1:
+        return False
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text.replace(old, new))
+    return True
+
+
+def attempt(where, mutant):
+    """None when the mutant was caught, else what is wrong."""
+    name, path, old, new, command = mutant
+    full = os.path.join(where, path)
+    shutil.copy(os.path.join(ROOT, path), full)
+    if not replace(full, old, new):
+        return "its text is not in %s exactly once" % path
+    program, *args = command.split()
+    built = "build/crash/" + program
+    make = subprocess.run(["make", "-s", "BUILD=build", built, "-j2"], cwd=where,
+                          capture_output=True, text=True)
+    shutil.copy(os.path.join(ROOT, path), full)
+    if make.returncode:
+        return "it does not build:\n" + make.stderr[-2000:]
+    run = subprocess.run([os.path.join(where, built), *args], cwd=where, capture_output=True,
+                         text=True, errors="replace", timeout=1800)
+    print("  %s: %s" % (name, (run.stdout.strip().splitlines() or ["nothing"])[-1]), flush=True)
+    return None if run.returncode else "`%s` passed" % command
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("names", nargs="*")
+    opt = parser.parse_args()
+    where = tempfile.mkdtemp(prefix="tde-mutants-")
+    passed = failed = 0
+    try:
+        make_copy(where)
+        for mutant in MUTANTS:
+            if opt.names and mutant[0] not in opt.names:
+                continue
+            wrong = attempt(where, mutant)
+            if wrong:
+                failed += 1
+                print("FAIL %s: %s" % (mutant[0], wrong), flush=True)
+            else:
+                passed += 1
+    finally:
+        if not opt.keep:
+            shutil.rmtree(where)
+    print("%d passed, %d failed, 0 skipped" % (passed, failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
