@@ -59,16 +59,12 @@ static inline tde_file *file_of(sqlite3_file *pf) {
 /* What an I/O method may answer. SQLite's pager takes only SQLITE_FULL and
 ** SQLITE_IOERR* for failures after which its cache can not be trusted (pager.c,
 ** pager_error); anything else out of a rollback would leave rolled-back changes
-** in the cache. Where no transaction can be under way (the state forbids it),
-** the plain codes tell more. */
+** in the cache. */
 static int io_code(int rc) {
   switch (rc & 0xff) {
     case SQLITE_OK:
     case SQLITE_IOERR:
     case SQLITE_FULL:
-    case SQLITE_NOTADB:
-    case SQLITE_CANTOPEN:
-    case SQLITE_NOTFOUND:
       return rc;
     case SQLITE_NOMEM:
       return SQLITE_IOERR_NOMEM;
@@ -77,9 +73,22 @@ static int io_code(int rc) {
   }
 }
 
-/* The same for the methods that take locks, which may say that it is busy. */
-static int lock_code(int rc) {
-  return (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_READONLY ? rc : io_code(rc);
+/* The same where nothing is written yet: taking locks, and reading without a
+** write lock. The plain codes tell more there. */
+static int early_code(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_BUSY:
+    case SQLITE_READONLY:
+    case SQLITE_NOTADB:
+    case SQLITE_CANTOPEN:
+      return rc;
+    default:
+      return io_code(rc);
+  }
+}
+
+static int read_code(const tde_file *f, int rc) {
+  return f->db->lock < SQLITE_LOCK_RESERVED ? early_code(rc) : io_code(rc);
 }
 
 /* ---- main database ---- */
@@ -565,7 +574,7 @@ static int side_close(sqlite3_file *pf) {
 /* ---- the methods, with codes that SQLite's pager understands ---- */
 
 static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
-  return io_code(do_main_read(pf, buf, n, off));
+  return read_code(file_of(pf), do_main_read(pf, buf, n, off));
 }
 static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   return io_code(do_main_write(pf, buf, n, off));
@@ -577,16 +586,16 @@ static int main_sync(sqlite3_file *pf, int flags) {
   return io_code(do_main_sync(pf, flags));
 }
 static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
-  return io_code(do_main_size(pf, size));
+  return read_code(file_of(pf), do_main_size(pf, size));
 }
 static int main_lock(sqlite3_file *pf, int level) {
-  return lock_code(do_main_lock(pf, level));
+  return early_code(do_main_lock(pf, level));
 }
 static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
-  return lock_code(do_main_shm_map(pf, region, size, extend, out));
+  return early_code(do_main_shm_map(pf, region, size, extend, out));
 }
 static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
-  return lock_code(do_main_shm_lock(pf, offset, n, flags));
+  return early_code(do_main_shm_lock(pf, offset, n, flags));
 }
 static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   return io_code(do_side_read(pf, buf, n, off));
