@@ -443,10 +443,11 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
     if (rc) return rc;
   }
   rc = LOWER(f)->xShmLock(f->lower, offset, n, flags);
-  if (rc == SQLITE_OK && !f->plain && (flags & SQLITE_SHM_LOCK)) {
-    /* Others may have written since: look at sizes and the WAL's generation
-    ** again before they are used. */
-    tde_sealed_forget(&f->s);
+  if (f->plain) return rc;
+  tde_sealed_forget(&f->s);
+  if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
+    /* Others may have written since: look at the WAL's generation again before
+    ** it is used. */
     if (f->db->wal) {
       f->db->wal->gen.checked = 0;
       if (offset == WRITE_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
