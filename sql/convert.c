@@ -36,11 +36,11 @@ SQLITE_EXTENSION_INIT3
 
 typedef struct conversion {
   int encrypting;
-  const char *verb;          /* for messages */
-  char *source;              /* full path of the source */
-  char *target;              /* full path of the result */
-  char *temp;                /* the result while it is made */
-  char *params;              /* tde_* URI parameters for the encrypted side */
+  const char *verb; /* for messages */
+  char *source;     /* full path of the source */
+  char *target;     /* full path of the result */
+  char *temp;       /* the result while it is made */
+  char *params;     /* tde_* URI parameters for the encrypted side */
   int in_place;
   sqlite3 *from, *to;
   int pages, page_size;
@@ -48,7 +48,8 @@ typedef struct conversion {
 } conversion;
 
 static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const char *what) {
-  (void)tde_fail(&c->st, cls, remedy, "%s%s%s: %s", c->verb, c->source ? " " : "", c->source ? c->source : "", what);
+  (void)tde_fail(&c->st, cls, remedy, "%s%s%s: %s", c->verb, c->source ? " " : "",
+                 c->source ? c->source : "", what);
   return rc;
 }
 
@@ -91,8 +92,7 @@ static int fail_errno(conversion *c, const char *what) {
 /* A file name as the path of a URI (RFC 3986: everything but the unreserved
 ** characters and '/' is escaped). */
 static char *uri_of(const char *path, const char *params) {
-  static const char keep[] =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+  static const char keep[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
   size_t n = strlen(path);
   char *out = sqlite3_malloc64(3 * n + strlen(params) + 8), *p = out;
 
@@ -288,8 +288,10 @@ static int copy_pages(conversion *c) {
                SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &c->to);
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
   if (rc == SQLITE_OK) {
-    rc = exec(c, c->to, "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
-              "PRAGMA locking_mode=EXCLUSIVE", "the target can not be prepared");
+    rc = exec(c, c->to,
+              "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
+              "PRAGMA locking_mode=EXCLUSIVE",
+              "the target can not be prepared");
   }
   if (rc) return rc;
   b = sqlite3_backup_init(c->to, "main", c->from, "main");
@@ -334,7 +336,8 @@ static int check_target(conversion *c) {
   (void)sqlite3_close(c->to);
   c->to = NULL;
   return rc ? fail(c, rc, TDE_IO, "check the disk; nothing was changed",
-                   "the copy did not read back whole") : SQLITE_OK;
+                   "the copy did not read back whole")
+            : SQLITE_OK;
 }
 
 static int sync_directory(conversion *c) {

@@ -306,8 +306,8 @@ int tde_sql_register(sqlite3 *db, char **error) {
 
   for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]) && rc == SQLITE_OK; i++) {
     rc = sqlite3_create_function_v2(db, functions[i].name, functions[i].nargs,
-                                    SQLITE_UTF8 | functions[i].flags, NULL, functions[i].call,
-                                    NULL, NULL, NULL);
+                                    SQLITE_UTF8 | functions[i].flags, NULL, functions[i].call, NULL,
+                                    NULL, NULL);
   }
   if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");
   return rc;

@@ -9,8 +9,8 @@
 
 typedef struct tde_cryptor {
   uint8_t role;
-  uint32_t current;               /* the epoch that new units are sealed under */
-  const tde_keys *keys;           /* borrowed; NULL for a temp file */
+  uint32_t current;     /* the epoch that new units are sealed under */
+  const tde_keys *keys; /* borrowed; NULL for a temp file */
   int n, last;
   struct {
     uint32_t epoch;

@@ -185,8 +185,8 @@ static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, t
              (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP))) {
     db->state = TDE_STATE_DAMAGED;
     tde_fail(&db->last, TDE_DAMAGED_HEADER, "restore the file, or its first 64 KiB, from a backup",
-             "%s: both header slots are damaged (slot 0: %s; slot 1: %s)", path,
-             db->slot[0].found, db->slot[1].found);
+             "%s: both header slots are damaged (slot 0: %s; slot 1: %s)", path, db->slot[0].found,
+             db->slot[1].found);
   } else {
     db->state = TDE_STATE_NOT_ENCRYPTED;
     tde_fail(&db->last, TDE_NOT_ENCRYPTED, "check the file's name",
@@ -206,7 +206,8 @@ static int is_text(const uint8_t *b, size_t n) {
 ** magic was written first, alone (create_slots), so it is whole unless the
 ** file is no longer than it. */
 static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
-  if (size == 1 || (size <= (sqlite3_int64)sizeof(tde_header_magic) && !is_text(both, (size_t)size))) {
+  if (size == 1 ||
+      (size <= (sqlite3_int64)sizeof(tde_header_magic) && !is_text(both, (size_t)size))) {
     return 1; /* one byte counts as empty in plain SQLite, too */
   }
   return size < (sqlite3_int64)TDE_HEADER_BYTES &&
@@ -367,8 +368,7 @@ static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
   h->uuid[6] = (uint8_t)((h->uuid[6] & 0x0f) | 0x40);
   h->uuid[8] = (uint8_t)((h->uuid[8] & 0x3f) | 0x80);
   if (c == TDE_OK) {
-    c = tde_source.create(tde_source.ctx, &db->params, h->uuid, dek, &h->doc, &h->ndoc,
-                          &db->last);
+    c = tde_source.create(tde_source.ctx, &db->params, h->uuid, dek, &h->doc, &h->ndoc, &db->last);
   }
   if (c == TDE_OK) {
     c = tde_source.describe(tde_source.ctx, h->doc, h->ndoc, &db->facts, &db->last);
@@ -510,8 +510,10 @@ static int probe_unit(tde_file *f, sqlite3_int64 size) {
     if (c == TDE_OK) {
       db->header.unit_size = u;
       db->slot_behind = 1;
-      tde_log(TDE_LOG_WARNING, "%s: the header's newer slot is damaged (%s); the unit size was "
-              "found from the first unit", path_of(f), db->slot[!db->header.slot].found);
+      tde_log(TDE_LOG_WARNING,
+              "%s: the header's newer slot is damaged (%s); the unit size was "
+              "found from the first unit",
+              path_of(f), db->slot[!db->header.slot].found);
       break;
     }
     if (c != TDE_TAMPERED) rc = tde_class_rc(c);
@@ -635,8 +637,8 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
   db->plain_allowed = mode && strcmp(mode, "allow") == 0;
   if (mode && !db->plain_allowed && strcmp(mode, "refuse") != 0) {
-    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
-            path_of(f), mode);
+    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow", path_of(f),
+            mode);
     return SQLITE_MISUSE;
   }
   db->damaged_zeros = damaged && strcmp(damaged, "zeros") == 0;
@@ -702,8 +704,7 @@ int tde_db_gate(tde_file *f) {
     default:
       break;
   }
-  if (db->state == TDE_STATE_ONLINE || db->state == TDE_STATE_NEW ||
-      db->state == TDE_STATE_PLAIN) {
+  if (db->state == TDE_STATE_ONLINE || db->state == TDE_STATE_NEW || db->state == TDE_STATE_PLAIN) {
     return SQLITE_OK;
   }
   return tde_db_report(db);
@@ -745,8 +746,8 @@ static int salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n) {
     if (tde_sealed_open_record(&f->s, index, b + 8, b + 8 + n) == TDE_OK) {
       memcpy(record, b + 8, n);
       rc = SQLITE_OK;
-      tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; its double-write copy is whole",
-              path_of(f), (unsigned long long)index);
+      tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; its double-write copy is whole", path_of(f),
+              (unsigned long long)index);
     }
   }
   tde_wipe(b, (size_t)n * 2 + 8);

@@ -25,13 +25,29 @@ static const uint8_t journal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T
 
 /* Offsets in the fixed part of a slot. */
 enum {
-  S_MAGIC = 0, S_VERSION = 16, S_HEADER = 20, S_SLOT = 24, S_UNIT = 28, S_SEQ = 32,
-  S_UUID = 40, S_NDOC = 56, S_EPOCH = 60, S_MAC = 64, S_SHA = 96
+  S_MAGIC = 0,
+  S_VERSION = 16,
+  S_HEADER = 20,
+  S_SLOT = 24,
+  S_UNIT = 28,
+  S_SEQ = 32,
+  S_UUID = 40,
+  S_NDOC = 56,
+  S_EPOCH = 60,
+  S_MAC = 64,
+  S_SHA = 96
 };
 /* Offsets in a prefix. */
 enum {
-  P_MAGIC = 0, P_VERSION = 16, P_EPOCH = 20, P_UNIT = 24, P_SUM = 28, P_UUID = 32,
-  P_SALT = 48, P_THUMB = 64, P_MAC = 96
+  P_MAGIC = 0,
+  P_VERSION = 16,
+  P_EPOCH = 20,
+  P_UNIT = 24,
+  P_SUM = 28,
+  P_UUID = 32,
+  P_SALT = 48,
+  P_THUMB = 64,
+  P_MAC = 96
 };
 
 void tde_header_clear(tde_header *h) {
@@ -114,8 +130,7 @@ tde_class tde_header_check_mac(const tde_header *h, const uint8_t mac_key[TDE_KE
   return tde_equal(mac, h->mac, sizeof(mac)) ? TDE_OK : TDE_WRONG_KEY;
 }
 
-tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES],
-                         uint8_t *slot) {
+tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES], uint8_t *slot) {
   tde_class c;
 
   if (h->ndoc == 0 || h->ndoc > TDE_DOC_MAX || !unit_size_ok(h->unit_size)) return TDE_INTERNAL;
@@ -167,8 +182,8 @@ tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role ro
   return TDE_PREFIX_OK;
 }
 
-tde_class tde_prefix_build(const tde_prefix *p, tde_role role,
-                           const uint8_t mac_key[TDE_KEY_BYTES], uint8_t b[TDE_PREFIX_BYTES]) {
+tde_class tde_prefix_build(const tde_prefix *p, tde_role role, const uint8_t mac_key[TDE_KEY_BYTES],
+                           uint8_t b[TDE_PREFIX_BYTES]) {
   uint8_t sum[TDE_HASH_BYTES];
   tde_class c;
 

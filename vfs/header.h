@@ -25,7 +25,7 @@
 #define TDE_SLOT_STRIDE 32768u
 #define TDE_SLOT_BYTES 27648u
 #define TDE_SLOT_FIXED 128u
-#define TDE_SLOT_MACED 64u           /* the fixed bytes that the HMAC covers */
+#define TDE_SLOT_MACED 64u /* the fixed bytes that the HMAC covers */
 #define TDE_DOC_MAX (TDE_SLOT_BYTES - TDE_SLOT_FIXED)
 #define TDE_GUARD_BYTES (TDE_SLOT_STRIDE - TDE_SLOT_BYTES)
 
@@ -34,19 +34,19 @@ extern const uint8_t tde_header_magic[16];
 /* One parsed slot. */
 typedef struct tde_header {
   uint32_t version;
-  uint32_t unit_size;                /* 0: not fixed yet */
+  uint32_t unit_size; /* 0: not fixed yet */
   uint64_t sequence;
   uint8_t uuid[TDE_UUID_BYTES];
-  uint32_t epoch;                    /* current DEK epoch */
-  uint8_t maced[TDE_SLOT_MACED];     /* the fixed bytes under the HMAC */
+  uint32_t epoch;                /* current DEK epoch */
+  uint8_t maced[TDE_SLOT_MACED]; /* the fixed bytes under the HMAC */
   uint8_t mac[TDE_HASH_BYTES];
-  uint8_t sha[TDE_HASH_BYTES];       /* of the whole slot: names its content */
-  char *doc;                         /* malloc'd key document, NUL-terminated */
+  uint8_t sha[TDE_HASH_BYTES]; /* of the whole slot: names its content */
+  char *doc;                   /* malloc'd key document, NUL-terminated */
   size_t ndoc;
-  int slot;                          /* 0 or 1: where it was found */
+  int slot; /* 0 or 1: where it was found */
 } tde_header;
 
-void tde_header_clear(tde_header *h);            /* frees the document */
+void tde_header_clear(tde_header *h); /* frees the document */
 
 /* The bytes of a slot that are used, from its fixed part: what has to be read.
 ** 0: no magic number, or a length out of range. */
@@ -74,16 +74,16 @@ typedef struct tde_prefix {
 } tde_prefix;
 
 typedef enum tde_prefix_found {
-  TDE_PREFIX_NONE,       /* zeros or too short: no generation here */
-  TDE_PREFIX_FOREIGN,    /* no prefix of this role, or a torn one */
-  TDE_PREFIX_UNKNOWN,    /* could not be looked at (memory, crypto library) */
-  TDE_PREFIX_OK          /* whole; its HMAC is still to be checked */
+  TDE_PREFIX_NONE,    /* zeros or too short: no generation here */
+  TDE_PREFIX_FOREIGN, /* no prefix of this role, or a torn one */
+  TDE_PREFIX_UNKNOWN, /* could not be looked at (memory, crypto library) */
+  TDE_PREFIX_OK       /* whole; its HMAC is still to be checked */
 } tde_prefix_found;
 
 tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role role,
                                   tde_prefix *out);
-tde_class tde_prefix_build(const tde_prefix *p, tde_role role,
-                           const uint8_t mac_key[TDE_KEY_BYTES], uint8_t b[TDE_PREFIX_BYTES]);
+tde_class tde_prefix_build(const tde_prefix *p, tde_role role, const uint8_t mac_key[TDE_KEY_BYTES],
+                           uint8_t b[TDE_PREFIX_BYTES]);
 tde_class tde_prefix_check_mac(const uint8_t b[TDE_PREFIX_BYTES],
                                const uint8_t mac_key[TDE_KEY_BYTES]);
 

@@ -30,15 +30,15 @@ SQLITE_EXTENSION_INIT3
 #define HEAD_PAGES 28
 #define HEAD_FIRST_TRUNK 32
 #define HEAD_FREE_PAGES 36
-#define HEAD_VALID_FOR 92  /* HEAD_PAGES counts when this equals HEAD_COUNTER */
+#define HEAD_VALID_FOR 92 /* HEAD_PAGES counts when this equals HEAD_COUNTER */
 
 typedef struct healer {
   tde_file *f;
   uint32_t page_size;
-  uint32_t pages;     /* in the file */
+  uint32_t pages; /* in the file */
   uint32_t healed;
-  uint8_t *page;      /* a trunk */
-  uint8_t *unit;      /* record and plaintext of a leaf's unit */
+  uint8_t *page; /* a trunk */
+  uint8_t *unit; /* record and plaintext of a leaf's unit */
 } healer;
 
 /* A rollback is at its end, or a write failed: the only times to look. */

@@ -18,11 +18,11 @@ struct tde_keys {
   uint8_t uuid[TDE_UUID_BYTES];
   entry_state state;
   int refs;
-  uint64_t fork_generation;     /* of the process that fetches */
+  uint64_t fork_generation;         /* of the process that fetches */
   uint8_t slot_sha[TDE_HASH_BYTES]; /* the header last verified, or fetched for */
-  tde_key_facts facts;          /* of that header */
-  tde_status failure;           /* ENTRY_FAILED: shared by those who waited */
-  time_t idle_since;            /* monotonic seconds; meaningful when refs == 0 */
+  tde_key_facts facts;              /* of that header */
+  tde_status failure;               /* ENTRY_FAILED: shared by those who waited */
+  time_t idle_since;                /* monotonic seconds; meaningful when refs == 0 */
   int nepochs;
   tde_epoch_keys epochs[TDE_EPOCHS_MAX];
 };
@@ -249,8 +249,9 @@ static tde_class fetch(tde_keys *k, const tde_key_source *source, const tde_key_
   const tde_epoch_keys *e;
   tde_class c = dek ? TDE_OK : TDE_NOMEM;
 
-  if (c) tde_fail(st, TDE_NOMEM, "close other databases or give the process more memory",
-                  "no memory for the database's key");
+  if (c)
+    tde_fail(st, TDE_NOMEM, "close other databases or give the process more memory",
+             "no memory for the database's key");
   for (int i = 0; c == TDE_OK && i < facts->nepochs; i++) {
     c = source->unwrap(source->ctx, params, h->uuid, h->doc, h->ndoc, facts->epochs[i], dek, st);
     if (c == TDE_OK) {

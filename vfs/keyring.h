@@ -22,8 +22,8 @@
 /* The keys of one DEK epoch. */
 typedef struct tde_epoch_keys {
   uint32_t epoch;
-  uint8_t *mac_key;                          /* secret memory */
-  uint8_t *role_key[TDE_ROLE_KEYS];          /* secret memory; index role - 1 */
+  uint8_t *mac_key;                 /* secret memory */
+  uint8_t *role_key[TDE_ROLE_KEYS]; /* secret memory; index role - 1 */
   tde_nonce_source *nonces[TDE_ROLE_KEYS];
 } tde_epoch_keys;
 
@@ -41,7 +41,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
 tde_class tde_keyring_adopt(const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
                             tde_keys **out, tde_status *st);
 
-void tde_keyring_release(tde_keys *keys);    /* NULL is allowed */
+void tde_keyring_release(tde_keys *keys); /* NULL is allowed */
 
 /* The keys of one epoch, or NULL. Valid while the reference is held. */
 const tde_epoch_keys *tde_keys_epoch(const tde_keys *keys, uint32_t epoch);

@@ -18,9 +18,9 @@
 
 /* What the URI said of keys. Each string may be NULL; owned by the file. */
 typedef struct tde_key_params {
-  char *instance;   /* tde_instance= */
-  char *protector;  /* tde_protector=, for a new database */
-  char *identity;   /* tde_identity=, for a new database */
+  char *instance;  /* tde_instance= */
+  char *protector; /* tde_protector=, for a new database */
+  char *identity;  /* tde_identity=, for a new database */
 } tde_key_params;
 
 /* What the key document says, without any key. */
@@ -29,9 +29,9 @@ typedef struct tde_key_facts {
   char key_version[128];
   char mode[16];
   uint8_t thumbprint[TDE_THUMB_BYTES];
-  uint32_t epoch;                       /* the current one */
+  uint32_t epoch; /* the current one */
   int nepochs;
-  uint32_t epochs[TDE_EPOCHS_MAX];      /* ascending */
+  uint32_t epochs[TDE_EPOCHS_MAX]; /* ascending */
 } tde_key_facts;
 
 typedef struct tde_key_source {

@@ -51,9 +51,8 @@ static int unit_ok(const tde_file *f, uint32_t unit) {
 }
 
 static int refuse_log(tde_file *f, tde_class c, const char *why) {
-  tde_fail(&f->db->last, c,
-           "put the database that it belongs to beside it, or move the file away", "%s: %s",
-           f->path, why);
+  tde_fail(&f->db->last, c, "put the database that it belongs to beside it, or move the file away",
+           "%s: %s", f->path, why);
   return tde_db_report(f->db);
 }
 
@@ -111,7 +110,8 @@ int tde_log_refresh(tde_file *f) {
     case TDE_PREFIX_NONE:
       break;
     case TDE_PREFIX_FOREIGN:
-      tde_log(TDE_LOG_WARNING, "%s: its prefix is torn, or of another kind: read as empty", f->path);
+      tde_log(TDE_LOG_WARNING, "%s: its prefix is torn, or of another kind: read as empty",
+              f->path);
       break;
     case TDE_PREFIX_UNKNOWN:
       return SQLITE_IOERR_NOMEM;

@@ -13,25 +13,25 @@
 #include "unit.h"
 
 typedef enum tde_role {
-  TDE_ROLE_NONE = 0,     /* refused */
+  TDE_ROLE_NONE = 0, /* refused */
   TDE_ROLE_MAIN = 1,
   TDE_ROLE_WAL = 2,
   TDE_ROLE_JOURNAL = 3,
-  TDE_ROLE_TEMP = 4,     /* temp database, statement journal, sorter, ... */
-  TDE_ROLE_SUPER = 5     /* super-journal: file names only, plain by design */
+  TDE_ROLE_TEMP = 4, /* temp database, statement journal, sorter, ... */
+  TDE_ROLE_SUPER = 5 /* super-journal: file names only, plain by design */
 } tde_role;
 
 /* The role of a file opened with these SQLITE_OPEN_* flags. */
 tde_role tde_role_of(int open_flags);
 const char *tde_role_name(int role);
 
-#define TDE_HEADER_BYTES 65536u      /* a main database's header */
-#define TDE_PREFIX_BYTES 128u        /* a WAL's or journal's prefix */
-#define TDE_UNIT_MAIN_MAX 4096u      /* largest unit of a main database */
-#define TDE_UNIT_JOURNAL 512u        /* SQLite's journal sector */
+#define TDE_HEADER_BYTES 65536u /* a main database's header */
+#define TDE_PREFIX_BYTES 128u   /* a WAL's or journal's prefix */
+#define TDE_UNIT_MAIN_MAX 4096u /* largest unit of a main database */
+#define TDE_UNIT_JOURNAL 512u   /* SQLite's journal sector */
 #define TDE_UNIT_TEMP 4096u
-#define TDE_WAL_HEADER 32u           /* SQLite's WAL header: unit 0 of a WAL */
-#define TDE_WAL_FRAME_HEAD 24u       /* SQLite's frame header */
+#define TDE_WAL_HEADER 32u     /* SQLite's WAL header: unit 0 of a WAL */
+#define TDE_WAL_FRAME_HEAD 24u /* SQLite's frame header */
 #define TDE_UNIT_MAX (65536u + TDE_WAL_FRAME_HEAD)
 
 /* SQLite's lock bytes in the lower file: a main database keeps no data here. */
@@ -40,10 +40,10 @@ const char *tde_role_name(int role);
 
 typedef struct tde_geometry {
   uint8_t role;
-  uint8_t hole;          /* skip the lock bytes */
-  uint32_t base;         /* physical offset of unit 0 */
-  uint32_t first;        /* size of unit 0; differs from unit in a WAL */
-  uint32_t unit;         /* size of every other unit */
+  uint8_t hole;   /* skip the lock bytes */
+  uint32_t base;  /* physical offset of unit 0 */
+  uint32_t first; /* size of unit 0; differs from unit in a WAL */
+  uint32_t unit;  /* size of every other unit */
 } tde_geometry;
 
 /* unit_size: main: U; WAL: 24 + page size; journal, temp: ignored. */

@@ -115,8 +115,7 @@ static int rc_of(tde_class c) {
 
 int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,
                      int *torn) {
-  uint32_t want = tde_record_size(&s->geo, i) +
-                  (count - 1) * (s->geo.unit + TDE_UNIT_OVERHEAD);
+  uint32_t want = tde_record_size(&s->geo, i) + (count - 1) * (s->geo.unit + TDE_UNIT_OVERHEAD);
   uint64_t at = tde_unit_physical(&s->geo, i), rest, units;
   sqlite3_int64 size = 0;
   int rc = s->lower->pMethods->xRead(s->lower, record, (int)want, (sqlite3_int64)at);

@@ -54,44 +54,44 @@ typedef struct tde_sealed {
   uint8_t prefix[TDE_PREFIX_BYTES]; /* written in front of unit 0 */
   uint8_t prefix_pending;
 
-  uint8_t size_known;               /* nunits and last_pad hold */
-  uint8_t small_pages;              /* main: pages are smaller than U: look at pad */
-  uint8_t pad_seen;                 /* the last unit was looked at once */
-  uint8_t guarding;                 /* ... or were, in this transaction: guard each unit */
+  uint8_t size_known;  /* nunits and last_pad hold */
+  uint8_t small_pages; /* main: pages are smaller than U: look at pad */
+  uint8_t pad_seen;    /* the last unit was looked at once */
+  uint8_t guarding;    /* ... or were, in this transaction: guard each unit */
   uint64_t nunits;
   uint32_t last_pad;
-  uint32_t tail;                    /* bytes of an incomplete record behind the last one */
+  uint32_t tail; /* bytes of an incomplete record behind the last one */
 
   uint8_t cur_active, cur_dirty;
   uint64_t cur_index;
-  uint32_t cur_lo, cur_hi;          /* written bytes of cur */
+  uint32_t cur_lo, cur_hi; /* written bytes of cur */
   uint8_t *cur;
   uint32_t cur_cap;
 
-  uint8_t *run;                     /* TDE_PREFIX_BYTES of room, then records */
+  uint8_t *run; /* TDE_PREFIX_BYTES of room, then records */
   uint32_t run_cap, run_len, run_units;
   uint64_t run_first;
 
-  uint8_t *scratch;                 /* records read */
+  uint8_t *scratch; /* records read */
   uint32_t scratch_cap;
-  uint64_t ahead_first;             /* main: records read ahead, in `ahead` */
+  uint64_t ahead_first; /* main: records read ahead, in `ahead` */
   uint32_t ahead_units;
   uint8_t *ahead;
-  uint64_t next_expected;           /* the unit after the one read last */
-  uint32_t in_sequence;             /* reads in a row that began there */
-  uint8_t *plain;                   /* one opened unit; wiped after use */
+  uint64_t next_expected; /* the unit after the one read last */
+  uint32_t in_sequence;   /* reads in a row that began there */
+  uint8_t *plain;         /* one opened unit; wiped after use */
   uint32_t plain_cap;
 } tde_sealed;
 
 /* Read flags. */
-#define TDE_READ_LENIENT 1  /* a unit that does not open reads as zeros */
-#define TDE_READ_SHORT 2    /* ... ends the read with SHORT_READ */
-#define TDE_READ_PROBE 4    /* ... ends the read with NOTFOUND, and no word of it */
+#define TDE_READ_LENIENT 1 /* a unit that does not open reads as zeros */
+#define TDE_READ_SHORT 2   /* ... ends the read with SHORT_READ */
+#define TDE_READ_PROBE 4   /* ... ends the read with NOTFOUND, and no word of it */
 
 void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t unit,
                      tde_cryptor *crypt, tde_counters *counters, const tde_sealed_hooks *hooks,
                      void *ctx);
-void tde_sealed_clear(tde_sealed *s);        /* frees buffers; drops what is pending */
+void tde_sealed_clear(tde_sealed *s); /* frees buffers; drops what is pending */
 
 int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int flags);
 int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off);

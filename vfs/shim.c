@@ -366,8 +366,10 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
       return control_mmap_size(f, arg);
     case SQLITE_FCNTL_POWERSAFE_OVERWRITE:
       if (*(int *)arg == 0) {
-        tde_log(TDE_LOG_WARNING, "%s: powersafe overwrite can not be switched off for an "
-                "encrypted database", f->path);
+        tde_log(TDE_LOG_WARNING,
+                "%s: powersafe overwrite can not be switched off for an "
+                "encrypted database",
+                f->path);
       }
       *(int *)arg = 1;
       return SQLITE_OK;
@@ -422,7 +424,8 @@ static int main_close(sqlite3_file *pf) {
 
 /* Shared memory: the wal-index passes through; the gate stands here, too,
 ** since a WAL connection keeps its SHARED lock between transactions. */
-static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
+static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
+                           void volatile **out) {
   tde_file *f = file_of(pf);
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
@@ -615,29 +618,56 @@ static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
 }
 
 /* A table without shared memory, for lower files that have none. */
-static const sqlite3_io_methods main_methods_v1 = {
-    .iVersion = 1, .xClose = main_close, .xRead = main_read, .xWrite = main_write,
-    .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock,
-    .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,
-    .xFileControl = main_control, .xSectorSize = any_sector_size,
-    .xDeviceCharacteristics = any_traits};
+static const sqlite3_io_methods main_methods_v1 = {.iVersion = 1,
+                                                   .xClose = main_close,
+                                                   .xRead = main_read,
+                                                   .xWrite = main_write,
+                                                   .xTruncate = main_truncate,
+                                                   .xSync = main_sync,
+                                                   .xFileSize = main_size,
+                                                   .xLock = main_lock,
+                                                   .xUnlock = main_unlock,
+                                                   .xCheckReservedLock = main_check_reserved,
+                                                   .xFileControl = main_control,
+                                                   .xSectorSize = any_sector_size,
+                                                   .xDeviceCharacteristics = any_traits};
 
-static const sqlite3_io_methods main_methods_v3 = {
-    .iVersion = 3, .xClose = main_close, .xRead = main_read, .xWrite = main_write,
-    .xTruncate = main_truncate, .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock,
-    .xUnlock = main_unlock, .xCheckReservedLock = main_check_reserved,
-    .xFileControl = main_control, .xSectorSize = any_sector_size,
-    .xDeviceCharacteristics = any_traits, .xShmMap = main_shm_map, .xShmLock = main_shm_lock,
-    .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap, .xFetch = main_fetch,
-    .xUnfetch = main_unfetch};
+static const sqlite3_io_methods main_methods_v3 = {.iVersion = 3,
+                                                   .xClose = main_close,
+                                                   .xRead = main_read,
+                                                   .xWrite = main_write,
+                                                   .xTruncate = main_truncate,
+                                                   .xSync = main_sync,
+                                                   .xFileSize = main_size,
+                                                   .xLock = main_lock,
+                                                   .xUnlock = main_unlock,
+                                                   .xCheckReservedLock = main_check_reserved,
+                                                   .xFileControl = main_control,
+                                                   .xSectorSize = any_sector_size,
+                                                   .xDeviceCharacteristics = any_traits,
+                                                   .xShmMap = main_shm_map,
+                                                   .xShmLock = main_shm_lock,
+                                                   .xShmBarrier = main_shm_barrier,
+                                                   .xShmUnmap = main_shm_unmap,
+                                                   .xFetch = main_fetch,
+                                                   .xUnfetch = main_unfetch};
 
 /* Version 3 without shared memory, for the mmap size of temporary databases. */
-static const sqlite3_io_methods side_methods = {
-    .iVersion = 3, .xFetch = main_fetch, .xUnfetch = main_unfetch, .xClose = side_close, .xRead = side_read, .xWrite = side_write,
-    .xTruncate = side_truncate, .xSync = side_sync, .xFileSize = side_size, .xLock = side_lock,
-    .xUnlock = side_unlock, .xCheckReservedLock = main_check_reserved,
-    .xFileControl = side_control, .xSectorSize = any_sector_size,
-    .xDeviceCharacteristics = any_traits};
+static const sqlite3_io_methods side_methods = {.iVersion = 3,
+                                                .xFetch = main_fetch,
+                                                .xUnfetch = main_unfetch,
+                                                .xClose = side_close,
+                                                .xRead = side_read,
+                                                .xWrite = side_write,
+                                                .xTruncate = side_truncate,
+                                                .xSync = side_sync,
+                                                .xFileSize = side_size,
+                                                .xLock = side_lock,
+                                                .xUnlock = side_unlock,
+                                                .xCheckReservedLock = main_check_reserved,
+                                                .xFileControl = side_control,
+                                                .xSectorSize = any_sector_size,
+                                                .xDeviceCharacteristics = any_traits};
 
 /* ---- opening ---- */
 
@@ -861,7 +891,7 @@ static const char *shim_next_syscall(sqlite3_vfs *v, const char *name) {
 }
 
 static void log_to_sqlite(tde_level level, const char *line) {
-  sqlite3_log(level == TDE_LOG_ERROR   ? SQLITE_ERROR
+  sqlite3_log(level == TDE_LOG_ERROR    ? SQLITE_ERROR
               : level == TDE_LOG_NOTICE ? SQLITE_NOTICE
                                         : SQLITE_WARNING,
               "tde: %s", line);

@@ -13,38 +13,38 @@
 typedef struct tde_db {
   struct tde_file *file;
   tde_state state;
-  tde_status last;            /* why it is not accessible, or the last bad unit */
-  int64_t retry_at;           /* monotonic ms: when an unlock may be tried again */
+  tde_status last;  /* why it is not accessible, or the last bad unit */
+  int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
   tde_key_params params;
-  tde_header header;          /* in force; header.doc NULL while new */
+  tde_header header; /* in force; header.doc NULL while new */
   tde_slot_info slot[2];
   tde_key_facts facts;
-  tde_keys *keys;             /* reference, or NULL */
+  tde_keys *keys; /* reference, or NULL */
   tde_cryptor crypt[TDE_ROLE_KEYS];
   tde_counters counters;
-  struct tde_file *wal;       /* this connection's open WAL and journal */
+  struct tde_file *wal; /* this connection's open WAL and journal */
   struct tde_file *journal;
-  int lock;                   /* SQLITE_LOCK_* that the lower file holds for us */
+  int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int plain_allowed;
-  int shm_open;               /* xShmMap was called: WAL readers may be about */
+  int shm_open;                     /* xShmMap was called: WAL readers may be about */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
-  uint8_t head[100];          /* SQLite's database header: no user data in it */
+  uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
-  int slot_durable;           /* the slot in force is known to be synced */
-  int slot_behind;            /* the slot not in force does not know U yet */
-  int write_failed;           /* a page may be torn: see heal.c */
-  int damaged_zeros;          /* tde_damaged=zeros: read-only salvage */
-  int guard_next;             /* which double-write area comes next */
-  int guard_ready;            /* older guards were looked after in this lock */
+  int slot_durable;  /* the slot in force is known to be synced */
+  int slot_behind;   /* the slot not in force does not know U yet */
+  int write_failed;  /* a page may be torn: see heal.c */
+  int damaged_zeros; /* tde_damaged=zeros: read-only salvage */
+  int guard_next;    /* which double-write area comes next */
+  int guard_ready;   /* older guards were looked after in this lock */
   int guard_used;
 } tde_db;
 
 /* What a WAL or journal has: its generation. */
 typedef struct tde_generation {
-  int valid;                  /* s.salt and seen are of a generation */
-  int checked;                /* ... and it was compared in this transaction */
-  int commit;                 /* WAL: the frame being written ends a transaction */
+  int valid;   /* s.salt and seen are of a generation */
+  int checked; /* ... and it was compared in this transaction */
+  int commit;  /* WAL: the frame being written ends a transaction */
   uint8_t seen[TDE_PREFIX_BYTES];
   uint64_t mine_from, mine_to; /* units that this handle wrote in it */
 } tde_generation;
@@ -59,16 +59,16 @@ typedef struct tde_handle {
 struct tde_file {
   tde_file *next_open, *prev_open; /* openfiles.c */
   tde_role role;
-  int plain;                  /* passed through as it is */
-  const char *path;           /* SQLite's; NULL for a temp file */
-  sqlite3_int64 mmap_size;    /* echoed to PRAGMA mmap_size */
+  int plain;               /* passed through as it is */
+  const char *path;        /* SQLite's; NULL for a temp file */
+  sqlite3_int64 mmap_size; /* echoed to PRAGMA mmap_size */
   sqlite3_vfs *lower_vfs;
-  sqlite3_file *lower;        /* own allocation */
+  sqlite3_file *lower; /* own allocation */
   tde_sealed s;
-  tde_db *db;                 /* main: own; WAL and journal: the owner's */
+  tde_db *db; /* main: own; WAL and journal: the owner's */
   tde_generation gen;
   struct tde_file *owned_owner; /* a child journal's database, opened for its key */
-  tde_cryptor own_crypt;      /* temp files */
+  tde_cryptor own_crypt;        /* temp files */
   tde_counters own_counters;
 };
 
@@ -79,10 +79,10 @@ int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
-int tde_db_gate(tde_file *f);         /* SQLITE_OK when reads and writes may go on */
-int tde_db_create(tde_file *f);       /* a new database's header, under RESERVED */
+int tde_db_gate(tde_file *f);   /* SQLITE_OK when reads and writes may go on */
+int tde_db_create(tde_file *f); /* a new database's header, under RESERVED */
 int tde_db_fix_unit(tde_file *f, int64_t first_write);
-int tde_db_report(tde_db *db);        /* logs db->last, returns its rc */
+int tde_db_report(tde_db *db); /* logs db->last, returns its rc */
 int tde_db_after_sync(tde_file *f);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 

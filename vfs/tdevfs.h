@@ -22,13 +22,13 @@
 typedef struct tde_file tde_file;
 
 typedef enum tde_state {
-  TDE_STATE_NEW,           /* empty: the header comes with the first write transaction */
+  TDE_STATE_NEW, /* empty: the header comes with the first write transaction */
   TDE_STATE_ONLINE,
   TDE_STATE_INACCESSIBLE,  /* the key is not to be had; st says why */
   TDE_STATE_NOT_ENCRYPTED, /* a plain file, and tde_plain=refuse */
   TDE_STATE_PLAIN,         /* a plain file, passed through (tde_plain=allow) */
   TDE_STATE_NEWER_FORMAT,
-  TDE_STATE_DAMAGED        /* neither header slot is whole */
+  TDE_STATE_DAMAGED /* neither header slot is whole */
 } tde_state;
 
 const char *tde_state_name(tde_state s);
@@ -39,22 +39,22 @@ typedef struct tde_counters {
 } tde_counters;
 
 typedef struct tde_slot_info {
-  int valid;              /* magic, version, sizes and SHA-256 all good */
+  int valid; /* magic, version, sizes and SHA-256 all good */
   uint64_t sequence;
-  char found[96];         /* "valid", "all zero", "bad checksum", ... */
+  char found[96]; /* "valid", "all zero", "bad checksum", ... */
 } tde_slot_info;
 
 typedef struct tde_file_info {
   tde_state state;
-  tde_status last;               /* the last error, or why it is inaccessible */
+  tde_status last; /* the last error, or why it is inaccessible */
   uint32_t format_version;
   uint8_t uuid[TDE_UUID_BYTES];
-  uint64_t sequence;             /* of the header in force */
-  uint32_t unit_size;            /* bytes; 0: not fixed yet */
+  uint64_t sequence;  /* of the header in force */
+  uint32_t unit_size; /* bytes; 0: not fixed yet */
   tde_key_facts facts;
   tde_slot_info slot[2];
-  tde_counters counters;         /* of this connection's database, WAL and journal */
-  const char *path;              /* borrowed from the file */
+  tde_counters counters; /* of this connection's database, WAL and journal */
+  const char *path;      /* borrowed from the file */
   const char *lower_vfs;
 } tde_file_info;
 
@@ -81,15 +81,15 @@ typedef struct tde_bad_unit {
 } tde_bad_unit;
 
 typedef struct tde_verify_result {
-  uint64_t main_units, wal_units;   /* opened well */
-  uint64_t wal_stale;               /* records behind the log's end, void */
-  uint64_t wal_cut;                 /* of these: authentic, but behind one that is not: a crash
+  uint64_t main_units, wal_units; /* opened well */
+  uint64_t wal_stale;             /* records behind the log's end, void */
+  uint64_t wal_cut;               /* of these: authentic, but behind one that is not: a crash
                                     ** leaves such, and so does damage that cuts the log off */
-  uint64_t superseded;              /* main units that do not open, of whose pages the WAL holds
+  uint64_t superseded;            /* main units that do not open, of whose pages the WAL holds
                                     ** newer versions: a checkpoint was cut short, nothing is lost */
-  uint64_t bad;                     /* all bad units, listed or not */
-  int truncated;                    /* the file is shorter than page 1 says */
-  int torn;                         /* the file ends within a unit */
+  uint64_t bad;                   /* all bad units, listed or not */
+  int truncated;                  /* the file is shorter than page 1 says */
+  int torn;                       /* the file ends within a unit */
 } tde_verify_result;
 
 /* Opens every unit of the database and of its WAL as they are on disk. on_bad

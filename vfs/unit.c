@@ -37,12 +37,12 @@ tde_class tde_unit_seal(tde_aead *aead, const tde_unit_place *at, uint32_t epoch
   build_aad(at, epoch, pad, aad);
   tde_put32le(record, epoch);
   tde_put32le(record + 4, pad);
-  return tde_aead_seal(aead, aad, sizeof(aad), pt, n, record + 8,
-                       record + TDE_UNIT_HEAD, record + TDE_UNIT_HEAD + n);
+  return tde_aead_seal(aead, aad, sizeof(aad), pt, n, record + 8, record + TDE_UNIT_HEAD,
+                       record + TDE_UNIT_HEAD + n);
 }
 
-tde_class tde_unit_open(tde_aead *aead, const tde_unit_place *at, const uint8_t *record,
-                        uint32_t n, uint8_t *out) {
+tde_class tde_unit_open(tde_aead *aead, const tde_unit_place *at, const uint8_t *record, uint32_t n,
+                        uint8_t *out) {
   uint8_t aad[TDE_AAD_BYTES];
   uint32_t pad = tde_unit_pad(record);
 

@@ -16,14 +16,14 @@
 
 #include "../ext/base/crypto.h"
 
-#define TDE_UNIT_HEAD 32u               /* epoch, pad, nonce */
-#define TDE_UNIT_OVERHEAD 48u           /* head and tag */
+#define TDE_UNIT_HEAD 32u     /* epoch, pad, nonce */
+#define TDE_UNIT_OVERHEAD 48u /* head and tag */
 
 /* Where a unit stands. */
 typedef struct tde_unit_place {
-  uint8_t role;                         /* tde_role */
+  uint8_t role; /* tde_role */
   uint64_t index;
-  const uint8_t *salt;                  /* TDE_SALT_BYTES, or NULL: zeros */
+  const uint8_t *salt; /* TDE_SALT_BYTES, or NULL: zeros */
 } tde_unit_place;
 
 /* The epoch and pad that a record claims; authenticated only by tde_unit_open. */
@@ -37,7 +37,7 @@ tde_class tde_unit_seal(tde_aead *aead, const tde_unit_place *at, uint32_t epoch
 
 /* Opens a record of n + 48 bytes into out (n bytes; may be record + 32).
 ** TDE_TAMPERED: not authentic; out is wiped. */
-tde_class tde_unit_open(tde_aead *aead, const tde_unit_place *at, const uint8_t *record,
-                        uint32_t n, uint8_t *out);
+tde_class tde_unit_open(tde_aead *aead, const tde_unit_place *at, const uint8_t *record, uint32_t n,
+                        uint8_t *out);
 
 #endif

@@ -30,9 +30,9 @@ typedef struct verifier {
   void *ctx;
   uint64_t done, all;
   tde_verify_result *out;
-  uint32_t *pages;          /* page numbers in live WAL frames, ascending */
+  uint32_t *pages; /* page numbers in live WAL frames, ascending */
   uint64_t npages;
-  uint32_t page_size;       /* of the WAL; 0: none */
+  uint32_t page_size; /* of the WAL; 0: none */
 } verifier;
 
 static int report_bad(verifier *v, const char *role, uint64_t index, tde_class c) {
@@ -145,9 +145,9 @@ static int verify_main(tde_file *f, verifier *v) {
 }
 
 typedef struct wal_walk {
-  uint64_t last;    /* the last frame that counts; without shared memory it is */
-  int known;        /* not known: the unbroken chain of authentic frames is taken */
-  int broken;       /* a record did not open */
+  uint64_t last; /* the last frame that counts; without shared memory it is */
+  int known;     /* not known: the unbroken chain of authentic frames is taken */
+  int broken;    /* a record did not open */
 } wal_walk;
 
 /* One record of the WAL. b: record, then plaintext. */
@@ -205,8 +205,8 @@ static int verify_wal(tde_file *f, verifier *v) {
 }
 
 int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
-                    int (*progress)(void *, uint64_t, uint64_t), void *ctx,
-                    tde_verify_result *out, tde_status *st) {
+                    int (*progress)(void *, uint64_t, uint64_t), void *ctx, tde_verify_result *out,
+                    tde_status *st) {
   verifier v;
   int rc = SQLITE_OK;
 

@@ -21,11 +21,11 @@
 #define TDE_GCM_IV_BYTES 12
 
 typedef struct tde_gcm {
-  const char *name;       /* for TDE_ENGINE */
+  const char *name; /* for TDE_ENGINE */
   /* Prepares the library; TDE_UNSUPPORTED when library or CPU lack something.
   ** text gets the name that tde_version() shows. */
   tde_class (*init)(char *text, size_t ntext);
-  void *(*key_new)(void); /* NULL: out of memory */
+  void *(*key_new)(void);                                               /* NULL: out of memory */
   tde_class (*key_set)(void *handle, const uint8_t key[TDE_KEY_BYTES]); /* again and again */
   void (*key_free)(void *handle);                                       /* NULL is allowed */
   tde_class (*seal)(void *handle, const uint8_t iv[TDE_GCM_IV_BYTES], const uint8_t *aad,

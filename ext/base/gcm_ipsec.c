@@ -51,7 +51,8 @@ static tde_class ipsec_init(char *text, size_t ntext) {
     if (!manager) return TDE_NOMEM;
     init_auto(manager, &arch);
     /* Without AES instructions it emulates them: OpenSSL is better then. */
-    if (arch == IMB_ARCH_NONE || arch == IMB_ARCH_NOAESNI || !(manager->features & IMB_FEATURE_AESNI)) {
+    if (arch == IMB_ARCH_NONE || arch == IMB_ARCH_NOAESNI ||
+        !(manager->features & IMB_FEATURE_AESNI)) {
       manager = NULL; /* kept allocated: its library stays loaded */
       return TDE_UNSUPPORTED;
     }
