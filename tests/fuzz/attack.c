@@ -15,13 +15,27 @@
 #include "../../ext/base/bytes.h"
 
 enum {
-  OP_XOR, OP_SET, OP_ZERO, OP_NOISE, OP_COPY, OP_SWAP, OP_MOVE, OP_RESIZE, OP_DELETE, OP_SHIFT,
-  OP_DIGEST, OP_SIGN, OP_RESEAL, OP_FOREIGN, OP_REPLAY, OP_REPLAY_ALL
+  OP_XOR,
+  OP_SET,
+  OP_ZERO,
+  OP_NOISE,
+  OP_COPY,
+  OP_SWAP,
+  OP_MOVE,
+  OP_RESIZE,
+  OP_DELETE,
+  OP_SHIFT,
+  OP_DIGEST,
+  OP_SIGN,
+  OP_RESEAL,
+  OP_FOREIGN,
+  OP_REPLAY,
+  OP_REPLAY_ALL
 };
 
 typedef struct target {
   attack *a;
-  int which;          /* SCENE_MAIN, ... */
+  int which; /* SCENE_MAIN, ... */
   mem_file *f;
   tde_role role;
   tde_geometry g;
@@ -232,6 +246,7 @@ static void op_foreign(target *t, fuzz_reader *r) {
 
 static void op_replay(target *t, int whole, fuzz_reader *r) {
   t->a->mixed = 1;
+  if (t->a->s->page > t->a->s->unit) t->a->halves = 1;
   paste(t, &t->a->s->older[t->which], fuzz_u8(r), whole);
 }
 

@@ -8,12 +8,13 @@
 
 typedef struct attack {
   const scene *s;
-  int edits;     /* changes made */
-  int forged;    /* with the keys: SQLite may see anything */
-  int mixed;     /* authentic content of different moments, which nothing can tell */
-  int resized;   /* the main file has another length */
-  int log;       /* the WAL was changed */
-  int crossed;   /* a header slot of another database */
+  int edits;   /* changes made */
+  int forged;  /* with the keys: SQLite may see anything */
+  int mixed;   /* authentic content of different moments, which nothing can tell */
+  int halves;  /* ... even within one page, so that its rows say nothing */
+  int resized; /* the main file has another length */
+  int log;     /* the WAL was changed */
+  int crossed; /* a header slot of another database */
 } attack;
 
 /* Does the edits that r holds, to its end (at most ATTACK_MAX). */

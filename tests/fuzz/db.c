@@ -17,15 +17,15 @@
 #include "attack.h"
 
 enum {
-  DO_LIVE = 1,        /* the attack comes while the database is open */
+  DO_LIVE = 1, /* the attack comes while the database is open */
   DO_READONLY = 2,
   DO_EXCLUSIVE = 4,
   DO_VERIFY_FIRST = 8,
   DO_VACUUM = 16,
-  DO_SWITCH = 32,     /* another journal mode */
-  DO_UPDATE = 64,     /* a header change */
+  DO_SWITCH = 32, /* another journal mode */
+  DO_UPDATE = 64, /* a header change */
   DO_REOPEN = 128,
-  DO_TRUNCATE = 256,  /* checkpoint to an empty WAL */
+  DO_TRUNCATE = 256, /* checkpoint to an empty WAL */
   DO_NO_WRITE = 512,
   DO_SMALL_CACHE = 1024
 };
@@ -34,10 +34,10 @@ typedef struct session {
   attack a;
   int what;
   sqlite3 *db;
-  int known;          /* state holds: read without error */
+  int known; /* state holds: read without error */
   uint64_t state;
-  int emptied;        /* by the attack: not one whole unit was left */
-  int budget;         /* of SQLite's steps, in thousands */
+  int emptied; /* by the attack: not one whole unit was left */
+  int budget;  /* of SQLite's steps, in thousands */
 } session;
 
 #define NEW_ID 1000
@@ -105,7 +105,7 @@ static void judge(const session *se, uint64_t state, uint64_t row) {
 
 static void read_all(session *se, uint64_t row) {
   uint64_t state = 0;
-  int rc = scene_read(se->db, se->a.forged, &state);
+  int rc = scene_read(se->db, se->a.forged || se->a.halves, &state);
 
   if (getenv("TDE_FUZZ_TRACE")) {
     const mem_file *f = mem_find(scene_file[SCENE_MAIN], 0);
@@ -152,8 +152,7 @@ static void check_frames(const session *se) {
       int rc;
       memset(buf, 0xaa, n);
       rc = pf->pMethods->xRead(pf, buf, (int)n, (sqlite3_int64)(TDE_WAL_HEADER + (k - 1) * n));
-      FUZZ_ASSERT(scene_seen(s, TDE_ROLE_WAL, k, buf, n) ||
-                  tde_all_zero(buf, n));
+      FUZZ_ASSERT(scene_seen(s, TDE_ROLE_WAL, k, buf, n) || tde_all_zero(buf, n));
       (void)rc;
     }
   }
@@ -183,11 +182,38 @@ static void check_pages(const session *se) {
   if (!sqlite3_get_autocommit(se->db)) (void)sqlite3_exec(se->db, "ROLLBACK", NULL, NULL, NULL);
 }
 
+/* What is in force of the header must be one of the two slots as they were; a
+** commit that repaired a slot has counted on. */
+static void check_header(const session *se) {
+  const scene *s = se->a.s;
+  tde_file *f = NULL;
+  tde_file_info info;
+  const char *doc;
+  size_t n = 0;
+
+  if (se->a.forged || se->a.mixed || se->a.crossed || se->emptied) return;
+  if (sqlite3_file_control(se->db, "main", TDE_FCNTL_FILE, &f) != SQLITE_OK || !f) return;
+  tde_file_info_get(f, 0, &info);
+  if (info.state != TDE_STATE_ONLINE) return;
+  doc = tde_file_keydoc(f, &n);
+  for (int i = 0; i < 2; i++) {
+    const tde_header *h = &s->slot[i];
+    if (h->doc && info.sequence - h->sequence <= 2 && info.facts.epoch == h->epoch &&
+        n == h->ndoc && memcmp(doc, h->doc, n) == 0 &&
+        memcmp(info.uuid, h->uuid, sizeof(info.uuid)) == 0 &&
+        (info.unit_size == h->unit_size || info.unit_size == s->unit)) {
+      return;
+    }
+  }
+  FUZZ_ASSERT(!"a header that nobody wrote is in force");
+}
+
 /* ---- what is done ---- */
 
 static void look(session *se) {
   if (se->what & DO_VERIFY_FIRST) (void)run_sql(se, "SELECT tde_verify()");
   read_all(se, 0);
+  check_header(se);
   check_pages(se);
   expect(se, run_sql(se, "PRAGMA integrity_check"));
   expect(se, run_sql(se, "SELECT tde_status()"));
@@ -211,7 +237,9 @@ static uint64_t write_row(session *se) {
   uint64_t before = se->state, row = scene_row(NEW_ID, 1, NEW_DATA);
   int rc = scene_insert(se->db, NEW_ID, 1, NEW_DATA);
 
-  if (getenv("TDE_FUZZ_TRACE")) fprintf(stderr, "insert: SQLite code %d, would be %016llx\n", rc, (unsigned long long)(before + row));
+  if (getenv("TDE_FUZZ_TRACE"))
+    fprintf(stderr, "insert: SQLite code %d, would be %016llx\n", rc,
+            (unsigned long long)(before + row));
   if (!sqlite3_get_autocommit(se->db)) (void)sqlite3_exec(se->db, "ROLLBACK", NULL, NULL, NULL);
   if (se->a.s->nstates > 1) expect(se, rc);
   if (rc) row = 0;
@@ -234,8 +262,8 @@ static uint64_t change(session *se) {
                                                      : "PRAGMA journal_mode=WAL");
   }
   if (se->what & DO_VACUUM) (void)run_sql(se, "VACUUM");
-  rc = run_sql(se, se->what & DO_TRUNCATE ? "PRAGMA wal_checkpoint(TRUNCATE)"
-                                          : "PRAGMA wal_checkpoint");
+  rc = run_sql(
+      se, se->what & DO_TRUNCATE ? "PRAGMA wal_checkpoint(TRUNCATE)" : "PRAGMA wal_checkpoint");
   /* Right after a switch to WAL, SQLite itself says SQLITE_LOCKED. */
   if (rc != SQLITE_LOCKED || !(se->what & DO_SWITCH)) expect(se, rc);
   if (se->what & (DO_SWITCH | DO_VACUUM)) read_all(se, row);

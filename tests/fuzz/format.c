@@ -157,8 +157,7 @@ const fuzz_target fuzz_prefix = {"prefix", setup, run_prefix, 160, prefix_words}
 
 static int same_place(const tde_unit_place *a, const tde_unit_place *b, const uint8_t *salt_a,
                       const uint8_t *salt_b) {
-  return a->role == b->role && a->index == b->index &&
-         memcmp(salt_a, salt_b, TDE_SALT_BYTES) == 0;
+  return a->role == b->role && a->index == b->index && memcmp(salt_a, salt_b, TDE_SALT_BYTES) == 0;
 }
 
 static void run_unit(const uint8_t *data, size_t size) {

@@ -17,10 +17,10 @@
 
 typedef struct fuzz_target {
   const char *name;
-  void (*setup)(void);              /* once, before the first run; may be NULL */
+  void (*setup)(void); /* once, before the first run; may be NULL */
   void (*run)(const uint8_t *data, size_t size);
-  size_t max_len;                   /* longest input worth trying, in bytes */
-  const char *const *words;         /* what the format is made of; NULL at the end */
+  size_t max_len;           /* longest input worth trying, in bytes */
+  const char *const *words; /* what the format is made of; NULL at the end */
 } fuzz_target;
 
 extern const fuzz_target fuzz_slot, fuzz_prefix, fuzz_unit, fuzz_keydoc, fuzz_json, fuzz_keyid,
@@ -28,9 +28,9 @@ extern const fuzz_target fuzz_slot, fuzz_prefix, fuzz_unit, fuzz_keydoc, fuzz_js
 
 /* A rule that does not hold: says so and aborts, which either program reports
 ** together with the input. */
-#define FUZZ_ASSERT(x)                                   \
-  do {                                                   \
-    if (!(x)) fuzz_broken(#x, __FILE__, __LINE__);       \
+#define FUZZ_ASSERT(x)                             \
+  do {                                             \
+    if (!(x)) fuzz_broken(#x, __FILE__, __LINE__); \
   } while (0)
 _Noreturn void fuzz_broken(const char *rule, const char *file, int line);
 
@@ -71,15 +71,15 @@ void fuzz_check_status(const tde_status *st);
 /* The keys that a database with this UUID and DEK has (FORMAT.md, Keys). */
 typedef struct fuzz_keys {
   uint8_t mac[TDE_KEY_BYTES];
-  uint8_t role[4][TDE_KEY_BYTES];   /* by role number; 0 is not used */
+  uint8_t role[4][TDE_KEY_BYTES]; /* by role number; 0 is not used */
 } fuzz_keys;
 void fuzz_derive(const uint8_t uuid[TDE_UUID_BYTES], const uint8_t dek[TDE_KEY_BYTES],
                  fuzz_keys *out);
 
 /* SHA-256 and HMAC-SHA256 straight from OpenSSL: not by way of the product. */
 void fuzz_sha256(const void *a, size_t na, const void *b, size_t nb, uint8_t out[TDE_HASH_BYTES]);
-void fuzz_hmac(const uint8_t key[TDE_KEY_BYTES], const void *a, size_t na, const void *b,
-               size_t nb, uint8_t out[TDE_HASH_BYTES]);
+void fuzz_hmac(const uint8_t key[TDE_KEY_BYTES], const void *a, size_t na, const void *b, size_t nb,
+               uint8_t out[TDE_HASH_BYTES]);
 
 /* A log prefix's checksum and HMAC (FORMAT.md, Prefix), likewise. */
 void fuzz_prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]);

@@ -40,10 +40,11 @@ static void make_instance(void) {
   FUZZ_ASSERT(tde_keydoc_protector(doc, &protector, &st) == TDE_OK);
   FUZZ_ASSERT(tde_keydoc_text(doc, &text, &n, &st) == TDE_OK);
   FUZZ_ASSERT(tde_json_parse(text, n, "text", &root, &st) == TDE_OK);
-  (void)snprintf(wrapped, sizeof(wrapped), "%s",
-                 tde_json_get_text(
-                     tde_json_at(tde_json_get(tde_json_at(tde_json_get(root, "deks"), 0), "wraps"), 0),
-                     "wrapped"));
+  (void)snprintf(
+      wrapped, sizeof(wrapped), "%s",
+      tde_json_get_text(
+          tde_json_at(tde_json_get(tde_json_at(tde_json_get(root, "deks"), 0), "wraps"), 0),
+          "wrapped"));
   tde_json_free(root);
   free(text);
   tde_keydoc_free(doc);
@@ -121,7 +122,8 @@ static void check_document(const tde_keydoc *doc, int options) {
   tde_status_clear(&st);
   memset(&info, 0xcc, sizeof(info));
   FUZZ_ASSERT(tde_keydoc_protector(doc, &info, &st) == TDE_OK);
-  FUZZ_ASSERT(strnlen(info.base_id, sizeof(info.base_id)) + strnlen(info.version, sizeof(info.version)) + 1 <
+  FUZZ_ASSERT(strnlen(info.base_id, sizeof(info.base_id)) +
+                  strnlen(info.version, sizeof(info.version)) + 1 <
               TDE_KEY_ID_MAX);
   FUZZ_ASSERT(strnlen(info.type, sizeof(info.type)) < sizeof(info.type));
   FUZZ_ASSERT(strnlen(info.algorithm, sizeof(info.algorithm)) < sizeof(info.algorithm));
@@ -175,15 +177,48 @@ static void run_keydoc(const uint8_t *data, size_t size) {
 }
 
 static const char *const keydoc_words[] = {
-    "\"version\":1", "\"version\":", "\"mode\":\"inherit\"", "\"mode\":\"database\"", "\"epoch\":1",
-    "\"epoch\":", "\"deks\":[", "\"wraps\":[", "\"key_id\":\"local:smk\"", "\"key_id\":",
-    "\"type\":\"RSA-3072\"", "\"algorithm\":\"RSA-OAEP-256\"", "\"thumbprint\":", "\"wrapped\":",
-    "\"@WRAPPED@\"", "\"created\":", "\"identity\":", "\"name\":", "\"federated_client_id\":",
-    "\"auto_rotation\":{\"enabled\":true}", "\"keys\":[", "\"events\":[", "\"added\":",
-    "\"first_used\":", "\"last_used\":", "\"time\":", "\"event\":", "\"outcome\":",
-    "4294967295", "4294967296", "-1", "9223372036854775807", "null", "true", "false", "{}", "[]",
+    "\"version\":1",
+    "\"version\":",
+    "\"mode\":\"inherit\"",
+    "\"mode\":\"database\"",
+    "\"epoch\":1",
+    "\"epoch\":",
+    "\"deks\":[",
+    "\"wraps\":[",
+    "\"key_id\":\"local:smk\"",
+    "\"key_id\":",
+    "\"type\":\"RSA-3072\"",
+    "\"algorithm\":\"RSA-OAEP-256\"",
+    "\"thumbprint\":",
+    "\"wrapped\":",
+    "\"@WRAPPED@\"",
+    "\"created\":",
+    "\"identity\":",
+    "\"name\":",
+    "\"federated_client_id\":",
+    "\"auto_rotation\":{\"enabled\":true}",
+    "\"keys\":[",
+    "\"events\":[",
+    "\"added\":",
+    "\"first_used\":",
+    "\"last_used\":",
+    "\"time\":",
+    "\"event\":",
+    "\"outcome\":",
+    "4294967295",
+    "4294967296",
+    "-1",
+    "9223372036854775807",
+    "null",
+    "true",
+    "false",
+    "{}",
+    "[]",
     "0000000000000000000000000000000000000000",
-    "0000000000000000000000000000000000000000000000000000000000000000", "\\u0000", "\\ud800", NULL};
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "\\u0000",
+    "\\ud800",
+    NULL};
 const fuzz_target fuzz_keydoc = {"keydoc", make_instance, run_keydoc, 4096, keydoc_words};
 
 /* ---- JSON ---- */
@@ -254,10 +289,27 @@ static void run_json(const uint8_t *data, size_t size) {
   free(pretty);
 }
 
-static const char *const json_words[] = {
-    "{\"a\":", "\"b\":[", "\"version\"", "null", "true", "false", "1e9", "-0.5", "1E400", "-0",
-    "9223372036854775808", "\\u0000", "\\ud83d\\ude00", "\\udc00", "\\n", "\xc3\xa4", "\xff", "[[[[[[[[",
-    "]]]]]]]]", "\xef\xbb\xbf", NULL};
+static const char *const json_words[] = {"{\"a\":",
+                                         "\"b\":[",
+                                         "\"version\"",
+                                         "null",
+                                         "true",
+                                         "false",
+                                         "1e9",
+                                         "-0.5",
+                                         "1E400",
+                                         "-0",
+                                         "9223372036854775808",
+                                         "\\u0000",
+                                         "\\ud83d\\ude00",
+                                         "\\udc00",
+                                         "\\n",
+                                         "\xc3\xa4",
+                                         "\xff",
+                                         "[[[[[[[[",
+                                         "]]]]]]]]",
+                                         "\xef\xbb\xbf",
+                                         NULL};
 const fuzz_target fuzz_json = {"json", NULL, run_json, 1024, json_words};
 
 /* ---- key ids ---- */
@@ -292,10 +344,14 @@ static void run_keyid(const uint8_t *data, size_t size) {
 }
 
 static const char *const keyid_words[] = {
-    "local:", "local:smk", "/0123456789abcdef0123456789abcdef01234567", "https://", "http://",
-    ".vault.azure.net", "/keys/", "azure:", "arn:aws:kms:", ":key/", "projects/", "/locations/",
-    "/keyRings/", "/cryptoKeys/", "/cryptoKeyVersions/", "pkcs11:", "object=", ";token=", "%2F",
-    "..", "//", "@", ":443", NULL};
+    "local:",     "local:smk",    "/0123456789abcdef0123456789abcdef01234567",
+    "https://",   "http://",      ".vault.azure.net",
+    "/keys/",     "azure:",       "arn:aws:kms:",
+    ":key/",      "projects/",    "/locations/",
+    "/keyRings/", "/cryptoKeys/", "/cryptoKeyVersions/",
+    "pkcs11:",    "object=",      ";token=",
+    "%2F",        "..",           "//",
+    "@",          ":443",         NULL};
 const fuzz_target fuzz_keyid = {"keyid", NULL, run_keyid, 600, keyid_words};
 
 /* ---- instance file ---- */
@@ -357,9 +413,20 @@ static void run_instance(const uint8_t *data, size_t size) {
 }
 
 static const char *const instance_words[] = {
-    "{\"version\":1,", "\"version\":2", "\"default_protector\":", "\"service-managed\"",
-    "\"service_managed_key\":{", "\"name\":\"smk\"", "\"version\":\"0123456789abcdef0123456789abcdef01234567\"",
-    "\"created\":0", "\"local:x\"", "null", "true", "-1", "\\u0000", NULL};
+    "{\"version\":1,",
+    "\"version\":2",
+    "\"default_protector\":",
+    "\"service-managed\"",
+    "\"service_managed_key\":{",
+    "\"name\":\"smk\"",
+    "\"version\":\"0123456789abcdef0123456789abcdef01234567\"",
+    "\"created\":0",
+    "\"local:x\"",
+    "null",
+    "true",
+    "-1",
+    "\\u0000",
+    NULL};
 const fuzz_target fuzz_instance = {"instance", setup_instance, run_instance, 1024, instance_words};
 
 /* ---- base64url and hexadecimal ---- */

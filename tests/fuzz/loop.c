@@ -20,9 +20,9 @@
 
 #include "fuzz.h"
 
-static const fuzz_target *const targets[] = {
-    &fuzz_slot, &fuzz_prefix, &fuzz_unit, &fuzz_keydoc, &fuzz_json, &fuzz_keyid,
-    &fuzz_instance, &fuzz_text, &fuzz_db};
+static const fuzz_target *const targets[] = {&fuzz_slot,     &fuzz_prefix, &fuzz_unit,
+                                             &fuzz_keydoc,   &fuzz_json,   &fuzz_keyid,
+                                             &fuzz_instance, &fuzz_text,   &fuzz_db};
 #define NTARGETS (sizeof(targets) / sizeof(targets[0]))
 
 /* A run takes milliseconds. */
@@ -205,8 +205,9 @@ static void fuzz(const fuzz_target *t, unsigned long runs, uint64_t seed) {
     if (n > t->max_len) n = t->max_len;
     if (n) memcpy(b, in->p, n);
     for (times = 1 + below(8); times; times--) mutate_once(t, b, &n);
-    (void)snprintf(now_text, sizeof(now_text), "\nFAILED: %s, seed %llu, run %lu; the input is in %s\n",
-                   t->name, (unsigned long long)seed, k, crash_path);
+    (void)snprintf(now_text, sizeof(now_text),
+                   "\nFAILED: %s, seed %llu, run %lu; the input is in %s\n", t->name,
+                   (unsigned long long)seed, k, crash_path);
     exact = malloc(n ? n : 1);
     FUZZ_ASSERT(exact != NULL);
     memcpy(exact, b, n);
@@ -267,15 +268,16 @@ int main(int argc, char **argv) {
     }
   }
   if (!t) {
-    fprintf(stderr, "usage: %s TARGET [-runs=N] [-seed=S] [-crash=FILE] [FILE or FOLDER]...\n", argv[0]);
+    fprintf(stderr, "usage: %s TARGET [-runs=N] [-seed=S] [-crash=FILE] [FILE or FOLDER]...\n",
+            argv[0]);
     return 2;
   }
   if (!crash_path[0]) (void)snprintf(crash_path, sizeof(crash_path), "crash-%s", t->name);
   catch_failures();
   if (t->setup) t->setup();
   for (size_t i = 0; i < ninputs; i++) {
-    (void)snprintf(now_text, sizeof(now_text), "\nFAILED: %s, kept input %zu; it is in %s\n", t->name, i + 1,
-                   crash_path);
+    (void)snprintf(now_text, sizeof(now_text), "\nFAILED: %s, kept input %zu; it is in %s\n",
+                   t->name, i + 1, crash_path);
     run_one(t, inputs[i].p, inputs[i].n);
   }
   fuzz(t, runs, seed);

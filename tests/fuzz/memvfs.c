@@ -22,7 +22,7 @@ static int shm_size;
 typedef struct handle {
   sqlite3_file base;
   mem_file *f;
-  mem_file own;       /* a file without a name */
+  mem_file own; /* a file without a name */
   int delete_on_close;
 } handle;
 
@@ -215,12 +215,23 @@ static int mem_shm_unmap(sqlite3_file *pf, int delete_it) {
   return SQLITE_OK;
 }
 
-static const sqlite3_io_methods methods = {
-    .iVersion = 2, .xClose = mem_close, .xRead = mem_read, .xWrite = mem_write,
-    .xTruncate = mem_truncate, .xSync = mem_sync, .xFileSize = mem_size, .xLock = mem_lock,
-    .xUnlock = mem_lock, .xCheckReservedLock = mem_check_reserved, .xFileControl = mem_control,
-    .xSectorSize = mem_sector, .xDeviceCharacteristics = mem_traits, .xShmMap = mem_shm_map,
-    .xShmLock = mem_shm_lock, .xShmBarrier = mem_shm_barrier, .xShmUnmap = mem_shm_unmap};
+static const sqlite3_io_methods methods = {.iVersion = 2,
+                                           .xClose = mem_close,
+                                           .xRead = mem_read,
+                                           .xWrite = mem_write,
+                                           .xTruncate = mem_truncate,
+                                           .xSync = mem_sync,
+                                           .xFileSize = mem_size,
+                                           .xLock = mem_lock,
+                                           .xUnlock = mem_lock,
+                                           .xCheckReservedLock = mem_check_reserved,
+                                           .xFileControl = mem_control,
+                                           .xSectorSize = mem_sector,
+                                           .xDeviceCharacteristics = mem_traits,
+                                           .xShmMap = mem_shm_map,
+                                           .xShmLock = mem_shm_lock,
+                                           .xShmBarrier = mem_shm_barrier,
+                                           .xShmUnmap = mem_shm_unmap};
 
 /* ---- the VFS ---- */
 
@@ -298,12 +309,19 @@ static int mem_last_error(sqlite3_vfs *v, int n, char *out) {
   return 0;
 }
 
-static sqlite3_vfs vfs = {
-    .iVersion = 2, .szOsFile = (int)sizeof(handle), .mxPathname = 48, .zName = MEM_VFS,
-    .xOpen = mem_open, .xDelete = mem_delete, .xAccess = mem_access,
-    .xFullPathname = mem_full_pathname, .xRandomness = mem_randomness, .xSleep = mem_sleep,
-    .xCurrentTime = mem_time_double, .xGetLastError = mem_last_error,
-    .xCurrentTimeInt64 = mem_time};
+static sqlite3_vfs vfs = {.iVersion = 2,
+                          .szOsFile = (int)sizeof(handle),
+                          .mxPathname = 48,
+                          .zName = MEM_VFS,
+                          .xOpen = mem_open,
+                          .xDelete = mem_delete,
+                          .xAccess = mem_access,
+                          .xFullPathname = mem_full_pathname,
+                          .xRandomness = mem_randomness,
+                          .xSleep = mem_sleep,
+                          .xCurrentTime = mem_time_double,
+                          .xGetLastError = mem_last_error,
+                          .xCurrentTimeInt64 = mem_time};
 
 void mem_register(void) {
   FUZZ_ASSERT(sqlite3_vfs_register(&vfs, 1) == SQLITE_OK);

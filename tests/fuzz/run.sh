@@ -72,7 +72,9 @@ for t in "$@"; do
     skipped=$((skipped + 1))
     echo "skip  $t (libFuzzer): needs clang and its libFuzzer runtime (Debian: clang, libclang-rt-14-dev)"
   elif [ "$mode" = smoke ]; then
-    libfuzzer "$t" -runs="$runs" -seed="$seed" $kept
+    # libFuzzer adds to the first folder that it is given.
+    mkdir -p "$TDE_FUZZ_SCRATCH/corpus-$t"
+    libfuzzer "$t" -runs="$runs" -seed="$seed" "$TDE_FUZZ_SCRATCH/corpus-$t" $kept
   else
     mkdir -p "$out/corpus/$t"
     libfuzzer "$t" -max_total_time="$seconds" "$out/corpus/$t" $kept

@@ -19,12 +19,14 @@ const char *const scene_file[SCENE_FILES] = {"/db", "/db-wal", "/db-journal"};
 /* ---- keys ---- */
 
 #define THUMB "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
-#define WRAP(text)                                                                       \
-  "{\"key_id\":\"local:smk\",\"version\":\"00112233445566778899aabbccddeeff00112233\","  \
-  "\"type\":\"RSA-3072\",\"algorithm\":\"RSA-OAEP-256\",\"thumbprint\":\"" THUMB "\","   \
+#define WRAP(text)                                                                      \
+  "{\"key_id\":\"local:smk\",\"version\":\"00112233445566778899aabbccddeeff00112233\"," \
+  "\"type\":\"RSA-3072\",\"algorithm\":\"RSA-OAEP-256\",\"thumbprint\":\"" THUMB        \
+  "\","                                                                                 \
   "\"wrapped\":\"" text "\",\"created\":1}"
 #define EPOCH(number, text) "{\"epoch\":" number ",\"created\":1,\"wraps\":[" WRAP(text) "]}"
-#define DOC(epoch, deks) "{\"version\":1,\"mode\":\"inherit\",\"epoch\":" epoch ",\"deks\":[" deks "]}"
+#define DOC(epoch, deks) \
+  "{\"version\":1,\"mode\":\"inherit\",\"epoch\":" epoch ",\"deks\":[" deks "]}"
 
 /* What stands for a wrapped DEK, by epoch. */
 static const char *const wraps[SCENE_EPOCHS + 1] = {"", "REVLMQ", "REVLMg"};
@@ -95,7 +97,8 @@ static uint64_t seen[SEEN_SLOTS];
 static unsigned nseen;
 static scene *building;
 
-static uint64_t seen_key(const scene *s, tde_role role, uint64_t index, const uint8_t *p, size_t n) {
+static uint64_t seen_key(const scene *s, tde_role role, uint64_t index, const uint8_t *p,
+                         size_t n) {
   uint64_t place[3] = {(uint64_t)(s - scenes), (uint64_t)role, index};
   return fuzz_hash(fuzz_hash(n, place, sizeof(place)), p, n) | 1;
 }
@@ -149,7 +152,8 @@ static int learn(const mem_file *f) {
   if (!ok) return 0;
   if (memcmp(building->uuid, h.uuid, TDE_UUID_BYTES) != 0) {
     memcpy(building->uuid, h.uuid, TDE_UUID_BYTES);
-    for (uint32_t e = 1; e <= SCENE_EPOCHS; e++) fuzz_derive(h.uuid, scene_dek(e), &building->keys[e]);
+    for (uint32_t e = 1; e <= SCENE_EPOCHS; e++)
+      fuzz_derive(h.uuid, scene_dek(e), &building->keys[e]);
   }
   tde_header_clear(&h);
   return 1;
@@ -213,7 +217,8 @@ uint64_t scene_row(int64_t id, int64_t v, const char *data) {
 
 static int read_schema(sqlite3 *db, uint64_t *state, int *n) {
   sqlite3_stmt *q = NULL;
-  int rc = sqlite3_prepare_v2(db, "SELECT type, name, tbl_name, sql FROM sqlite_schema", -1, &q, NULL);
+  int rc = sqlite3_prepare_v2(db, "SELECT type, name, tbl_name, sql FROM sqlite_schema", -1, &q,
+                              NULL);
 
   *n = 0;
   *state = 0;
@@ -337,8 +342,9 @@ static void transactions(sqlite3 *db, int from, int to) {
 }
 
 static void make_table(sqlite3 *db) {
-  must(db, "CREATE TABLE t(id INTEGER PRIMARY KEY, v INT, mac INT, data TEXT);"
-           "CREATE INDEX tv ON t(v)");
+  must(db,
+       "CREATE TABLE t(id INTEGER PRIMARY KEY, v INT, mac INT, data TEXT);"
+       "CREATE INDEX tv ON t(v)");
   note_state(db);
 }
 
@@ -370,7 +376,8 @@ static void build_clean(scene *s) {
 
 /* A WAL with live frames, and behind them those of an older generation. */
 static void build_wal(scene *s) {
-  sqlite3 *db = open_new("PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+  sqlite3 *db = open_new(
+      "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
 
   make_table(db);
   transactions(db, 0, 5);
@@ -488,7 +495,8 @@ static void build_empty(scene *s) {
 
 /* Pages of several units. */
 static void build_large(scene *s) {
-  sqlite3 *db = open_new("PRAGMA page_size=16384; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+  sqlite3 *db = open_new(
+      "PRAGMA page_size=16384; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
 
   make_table(db);
   transactions(db, 0, 1);
@@ -510,7 +518,8 @@ static void build_pages(scene *s) {
   transactions(db, 1, 6);
   must(db, "BEGIN");
   for (int id = 100; id < 150; id++) {
-    FUZZ_ASSERT(scene_insert(db, id, id, MEM_MARK "to fill pages: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx") ==
+    FUZZ_ASSERT(scene_insert(db, id, id,
+                             MEM_MARK "to fill pages: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx") ==
                 SQLITE_OK);
   }
   must(db, "COMMIT");
@@ -567,10 +576,22 @@ void scene_restore(const scene *s) {
   }
 }
 
+static void parse_slots(scene *s) {
+  tde_slot_info info;
+
+  for (int i = 0; i < 2; i++) {
+    (void)tde_slot_parse(s->now[SCENE_MAIN].data + (size_t)i * TDE_SLOT_STRIDE, &s->slot[i], &info);
+  }
+}
+
 void scene_setup(void) {
   tde_key_source fixed = {NULL, fixed_create, fixed_unwrap, tde_wire.describe};
 
   FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_LOG, on_log, NULL) == SQLITE_OK);
+  /* For speed: there is one thread. */
+  FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_SINGLETHREAD) == SQLITE_OK);
+  FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0) == SQLITE_OK);
+  FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_LOOKASIDE, 512, 20) == SQLITE_OK);
   FUZZ_ASSERT(sqlite3_initialize() == SQLITE_OK);
   mem_register();
   FUZZ_ASSERT(tde_vfs_register(&fixed) == SQLITE_OK);
@@ -584,8 +605,10 @@ void scene_setup(void) {
     scenes[i].build(&scenes[i]);
     mem_on_write = NULL;
     (void)learn(mem_find(scene_file[SCENE_MAIN], 0));
+    parse_slots(&scenes[i]);
     for (int k = scenes[i].first; getenv("TDE_FUZZ_TRACE") && k < scenes[i].nstates; k++) {
-      fprintf(stderr, "%s: state %d %016llx\n", scenes[i].name, k, (unsigned long long)scenes[i].state[k]);
+      fprintf(stderr, "%s: state %d %016llx\n", scenes[i].name, k,
+              (unsigned long long)scenes[i].state[k]);
     }
   }
 }

@@ -30,16 +30,17 @@ typedef struct scene_image {
 typedef struct scene {
   const char *name;
   void (*build)(struct scene *s);
-  uint32_t page;                      /* SQLite's page size */
-  uint32_t unit;                      /* U */
-  uint32_t chunk;                     /* the smaller: what is compared */
-  int hot;                            /* the journal is hot */
+  uint32_t page;  /* SQLite's page size */
+  uint32_t unit;  /* U */
+  uint32_t chunk; /* the smaller: what is compared */
+  int hot;        /* the journal is hot */
   uint8_t uuid[TDE_UUID_BYTES];
-  fuzz_keys keys[SCENE_EPOCHS + 1];   /* by epoch */
+  fuzz_keys keys[SCENE_EPOCHS + 1]; /* by epoch */
+  tde_header slot[2];               /* as in now; doc NULL: none */
   scene_image now[SCENE_FILES];
-  scene_image older[SCENE_FILES];     /* of the same database, before */
-  uint64_t state[SCENE_STATES];       /* after each transaction */
-  int nstates, first;                 /* first .. nstates - 1 may be met */
+  scene_image older[SCENE_FILES]; /* of the same database, before */
+  uint64_t state[SCENE_STATES];   /* after each transaction */
+  int nstates, first;             /* first .. nstates - 1 may be met */
 } scene;
 
 extern scene scenes[];
