@@ -442,6 +442,15 @@ static tde_step local_start(tde_op *op, tde_request *req, tde_status *st) {
     rc = tde_rsa_wrap(key->pkey, op->dek, op->wrapped, &op->nwrapped, st);
   } else if (rc == TDE_OK && op->kind == TDE_OP_UNWRAP) {
     rc = tde_rsa_unwrap(key->pkey, op->wrapped, op->nwrapped, op->dek, st);
+    if (rc == TDE_WRONG_KEY || rc == TDE_CRYPTO) {
+      /* A failed allocation can leave OpenSSL's blinding of a cached key wrong
+      ** for some uses: only the key as its file has it may say "wrong key". */
+      cache_drop(key->path);
+      key_unref(key);
+      tde_status_clear(st);
+      rc = key_get(dir, name, op->version, &key, st);
+      if (rc == TDE_OK) rc = tde_rsa_unwrap(key->pkey, op->wrapped, op->nwrapped, op->dek, st);
+    }
   }
   key_unref(key);
   return rc == TDE_OK ? TDE_STEP_DONE : TDE_STEP_FAILED;

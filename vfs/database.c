@@ -846,6 +846,7 @@ int tde_db_after_sync(tde_file *f) {
 static int journal_first(void *ctx) {
   tde_file *f = ctx;
   tde_file *j = f->db->journal;
+  if (f->db->journal_lost) return SQLITE_IOERR_WRITE;
   return j && !j->plain && tde_sealed_pending(&j->s) ? tde_sealed_flush(&j->s) : SQLITE_OK;
 }
 

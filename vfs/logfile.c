@@ -38,6 +38,11 @@ void tde_log_open(tde_file *f) {
     f->db->wal = f;
   } else {
     f->db->journal = f;
+    if (f->db->journal_lost) {
+      /* A new transaction under the same lock (locking_mode=EXCLUSIVE). */
+      tde_sealed_drop(&f->db->file->s);
+      f->db->journal_lost = 0;
+    }
   }
 }
 
@@ -224,8 +229,11 @@ void tde_wal_begin(tde_file *f) {
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   uint32_t at;
   uint64_t i;
-  int looking, rc = tde_log_refresh(f);
+  int looking, rc;
 
+  /* No generation seen so far: whatever the locks say, look again. */
+  if (!f->gen.valid && !f->s.prefix_pending) f->gen.checked = 0;
+  rc = tde_log_refresh(f);
   if (rc) return rc;
   if (!f->gen.valid) {
     memset(buf, 0, n);
@@ -348,6 +356,18 @@ int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   return tde_sealed_read(&f->s, buf, n, off, flags);
 }
 
+/* The magic that ends a super-journal's name (pager.c, writeSuperJournal). From
+** here on the other databases' roll-backs look for that name in this file, so
+** it must be in the lower file; and if it can not be written, this journal must
+** not claim it either, or it would take a deleted super-journal for a commit. */
+static int end_super_name(tde_file *f, uint64_t off) {
+  static const uint8_t none[8];
+  int rc = tde_sealed_flush(&f->s);
+
+  if (rc) (void)tde_sealed_write(&f->s, none, sizeof(none), off);
+  return rc;
+}
+
 int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   int starts, rc;
 
@@ -363,6 +383,9 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
   }
   rc = tde_sealed_write(&f->s, buf, n, off);
   if (rc == SQLITE_OK) note_mine(f, off, n);
+  if (rc == SQLITE_OK && off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
+    rc = end_super_name(f, off);
+  }
   return rc;
 }
 

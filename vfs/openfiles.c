@@ -81,7 +81,9 @@ tde_file *tde_openfiles_owner(const char *name) {
     const char *path = sqlite3_filename_database(name);
     tde_file *writer = NULL;
     for (; f && f->path != path; f = find(name, n, f)) {
-      if (f->db && f->db->lock >= SQLITE_LOCK_RESERVED) writer = f;
+      if (f->db && __atomic_load_n(&f->db->lock, __ATOMIC_RELAXED) >= SQLITE_LOCK_RESERVED) {
+        writer = f;
+      }
     }
     /* A shim above made the name up: then it is the one that writes. */
     if (!f) f = writer;

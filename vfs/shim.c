@@ -270,13 +270,18 @@ static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   return rc;
 }
 
+/* Another connection's thread may look (openfiles.c). */
+static void set_lock(tde_db *db, int level) {
+  __atomic_store_n(&db->lock, level, __ATOMIC_RELAXED);
+}
+
 static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int before = db->lock, rc = LOWER(f)->xLock(f->lower, level);
 
   if (rc) return rc;
-  db->lock = level > before ? level : before;
+  set_lock(db, level > before ? level : before);
   if (f->plain) return SQLITE_OK;
   /* Under EXCLUSIVE SQLite takes no wal-index locks any more (closing the last
   ** connection, locking_mode=EXCLUSIVE): look at the generation again here. */
@@ -294,7 +299,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   }
   if (rc) {
     if (before < level) (void)LOWER(f)->xUnlock(f->lower, before);
-    db->lock = before;
+    set_lock(db, before);
   }
   return rc;
 }
@@ -313,9 +318,10 @@ static int main_unlock(sqlite3_file *pf, int level) {
     }
     tde_sealed_forget(&f->s);
     f->s.guarding = f->s.small_pages;
+    f->db->journal_lost = 0;
   }
   rc2 = LOWER(f)->xUnlock(f->lower, level);
-  if (rc2 == SQLITE_OK && level < f->db->lock) f->db->lock = level;
+  if (rc2 == SQLITE_OK && level < f->db->lock) set_lock(f->db, level);
   return rc ? rc : rc2;
 }
 
@@ -563,6 +569,8 @@ static int side_close(sqlite3_file *pf) {
 
   if (!f->plain && f->role == TDE_ROLE_JOURNAL && f->gen.valid) {
     rc = tde_sealed_flush(&f->s);
+    /* What it did not save must not be overwritten. */
+    if (rc && !f->owned_owner) f->db->journal_lost = 1;
   }
   if (f->db && f->db->wal == f) f->db->wal = NULL;
   if (f->db && f->db->journal == f) f->db->journal = NULL;
