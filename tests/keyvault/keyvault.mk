@@ -1,0 +1,35 @@
+# keyvault.mk: the test key server and its proof (tests/keyvault/README.md).
+#
+# The server needs libmicrohttpd-dev; check-azure-sdk needs npm and, the first
+# time, the network. Where something is missing the suites skip and say what.
+KEYVAULT_OUT := $(BUILD)/keyvault
+KEYVAULT_SRC := $(sort $(wildcard tests/keyvault/*.c))
+KEYVAULT_OBJ := $(KEYVAULT_SRC:tests/keyvault/%.c=$(KEYVAULT_OUT)/%.o)
+KEYVAULT := $(KEYVAULT_OUT)/keyvault
+KEYVAULT_ARGS ?=
+
+$(KEYVAULT_OUT)/%.o: tests/keyvault/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(KEYVAULT): $(KEYVAULT_OBJ)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lmicrohttpd -lcrypto -ljansson -lpthread
+
+-include $(KEYVAULT_OBJ:.o=.d)
+
+# Builds the server, or says why not and ends the recipe as a skipped suite.
+define keyvault_built
+	+$(Q)if ! echo '#include <microhttpd.h>' | $(CC) -E - >/dev/null 2>&1; then \
+	  echo "skipped: libmicrohttpd-dev is not installed"; echo "0 passed, 0 failed, 1 skipped"; exit 0; fi; \
+	$(MAKE) --no-print-directory BUILD=$(BUILD) $(KEYVAULT) && $(1)
+endef
+
+.PHONY: keyvault check-azure-sdk check-keyvault-smoke
+keyvault: $(KEYVAULT) ## start the test key server with a sample tenant, and say what to try
+	$(Q)sh tests/keyvault/start.sh $(KEYVAULT) $(KEYVAULT_OUT)/state $(KEYVAULT_ARGS)
+
+check-azure-sdk: ## Microsoft's own npm packages against the test key server (npm, network)
+	$(call keyvault_built,sh tests/keyvault/sdk/run.sh $(KEYVAULT) $(KEYVAULT_OUT))
+
+check-keyvault-smoke: ## the test key server's own faults, identities and clock (offline)
+	$(call keyvault_built,python3 tests/keyvault/smoke.py $(KEYVAULT) tests/keyvault/sample.json)

@@ -1,0 +1,46 @@
+#!/bin/sh
+# start.sh: the test key server with the sample tenant, for a person to try.
+#
+#   start.sh SERVER STATE-DIR [more options of the server]
+#
+# Serves until Ctrl-C. What it prints is what README.md shows.
+set -eu
+
+server=$1 state=$2
+shift 2
+mkdir -p "$state"
+state=$(cd "$state" && pwd)
+rm -f "$state/ready.json"
+"$server" --state "$state" --config "$(dirname "$0")/sample.json" "$@" &
+pid=$!
+trap 'kill $pid 2>/dev/null || true; wait $pid || true' INT TERM EXIT
+while [ ! -f "$state/ready.json" ]; do
+  kill -0 $pid 2>/dev/null || exit 1
+  sleep 0.1
+done
+
+cat <<EOF
+
+The vaults alpha, beta and gamma are served, each with an RSA key named tde.
+In another terminal:
+
+  . $state/env.sh
+  kv() { curl -s --cacert \$KV_CA --connect-to ::127.0.0.1:\$KV_HTTPS "\$@"; echo; }
+  tenant=11111111-1111-4111-8111-111111111111
+  app=a0000000-0000-4000-8000-000000000001
+  token=\$(kv \$KV_AUTHORITY/\$tenant/oauth2/v2.0/token -d grant_type=client_credentials \\
+    -d client_id=\$app -d scope=https://vault.localtest/.default \\
+    --data-urlencode client_secret@\$KV_STATE/identities/app-secret/secret |
+    sed 's/.*"access_token": *"\\([^"]*\\)".*/\\1/')
+  vault=https://alpha.vault.localtest:\$KV_HTTPS
+  kv -H "Authorization: Bearer \$token" "\$vault/keys/tde?api-version=7.4"
+  kv -H "Authorization: Bearer \$token" "\$vault/keys/tde/wrapkey?api-version=7.4" \\
+    -d '{"alg":"RSA-OAEP-256","value":"c2VjcmV0"}'
+
+What was asked:      curl -s http://127.0.0.1:\$KV_ADMIN/admin/log
+Let it fail:         curl -s http://127.0.0.1:\$KV_ADMIN/admin/fault -d '{"route":"wrapKey","fault":"429"}'
+All right again:     curl -s -X DELETE http://127.0.0.1:\$KV_ADMIN/admin/fault
+
+Ctrl-C ends it.
+EOF
+wait $pid
