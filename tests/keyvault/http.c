@@ -327,7 +327,8 @@ int kv_listen(kv_listener which, const kv_tls *tls) {
                          MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
   if (!d) return -1;
   info = MHD_get_daemon_info(d, MHD_DAEMON_INFO_BIND_PORT);
-  if (info) kv_port[which] = info->port;
+  /* The main thread reads it meanwhile: not written when it stays. */
+  if (info && kv_port[which] != info->port) kv_port[which] = info->port;
   daemons[which] = d;
   kv_listening[which] = true;
   return 0;
