@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../keyprovider/http.h"
 #include "../keyprovider/provider.h"
 #include "../sql/functions.h"
 #include "../vfs/tdevfs.h"
@@ -45,6 +46,7 @@ static int start(char **error) {
     return SQLITE_ERROR;
   }
   tde_status_clear(&st);
+  tde_http_install();
   if (tde_providers_check(&st) != TDE_OK) {
     rc = SQLITE_ERROR;
   } else {

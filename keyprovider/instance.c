@@ -26,6 +26,7 @@
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "cloud.h"
 #include "files.h"
 #include "json.h"
 #include "local.h"
@@ -45,6 +46,7 @@ struct tde_instance {
   int service_managed;
   char protector[TDE_KEY_ID_MAX];
   char smk[TDE_KEY_ID_MAX];            /* "" when the file names none */
+  tde_cloud cloud;
   uint8_t digest[TDE_HASH_BYTES];      /* of the file's text */
   const struct tde_instance *older;    /* seen before, of the same directory */
 };
@@ -217,11 +219,13 @@ static tde_class read_root(const tde_json *root, const char *file, tde_instance 
                     "%s: \"version\" is %lld; this build reads 1", file, (long long)version);
   }
   tde_class rc = read_smk(root, file, inst, st);
+  if (rc == TDE_OK) rc = tde_cloud_read(root, file, &inst->cloud, st);
   return rc == TDE_OK ? read_protector(root, file, inst, st) : rc;
 }
 
 static void instance_free(tde_instance *inst) {
   if (inst == NULL) return;
+  tde_cloud_free(&inst->cloud);
   free(inst->dir);
   free(inst);
 }
@@ -443,6 +447,10 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
 
 const char *tde_instance_dir(const tde_instance *inst) {
   return inst->dir;
+}
+
+const tde_cloud *tde_instance_cloud(const tde_instance *inst) {
+  return &inst->cloud;
 }
 
 const char *tde_instance_smk(const tde_instance *inst) {

@@ -13,17 +13,19 @@
 ** Instances are cached by path for the process's life and re-read when the
 ** file changes. A loaded state never changes and is never freed, since callers
 ** keep pointers to it: the process keeps one state of each distinct content
-** that it has seen, about 2 KB each. All calls are thread-safe, and go on
+** that it has seen, about 8 KB each and 4 KB for an identity. All calls are thread-safe, and go on
 ** working in a forked child.
 **
 ** instance.json:
 **   {"version":1,
 **    "default_protector":"service-managed" or a key id,
 **    "service_managed_key":{"name":"smk","version":"<40 hex>","created":<time>}}
+** and what cloud.h tells of key services and identities.
 */
 #ifndef TDE_INSTANCE_H
 #define TDE_INSTANCE_H
 
+#include "cloud.h"
 #include "provider.h"
 
 typedef struct tde_instance tde_instance;
@@ -42,6 +44,8 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
                             tde_status *st);
 /* Absolute path of the directory; lives as long as inst. */
 const char *tde_instance_dir(const tde_instance *inst);
+/* How it reaches key services, and its identities; lives as long as inst. */
+const tde_cloud *tde_instance_cloud(const tde_instance *inst);
 /* Whole key id of the service-managed key ("local:smk/..."), "" when the file
 ** names none; lives as long as inst. */
 const char *tde_instance_smk(const tde_instance *inst);

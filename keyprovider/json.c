@@ -159,6 +159,54 @@ static tde_class check_form(const char *text, size_t n, const char *what, tde_st
                   (size_t)(s.at - text), n);
 }
 
+/* At a member's name: its value as a span. Returns 0 when the name is another. */
+static int member_at(scan *s, const char *name, tde_json_span *out) {
+  const char *from = s->at + 1;
+  scan_string(s);
+  int same = (size_t)(s->at - 1 - from) == strlen(name) && memcmp(from, name, strlen(name)) == 0;
+  skip_space(s);
+  take(s, ':');
+  skip_space(s);
+  const char *value = s->at;
+  char c = *value;
+  scan_value(s);
+  if (!same) return 0;
+  memset(out, 0, sizeof *out);
+  out->is_text = c == '"';
+  if (c == '"' || c == '-' || (c >= '0' && c <= '9')) {
+    out->at = value + out->is_text;
+    out->n = (size_t)(s->at - value) - 2 * (size_t)out->is_text;
+  }
+  return 1;
+}
+
+tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
+                        tde_json_span *out, tde_status *st) {
+  int seen = 0;
+  memset(out, 0, sizeof *out);
+  if (text == NULL) return tde_fail(st, TDE_CORRUPT, NULL, "the %s is empty", what);
+  tde_class rc = check_form(text, n, what, st);
+  if (rc != TDE_OK) return rc;
+  /* The form is known to be right from here on. */
+  scan s = {.at = text, .end = text + n};
+  skip_space(&s);
+  int object = take(&s, '{');
+  skip_space(&s);
+  if (object && s.at < s.end && *s.at == '"') {
+    do {
+      skip_space(&s);
+      seen += member_at(&s, name, out);
+      skip_space(&s);
+    } while (take(&s, ','));
+  }
+  if (seen > 1 || (out->is_text && memchr(out->at, '\\', out->n) != NULL)) {
+    return tde_fail(st, TDE_CORRUPT, NULL, "the %s has %s twice, or with an escape in it", what,
+                    name);
+  }
+  if (out->at != NULL) return TDE_OK;
+  return tde_fail(st, TDE_MISSING, NULL, "the %s has no %s", what, name);
+}
+
 tde_class tde_json_parse(const char *text, size_t n, const char *what, tde_json **out,
                          tde_status *st) {
   json_error_t err;
@@ -292,4 +340,23 @@ size_t tde_json_count(const tde_json *arr) {
 
 tde_json *tde_json_at(const tde_json *arr, size_t i) {
   return ours(json_array_get(view(arr), i));
+}
+
+const char *tde_json_text_at(const tde_json *arr, size_t i) {
+  return json_string_value(json_array_get(view(arr), i));
+}
+
+int64_t tde_json_int_at(const tde_json *arr, size_t i, int64_t def) {
+  const json_t *v = json_array_get(view(arr), i);
+  return json_is_integer(v) ? (int64_t)json_integer_value(v) : def;
+}
+
+size_t tde_json_members(const tde_json *obj) {
+  return json_object_size(view(obj));
+}
+
+const char *tde_json_member_name(const tde_json *obj, size_t i) {
+  void *it = json_object_iter(lib((tde_json *)(uintptr_t)obj));
+  while (it != NULL && i-- > 0) it = json_object_iter_next(lib((tde_json *)(uintptr_t)obj), it);
+  return it != NULL ? json_object_iter_key(it) : NULL;
 }

@@ -59,5 +59,26 @@ int tde_json_is_bool(const tde_json *j);
 int tde_json_is_null(const tde_json *j);
 size_t tde_json_count(const tde_json *arr);
 tde_json *tde_json_at(const tde_json *arr, size_t i);
+/* The text at i, borrowed; NULL when it is none. */
+const char *tde_json_text_at(const tde_json *arr, size_t i);
+/* The integer at i, or the default. */
+int64_t tde_json_int_at(const tde_json *arr, size_t i, int64_t def);
+/* An object's members by number, in no promised order; the name is borrowed. */
+size_t tde_json_members(const tde_json *obj);
+const char *tde_json_member_name(const tde_json *obj, size_t i);
+
+/* A member of the object that a text is, in place: nothing is allocated, so
+** that a token or a DEK in a reply is not copied into ordinary memory. A text's
+** value is given without its quotes; a number's as written. TDE_CORRUPT: the
+** text is malformed, the member is there twice, or its text holds an escape.
+** TDE_MISSING: no such member, or neither text nor number. what: as in
+** tde_json_parse. */
+typedef struct tde_json_span {
+  const char *at;
+  size_t n;
+  int is_text;
+} tde_json_span;
+tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
+                        tde_json_span *out, tde_status *st);
 
 #endif

@@ -144,5 +144,6 @@ tde_class tde_provider_check(const tde_provider *provider, tde_status *st);
 
 /* The rows of the table in registry.c. */
 extern const tde_provider tde_provider_local;
+extern const tde_provider tde_provider_azure;
 
 #endif

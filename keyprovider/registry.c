@@ -18,6 +18,7 @@ _Atomic(tde_http_send_fn) tde_http_sender;
 /* Order is the order of asking; the forms of key ids do not overlap. */
 static const tde_provider *const providers[] = {
     &tde_provider_local,
+    &tde_provider_azure,
 };
 #define NPROVIDERS (sizeof providers / sizeof providers[0])
 

@@ -1,0 +1,747 @@
+/*
+** azure.c: the provider of keys in Azure Key Vault and Managed HSM.
+**
+** An operation goes: ask without a token, and learn from the challenge which
+** tenant and resource the vault belongs to (remembered for each vault); get a
+** token (token.c); ask again. A wrap looks at the key first. A refused token is
+** dropped and fetched once more.
+**
+** What must hold:
+**  - Nothing is sent to a host that the instance does not allow, and no token
+**    before the challenge was checked: a key id may come from a forged header.
+**  - A DEK leaves in a request's secret memory and comes back into op->dek; the
+**    JSON library never sees it.
+**  - A reply about another key, or another version than was asked for, is
+**    corrupt, whatever else it holds.
+**  - A key that is disabled, outside its dates or could be purged never wraps.
+**    An expired one is not kept from unwrapping.
+**  - Outages and denials are told apart by the HTTP status first, the inner code
+**    second; the service's prose is in no message.
+*/
+#include "azure.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/secret.h"
+#include "instance.h"
+#include "request.h"
+#include "rsa.h"
+#include "token.h"
+
+#define SCHEME "https://"
+#define SCHEME_LEN 8
+#define NAME_MAX_LEN 127
+#define VERSION_MAX_LEN 64
+#define RSA_MAX_BYTES 512
+
+/* Data-plane domains of the public and the sovereign clouds. */
+static const char *const official[] = {
+    "vault.azure.net",      "managedhsm.azure.net",      "vault.azure.cn",
+    "managedhsm.azure.cn",  "vault.usgovcloudapi.net",   "managedhsm.usgovcloudapi.net",
+    "vault.microsoftazure.de",
+};
+
+/* ---- key ids ---- */
+
+typedef struct key_parts {
+  char host[254];
+  char name[NAME_MAX_LEN + 1];
+  char version[VERSION_MAX_LEN + 1];
+  size_t nbase;               /* bytes of the id up to the name's end */
+} key_parts;
+
+static int all_of(const char *p, size_t n, int dash) {
+  for (size_t i = 0; i < n; i++) {
+    int ok = (p[i] >= 'a' && p[i] <= 'z') || (p[i] >= 'A' && p[i] <= 'Z') ||
+             (p[i] >= '0' && p[i] <= '9') || (dash && p[i] == '-');
+    if (!ok) return 0;
+  }
+  return n > 0;
+}
+
+/* ":PORT", 1 to 65535, or nothing. */
+static int port_valid(const char *p, size_t n) {
+  long v = 0;
+  if (n == 0) return 1;
+  if (n < 2 || n > 6 || p[0] != ':' || p[1] == '0') return 0;
+  for (size_t i = 1; i < n; i++) {
+    if (p[i] < '0' || p[i] > '9') return 0;
+    v = v * 10 + (p[i] - '0');
+  }
+  return v <= 65535;
+}
+
+static int copy_part(char *out, size_t cap, const char *p, size_t n) {
+  if (n >= cap) return 0;
+  memcpy(out, p, n);
+  out[n] = 0;
+  return 1;
+}
+
+/* Splits the n bytes of an id; 0 when it has another form. */
+static int split_id(const char *id, size_t n, key_parts *out) {
+  const char *end = id + n, *host = id + SCHEME_LEN;
+  memset(out, 0, sizeof *out);
+  if (n <= SCHEME_LEN || n >= TDE_KEY_ID_MAX || strncmp(id, SCHEME, SCHEME_LEN) != 0) return 0;
+  const char *slash = memchr(host, '/', (size_t)(end - host));
+  if (slash == NULL) return 0;
+  const char *colon = memchr(host, ':', (size_t)(slash - host));
+  size_t nhost = (size_t)((colon != NULL ? colon : slash) - host);
+  if (!tde_host_valid(host, nhost) || memchr(host, '.', nhost) == NULL) return 0;
+  if (colon != NULL && !port_valid(colon, (size_t)(slash - colon))) return 0;
+  if (!copy_part(out->host, sizeof out->host, host, nhost)) return 0;
+  if (end - slash < 7 || memcmp(slash, "/keys/", 6) != 0) return 0;
+  const char *name = slash + 6, *cut = memchr(name, '/', (size_t)(end - name));
+  size_t nname = (size_t)((cut != NULL ? cut : end) - name);
+  if (!all_of(name, nname, 1) || !copy_part(out->name, sizeof out->name, name, nname)) return 0;
+  out->nbase = (size_t)(name + nname - id);
+  if (cut == NULL) return 1;
+  size_t nver = (size_t)(end - cut - 1);
+  return all_of(cut + 1, nver, 0) && copy_part(out->version, sizeof out->version, cut + 1, nver);
+}
+
+static int azure_matches(const char *key_id) {
+  return strncmp(key_id, SCHEME, SCHEME_LEN) == 0;
+}
+
+static tde_class azure_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX],
+                                char version[128], tde_status *st) {
+  key_parts parts;
+  base_id[0] = version[0] = 0;
+  if (!split_id(key_id, strlen(key_id), &parts)) {
+    return tde_fail(st, TDE_MISCONFIGURED,
+                    "write https://VAULT.vault.azure.net/keys/NAME or .../keys/NAME/VERSION, the host in "
+                    "lower case",
+                    "the key id %.200s is not that of a key in a vault", key_id);
+  }
+  memcpy(base_id, key_id, parts.nbase);
+  base_id[parts.nbase] = 0;
+  memcpy(version, parts.version, sizeof parts.version);
+  return TDE_OK;
+}
+
+/* ---- which hosts ---- */
+
+/* True when host is "label.suffix", with one label or more. */
+static int below(const char *host, const char *suffix) {
+  size_t nh = strlen(host), ns = strlen(suffix);
+  return nh > ns + 1 && host[nh - ns - 1] == '.' && strcmp(host + nh - ns, suffix) == 0;
+}
+
+int tde_azure_host_allowed(const struct tde_instance *inst, const char *host) {
+  const tde_cloud *c = tde_instance_cloud(inst);
+  char own[TDE_KEY_ID_MAX];
+  key_parts parts;
+  for (size_t i = 0; i < sizeof official / sizeof official[0]; i++) {
+    if (below(host, official[i])) return 1;
+  }
+  for (int i = 0; i < c->nsuffixes; i++) {
+    if (below(host, c->suffixes[i])) return 1;
+  }
+  return tde_instance_protector(inst, own, NULL) == TDE_OK && split_id(own, strlen(own), &parts) &&
+         strcmp(parts.host, host) == 0;
+}
+
+/* ---- challenges ---- */
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  unsigned next;
+  struct {
+    char host[254];
+    tde_challenge challenge;
+  } at[TDE_CHALLENGES_MAX];
+} known = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&known.mutex);
+}
+
+static void known_unlock(void) {
+  pthread_mutex_unlock(&known.mutex);
+}
+
+/* A child forked while another thread holds the mutex would never get it. */
+static void known_once(void) {
+  pthread_atfork(raw_lock, known_unlock, known_unlock);
+}
+
+static void known_lock(void) {
+  pthread_once(&known.once, known_once);
+  raw_lock();
+}
+
+static int known_get(const char *host, tde_challenge *out) {
+  int found = 0;
+  known_lock();
+  for (int i = 0; i < TDE_CHALLENGES_MAX && !found; i++) {
+    if (strcmp(known.at[i].host, host) != 0) continue;
+    *out = known.at[i].challenge;
+    found = 1;
+  }
+  known_unlock();
+  return found;
+}
+
+static void known_put(const char *host, const tde_challenge *challenge) {
+  known_lock();
+  unsigned at = known.next;
+  int i = 0;
+  while (i < TDE_CHALLENGES_MAX && strcmp(known.at[i].host, host) != 0) i++;
+  if (i < TDE_CHALLENGES_MAX) at = (unsigned)i;
+  else known.next = (known.next + 1) % TDE_CHALLENGES_MAX;
+  snprintf(known.at[at].host, sizeof known.at[at].host, "%s", host);
+  known.at[at].challenge = *challenge;
+  known_unlock();
+}
+
+void tde_azure_drop_cache(void) {
+  known_lock();
+  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) known.at[i].host[0] = 0;
+  known.next = 0;
+  known_unlock();
+}
+
+/* The value of a parameter of a challenge, quoted or not; 0 when absent or
+** too long. */
+static int parameter(const char *header, const char *name, char *out, size_t cap) {
+  const char *p = header;
+  while (*p != 0) {
+    p += strspn(p, " \t,");
+    size_t nname = strcspn(p, "=, \t");
+    if (p[nname] != '=') {
+      if (nname == 0 && *p != 0) return 0;
+      p += nname;
+      continue;
+    }
+    const char *v = p + nname + 1;
+    int quoted = *v == '"';
+    v += quoted;
+    size_t n = strcspn(v, quoted ? "\"" : ", \t");
+    if (quoted && v[n] != '"') return 0;
+    if (nname == strlen(name) && strncasecmp(p, name, nname) == 0) {
+      return n > 0 && copy_part(out, cap, v, n);
+    }
+    p = v + n + quoted;
+  }
+  return 0;
+}
+
+/* "https://host" of a resource or scope; 0 when it is something else. */
+static int resource_host(char *resource, const char **host) {
+  static const char scope[] = "/.default";
+  size_t n = strlen(resource);
+  if (n > sizeof scope - 1 && strcmp(resource + n - (sizeof scope - 1), scope) == 0) {
+    resource[n -= sizeof scope - 1] = 0;
+  }
+  if (n > 0 && resource[n - 1] == '/') resource[--n] = 0;
+  if (n <= SCHEME_LEN || strncmp(resource, SCHEME, SCHEME_LEN) != 0) return 0;
+  *host = resource + SCHEME_LEN;
+  /* A top-level domain is above everything: no vault's domain is that short. */
+  return tde_host_valid(*host, n - SCHEME_LEN) && strchr(*host, '.') != NULL;
+}
+
+static tde_class bad_challenge(tde_status *st) {
+  return tde_fail(st, TDE_CORRUPT, "check what answers at the vault's address",
+                  "the vault's challenge is missing or malformed");
+}
+
+tde_class tde_azure_challenge(const char *header, const char *host, tde_challenge *out,
+                              tde_status *st) {
+  char authority[512];
+  const char *resource = NULL;
+  memset(out, 0, sizeof *out);
+  if (header == NULL || strlen(header) > 4096 || strncasecmp(header, "Bearer ", 7) != 0) {
+    return bad_challenge(st);
+  }
+  header += 7;
+  if (!parameter(header, "authorization", authority, sizeof authority) &&
+      !parameter(header, "authorization_uri", authority, sizeof authority)) {
+    return bad_challenge(st);
+  }
+  if (!parameter(header, "resource", out->resource, sizeof out->resource) &&
+      !parameter(header, "scope", out->resource, sizeof out->resource)) {
+    return bad_challenge(st);
+  }
+  const char *slash = strncmp(authority, SCHEME, SCHEME_LEN) == 0
+                          ? strchr(authority + SCHEME_LEN, '/')
+                          : NULL;
+  size_t n = slash != NULL ? strcspn(slash + 1, "/?#") : 0;
+  if (n == 0 || !copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
+      !tde_plain_name(out->tenant) || out->tenant[0] == '.' ||
+      !resource_host(out->resource, &resource)) {
+    return bad_challenge(st);
+  }
+  if (!below(host, resource)) {
+    return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
+                    "%.100s asks for a token for %.100s, which it does not belong to", host,
+                    resource);
+  }
+  return TDE_OK;
+}
+
+/* ---- an operation ---- */
+
+typedef enum az_stage { STAGE_GET, STAGE_OP } az_stage;
+
+typedef struct az {
+  key_parts key;
+  az_stage stage;
+  tde_token_flow *flow;      /* NULL: no token yet */
+  int in_token;              /* the request under way is the flow's */
+  int tried_again;           /* a token was refused already */
+} az;
+
+static tde_class nomem(tde_status *st) {
+  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+}
+
+static int is_wrap(const tde_op *op) {
+  return op->kind == TDE_OP_WRAP;
+}
+
+static const char *permission(const tde_op *op, az_stage stage) {
+  if (stage == STAGE_GET) return "get";
+  return is_wrap(op) ? "wrapKey" : "unwrapKey";
+}
+
+/* {"alg":"RSA-OAEP-256","value":"..."}: the DEK, or the wrapped one. */
+static tde_class fill_body(const tde_op *op, tde_request *req, tde_status *st) {
+  const uint8_t *value = is_wrap(op) ? op->dek : op->wrapped;
+  size_t n = is_wrap(op) ? (size_t)TDE_KEY_BYTES : op->nwrapped;
+  tde_sbuf s;
+  tde_sbuf_init(&s, 4096);
+  tde_sbuf_add(&s, "{\"alg\":\"" TDE_RSA_OAEP_256 "\",\"value\":\"");
+  tde_sbuf_base64url(&s, value, n);
+  tde_sbuf_add(&s, "\"}");
+  return tde_request_body(req, &s, "application/json", st);
+}
+
+/* The vault request of this stage; without a token it has no body either. */
+static tde_step call_vault(tde_op *op, tde_request *req, tde_status *st) {
+  az *a = op->state;
+  char url[TDE_KEY_ID_MAX + 256];
+  const tde_cloud *c = tde_instance_cloud(op->instance);
+  int get = a->stage == STAGE_GET;
+  snprintf(url, sizeof url, "%s/%s%s?api-version=%s", op->base_id, op->version,
+           get            ? ""
+           : is_wrap(op)  ? "/wrapkey"
+                          : "/unwrapkey",
+           c->api_version);
+  a->in_token = 0;
+  tde_class rc = tde_request_begin(req, get ? "GET" : "POST", url, st);
+  if (rc == TDE_OK) rc = tde_request_header(req, "Accept", "application/json", NULL, st);
+  if (rc == TDE_OK && a->flow != NULL) {
+    rc = tde_request_header(req, "Authorization", "Bearer ", tde_token_value(a->flow), st);
+    if (rc == TDE_OK && !get) rc = fill_body(op, req, st);
+  }
+  return rc == TDE_OK ? TDE_STEP_SEND : TDE_STEP_FAILED;
+}
+
+static tde_step get_token(tde_op *op, const tde_challenge *challenge, tde_request *req,
+                          tde_status *st) {
+  az *a = op->state;
+  tde_token_flow_free(a->flow);
+  a->flow = tde_token_flow_new(op, challenge->tenant, challenge->resource, st);
+  if (a->flow == NULL) return TDE_STEP_FAILED;
+  tde_step step = tde_token_start(a->flow, req, st);
+  if (step == TDE_STEP_DONE) return call_vault(op, req, st);
+  a->in_token = step == TDE_STEP_SEND;
+  return step;
+}
+
+static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
+  tde_challenge challenge;
+  if (op->instance == NULL) {
+    tde_fail(st, TDE_MISUSE, NULL, "a vault's key needs an instance");
+    return TDE_STEP_FAILED;
+  }
+  if (op->kind == TDE_OP_UNWRAP && op->algorithm[0] != 0 &&
+      strcmp(op->algorithm, TDE_RSA_OAEP_256) != 0) {
+    tde_fail(st, TDE_UNSUPPORTED, NULL, "vault keys do not unwrap with %s here", op->algorithm);
+    return TDE_STEP_FAILED;
+  }
+  az *a = op->state = calloc(1, sizeof *a);
+  if (a == NULL) {
+    nomem(st);
+    return TDE_STEP_FAILED;
+  }
+  /* parse_id made base_id, so this does not fail. */
+  split_id(op->base_id, strlen(op->base_id), &a->key);
+  if (!tde_azure_host_allowed(op->instance, a->key.host)) {
+    tde_fail(st, TDE_MISCONFIGURED,
+             "if this host is yours, add its domain to azure.vault_suffixes in instance.json",
+             "the key's host %.200s is not one that this instance trusts: nothing was sent to it",
+             a->key.host);
+    return TDE_STEP_FAILED;
+  }
+  if (op->kind == TDE_OP_LATEST) op->version[0] = 0;
+  int known_version = op->version[0] != 0;
+  a->stage = op->kind == TDE_OP_UNWRAP && known_version ? STAGE_OP : STAGE_GET;
+  if (known_get(a->key.host, &challenge)) return get_token(op, &challenge, req, st);
+  return call_vault(op, req, st);
+}
+
+static void azure_finish(tde_op *op) {
+  az *a = op->state;
+  if (a == NULL) return;
+  tde_token_flow_free(a->flow);
+  free(a);
+}
+
+/* ---- errors ---- */
+
+/* Codes and ids of a service are names. What is none, or is longer, is left
+** out: it could be anything, a token too. */
+static void copy_code(char *out, size_t cap, const char *text) {
+  size_t n = text != NULL && tde_plain_name(text) ? strlen(text) : 0;
+  if (n >= cap) n = 0;
+  memcpy(out, text != NULL ? text : "", n);
+  out[n] = 0;
+}
+
+/* Status, codes and request id into st; inner gets the most telling code. */
+static void note_error(const tde_reply *reply, char inner[40], tde_status *st) {
+  tde_json *root = NULL;
+  char code[40] = "";
+  inner[0] = 0;
+  st->http_status = reply->status;
+  copy_code(st->request_id, sizeof st->request_id,
+            reply->header != NULL ? reply->header(reply, "x-ms-request-id") : NULL);
+  st->service_code[0] = 0;
+  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return;
+  const tde_json *error = tde_json_get(root, "error");
+  copy_code(code, sizeof code, tde_json_get_text(error, "code"));
+  copy_code(inner, 40, tde_json_get_text(tde_json_get(error, "innererror"), "code"));
+  snprintf(st->service_code, sizeof st->service_code, "%.31s%s%.31s", code,
+           code[0] != 0 && inner[0] != 0 ? "/" : "", inner);
+  if (inner[0] == 0) memcpy(inner, code, sizeof code);
+  tde_json_free(root);
+}
+
+static int is_code(const char *code, const char *const *list) {
+  for (; *list != NULL; list++) {
+    if (strcasecmp(code, *list) == 0) return 1;
+  }
+  return 0;
+}
+
+/* 403: why matters for what to do next. */
+static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
+  static const char *const disabled[] = {"KeyDisabled", "KeyExpired", "KeyNotYetValid", NULL};
+  static const char *const network[] = {"ForbiddenByFirewall", "ForbiddenByConnection", NULL};
+  static const char *const key_ops[] = {"KeyOperationForbidden", "KeyOperationNotPermitted", NULL};
+  const az *a = op->state;
+  const char *what = permission(op, a->stage);
+  const char *who = a->flow != NULL ? tde_token_identity(a->flow) : "";
+  char remedy[320];
+  if (is_code(code, disabled)) {
+    return tde_fail(st, TDE_DISABLED, "enable the key version, or correct its dates",
+                    "the vault refuses %s: the key %s is disabled or outside its dates (403 %s)",
+                    what, a->key.name, code);
+  }
+  if (is_code(code, network)) {
+    return tde_fail(st, TDE_DENIED, "allow this machine in the vault's firewall or private link",
+                    "the vault refuses %s: this machine's network is not allowed (403 %s)", what,
+                    code);
+  }
+  if (is_code(code, key_ops)) {
+    snprintf(remedy, sizeof remedy, "add %s to the key's permitted operations", what);
+    return tde_fail(st, TDE_DENIED, remedy, "the key %s does not permit %s (403 %s)", a->key.name,
+                    what, code);
+  }
+  snprintf(remedy, sizeof remedy,
+           "grant %s to the identity %.60s on this key (role Key Vault Crypto Service Encryption "
+           "User, or an access policy with get, wrapKey, unwrapKey)",
+           what, who);
+  return tde_fail(st, TDE_DENIED, remedy, "the vault refuses %s on the key %s to the identity %s (403%s%s)",
+                  what, a->key.name, who, code[0] != 0 ? " " : "", code);
+}
+
+static tde_class absent(const tde_op *op, const char *code, tde_status *st) {
+  static const char *const moving[] = {"ObjectIsBeingRecovered", "ObjectIsBeingCreated", NULL};
+  const az *a = op->state;
+  int s = st->http_status;
+  if (s == 409 && is_code(code, moving)) {
+    return tde_fail(st, TDE_UNREACHABLE, NULL, "the key %s is not ready yet (409)", a->key.name);
+  }
+  if (s == 409) {
+    return tde_fail(st, TDE_MISSING, "recover the deleted key (az keyvault key recover)",
+                    "the key %s is deleted, and may be recovered (409 %s)", a->key.name, code);
+  }
+  return tde_fail(st, TDE_MISSING, "recover or restore the key, or correct its id",
+                  "the vault has no key %s%s%s (%d)", a->key.name,
+                  op->version[0] != 0 ? ", version " : "", op->version, s);
+}
+
+/* Every status but 200, and 401 when there is no more to try. */
+static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *st) {
+  const az *a = op->state;
+  char code[40];
+  int s = reply->status;
+  note_error(reply, code, st);
+  if (s == 401) {
+    return tde_fail(st, TDE_UNAUTHENTICATED,
+                    "check that the identity belongs to the vault's tenant, and this machine's clock",
+                    "the vault does not accept the token of the identity %s (401)",
+                    a->flow != NULL ? tde_token_identity(a->flow) : "");
+  }
+  if (s == 403) return forbidden(op, code, st);
+  if (s == 404 || s == 409 || s == 410) return absent(op, code, st);
+  if (s == 429) return tde_fail(st, TDE_THROTTLED, NULL, "the vault is busy (429)");
+  if (s == 408 || s >= 500) {
+    return tde_fail(st, TDE_UNREACHABLE, NULL, "the vault cannot serve the request now (%d)", s);
+  }
+  if (s == 400 && a->stage == STAGE_OP && op->kind == TDE_OP_UNWRAP) {
+    return tde_fail(st, TDE_WRONG_KEY, "use the key version that wrapped it, or a backup of the header",
+                    "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);
+  }
+  if (s >= 400) {
+    return tde_fail(st, TDE_UNSUPPORTED, "check the key's type: RSA or RSA-HSM, 2048 to 4096 bits",
+                    "the vault does not take the request %s (%d %s)", permission(op, a->stage), s,
+                    code);
+  }
+  return tde_fail(st, TDE_CORRUPT, "check what answers at the vault's address",
+                  "the vault replied with status %d, which is not followed", s);
+}
+
+/* ---- replies ---- */
+
+static tde_class corrupt(tde_status *st, const char *what) {
+  return tde_fail(st, TDE_CORRUPT, "try again; if it stays so, check what answers at the vault's address",
+                  "the vault's reply %s", what);
+}
+
+/* A reply's kid: of this vault and key, and of the version asked for, if one
+** was. version gets what it names. */
+static tde_class check_kid(const tde_op *op, const char *kid, size_t n,
+                           char version[VERSION_MAX_LEN + 1], tde_status *st) {
+  const az *a = op->state;
+  key_parts got;
+  if (!split_id(kid, n, &got) || got.version[0] == 0) return corrupt(st, "names no key version");
+  /* Names of keys do not differ by case alone (Key Vault object identifiers). */
+  if (strcmp(got.host, a->key.host) != 0 || strcasecmp(got.name, a->key.name) != 0) {
+    return corrupt(st, "is about another key");
+  }
+  if (op->version[0] != 0 && strcmp(op->version, got.version) != 0) {
+    return corrupt(st, "is about another version of the key");
+  }
+  memcpy(version, got.version, VERSION_MAX_LEN + 1);
+  return TDE_OK;
+}
+
+/* type, algorithm and thumbprint from kty, n and e. */
+static tde_class read_public(const tde_json *key, tde_key_info *info, tde_status *st) {
+  uint8_t n[RSA_MAX_BYTES + 1], e[16];
+  const char *kty = tde_json_get_text(key, "kty");
+  const char *n64 = tde_json_get_text(key, "n"), *e64 = tde_json_get_text(key, "e");
+  if (kty == NULL) return corrupt(st, "does not name the key's type");
+  if (strcmp(kty, "RSA") != 0 && strcmp(kty, "RSA-HSM") != 0) {
+    return tde_fail(st, TDE_UNSUPPORTED, "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits",
+                    "the key's type is not RSA");
+  }
+  long nn = n64 != NULL ? tde_unbase64url(n64, strlen(n64), n, sizeof n) : -1;
+  long ne = e64 != NULL ? tde_unbase64url(e64, strlen(e64), e, sizeof e) : -1;
+  if (nn <= 0 || ne <= 0) return corrupt(st, "holds no RSA public key");
+  const uint8_t *p = n;
+  while (nn > 0 && *p == 0) p++, nn--;
+  if ((nn != 256 && nn != 384 && nn != 512) || (*p & 0x80) == 0) {
+    return tde_fail(st, TDE_UNSUPPORTED, "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits",
+                    "the key is not of 2048, 3072 or 4096 bits");
+  }
+  snprintf(info->type, sizeof info->type, "%s-%ld", kty, 8 * nn);
+  snprintf(info->algorithm, sizeof info->algorithm, TDE_RSA_OAEP_256);
+  return tde_rsa_thumbprint(p, (size_t)nn, e, (size_t)ne, info->thumbprint, st);
+}
+
+/* A time in seconds; 0 when absent, -1 when of another type. */
+static int64_t time_of(const tde_json *attributes, const char *name) {
+  const tde_json *v = tde_json_get(attributes, name);
+  if (v == NULL || tde_json_is_null(v)) return 0;
+  int64_t t = tde_json_get_int(attributes, name, -1);
+  return t >= 0 ? t : -1;
+}
+
+static tde_class read_attributes(const tde_json *attributes, tde_key_info *info, tde_status *st) {
+  if (!tde_json_is_bool(tde_json_get(attributes, "enabled"))) {
+    return corrupt(st, "does not say whether the key is enabled");
+  }
+  info->enabled = tde_json_get_bool(attributes, "enabled", 0);
+  info->created = time_of(attributes, "created");
+  info->not_before = time_of(attributes, "nbf");
+  info->expires = time_of(attributes, "exp");
+  if (info->created < 0 || info->not_before < 0 || info->expires < 0) {
+    return corrupt(st, "holds a malformed date");
+  }
+  return TDE_OK;
+}
+
+/* "Recoverable", with or without "+ProtectedSubscription" and "Customized";
+** "...+Purgeable" and "Purgeable" can be destroyed at once. */
+static int purge_protected(const char *level) {
+  return level != NULL && strstr(level, "Recoverable") != NULL && strstr(level, "Purgeable") == NULL;
+}
+
+/* No list: the vault does not restrict the key. */
+static int permits(const tde_json *key, const char *what) {
+  const tde_json *ops = tde_json_get(key, "key_ops");
+  if (ops == NULL) return 1;
+  for (size_t i = 0; i < tde_json_count(ops); i++) {
+    const char *name = tde_json_text_at(ops, i);
+    if (name != NULL && strcasecmp(name, what) == 0) return 1;
+  }
+  return 0;
+}
+
+static tde_class may_wrap(const tde_op *op, const tde_json *key, const char *level,
+                          tde_status *st) {
+  const tde_key_info *info = &op->info;
+  int64_t now = (int64_t)time(NULL);
+  const char *why = NULL;
+  if (!info->enabled) why = "is disabled";
+  else if (info->expires != 0 && now >= info->expires) why = "has expired";
+  else if (info->not_before != 0 && now < info->not_before) why = "is not active yet";
+  if (why != NULL) {
+    return tde_fail(st, TDE_DISABLED, "use another key version, or change this one's dates or state",
+                    "the key %.300s %s: it must not wrap a key", info->base_id, why);
+  }
+  if (!permits(key, "wrapKey") || !permits(key, "unwrapKey")) {
+    return tde_fail(st, TDE_DENIED, "add wrapKey and unwrapKey to the key's permitted operations",
+                    "the key %.300s does not permit both wrapKey and unwrapKey", info->base_id);
+  }
+  if (!tde_instance_cloud(op->instance)->allow_purgeable_keys && !purge_protected(level)) {
+    return tde_fail(st, TDE_MISCONFIGURED,
+                    "turn on purge protection of the vault (az keyvault update "
+                    "--enable-purge-protection true), or set policy.allow_purgeable_keys",
+                    "the key %.300s could be purged, and every database with it", info->base_id);
+  }
+  return TDE_OK;
+}
+
+static tde_class read_key(tde_op *op, const tde_json *root, tde_status *st) {
+  const tde_json *key = tde_json_get(root, "key"), *attributes = tde_json_get(root, "attributes");
+  const char *kid = tde_json_get_text(key, "kid");
+  char version[VERSION_MAX_LEN + 1] = "";
+  if (kid == NULL || !tde_json_is_object(attributes)) return corrupt(st, "describes no key");
+  tde_class rc = check_kid(op, kid, strlen(kid), version, st);
+  if (rc != TDE_OK) return rc;
+  memset(&op->info, 0, sizeof op->info);
+  memcpy(op->info.base_id, op->base_id, sizeof op->info.base_id);
+  memcpy(op->info.version, version, sizeof version);
+  memcpy(op->version, version, sizeof version);
+  rc = read_public(key, &op->info, st);
+  if (rc == TDE_OK) rc = read_attributes(attributes, &op->info, st);
+  if (rc == TDE_OK && is_wrap(op)) {
+    rc = may_wrap(op, key, tde_json_get_text(attributes, "recoveryLevel"), st);
+  }
+  return rc;
+}
+
+static tde_step on_key(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st) {
+  az *a = op->state;
+  tde_json *root = NULL;
+  tde_class rc = tde_json_parse(reply->body, reply->nbody, "vault's reply", &root, st);
+  if (rc == TDE_OK) rc = read_key(op, root, st);
+  tde_json_free(root);
+  if (rc != TDE_OK) return TDE_STEP_FAILED;
+  if (op->kind == TDE_OP_GET || op->kind == TDE_OP_LATEST) return TDE_STEP_DONE;
+  a->stage = STAGE_OP;
+  return call_vault(op, req, st);
+}
+
+/* The bytes of an info's RSA type, e.g. 384 of "RSA-HSM-3072". */
+static size_t modulus_bytes(const tde_key_info *info) {
+  const char *dash = strrchr(info->type, '-');
+  return dash != NULL ? (size_t)strtoul(dash + 1, NULL, 10) / 8 : 0;
+}
+
+/* The value: a wrapped DEK into op->wrapped, or a DEK into op->dek. */
+static tde_class take_value(tde_op *op, const tde_json_span *value, tde_status *st) {
+  if (is_wrap(op)) {
+    long n = tde_unbase64url(value->at, value->n, op->wrapped, sizeof op->wrapped);
+    if (n <= 0 || (size_t)n != modulus_bytes(&op->info)) {
+      return corrupt(st, "holds a wrapped key of a wrong length");
+    }
+    op->nwrapped = (size_t)n;
+    return TDE_OK;
+  }
+  if (tde_unbase64url(value->at, value->n, op->dek, TDE_KEY_BYTES) != TDE_KEY_BYTES) {
+    return corrupt(st, "holds something that is no DEK");
+  }
+  return TDE_OK;
+}
+
+static tde_class on_result(tde_op *op, const tde_reply *reply, tde_status *st) {
+  static const char what[] = "vault's reply";
+  tde_json_span kid, value;
+  char version[VERSION_MAX_LEN + 1] = "";
+  tde_class rc = tde_json_find(reply->body, reply->nbody, what, "kid", &kid, st);
+  if (rc == TDE_OK) rc = tde_json_find(reply->body, reply->nbody, what, "value", &value, st);
+  if (rc == TDE_MISSING || (rc == TDE_OK && (!kid.is_text || !value.is_text))) {
+    return corrupt(st, "lacks a key id or a value");
+  }
+  if (rc == TDE_OK) rc = check_kid(op, kid.at, kid.n, version, st);
+  if (rc == TDE_OK) rc = take_value(op, &value, st);
+  if (rc != TDE_OK || is_wrap(op)) return rc;
+  memcpy(op->info.base_id, op->base_id, sizeof op->info.base_id);
+  memcpy(op->info.version, version, sizeof version);
+  return TDE_OK;
+}
+
+/* A challenge: the first answer, or a token that is not accepted (any more). */
+static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *req,
+                             tde_status *st) {
+  az *a = op->state;
+  tde_challenge challenge;
+  if (a->flow != NULL && a->tried_again) {
+    refused(op, reply, st);
+    return TDE_STEP_FAILED;
+  }
+  if (a->flow != NULL) {
+    tde_token_drop(a->flow);
+    a->tried_again = 1;
+  }
+  const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
+  if (tde_azure_challenge(header, a->key.host, &challenge, st) != TDE_OK) {
+    st->http_status = reply->status;
+    return TDE_STEP_FAILED;
+  }
+  known_put(a->key.host, &challenge);
+  return get_token(op, &challenge, req, st);
+}
+
+static tde_step azure_reply(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st) {
+  az *a = op->state;
+  if (a->in_token) {
+    tde_step step = tde_token_reply(a->flow, reply, req, st);
+    return step == TDE_STEP_DONE ? call_vault(op, req, st) : step;
+  }
+  if (reply->status == 401) return on_challenge(op, reply, req, st);
+  if (reply->status != 200) {
+    refused(op, reply, st);
+    return TDE_STEP_FAILED;
+  }
+  /* Only a request with a token may be granted anything. */
+  if (a->flow == NULL) {
+    corrupt(st, "grants a request that had no token");
+    return TDE_STEP_FAILED;
+  }
+  if (a->stage == STAGE_GET) return on_key(op, reply, req, st);
+  return on_result(op, reply, st) == TDE_OK ? TDE_STEP_DONE : TDE_STEP_FAILED;
+}
+
+const tde_provider tde_provider_azure = {
+    .name = "azure",
+    .matches = azure_matches,
+    .parse_id = azure_parse_id,
+    .start = azure_start,
+    .reply = azure_reply,
+    .finish = azure_finish,
+};

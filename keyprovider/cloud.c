@@ -1,0 +1,300 @@
+/*
+** cloud.c: reads the part of instance.json that is about key services.
+**
+** What must hold: a member of a wrong type or form is an error that names it,
+** never passed over: what protects a token (authority, certificate
+** authorities) must not fall back to something else by a typing error. A secret
+** in the file itself is refused.
+*/
+#include "cloud.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
+
+static tde_class bad(tde_status *st, const char *file, const char *field, const char *what) {
+  return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"%s\" %s", file, field, what);
+}
+
+int tde_plain_name(const char *text) {
+  static const char set[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+  return text[0] != 0 && strspn(text, set) == strlen(text);
+}
+
+int tde_host_valid(const char *host, size_t n) {
+  size_t label = 0;
+  if (n == 0 || n > 253) return 0;
+  for (size_t i = 0; i < n; i++) {
+    char c = host[i];
+    if (c == '.') {
+      if (label == 0 || host[i - 1] == '-') return 0;
+      label = 0;
+      continue;
+    }
+    if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || (c == '-' && label > 0))) return 0;
+    if (++label > 63) return 0;
+  }
+  return label > 0 && host[n - 1] != '-';
+}
+
+/* Where a reading stands: which object, of which name, and the outcome. */
+typedef struct reader {
+  const tde_json *obj;
+  const char *file, *path;
+  tde_status *st;
+} reader;
+
+static tde_class bad_member(const reader *r, const char *name, const char *what) {
+  char field[160];
+  snprintf(field, sizeof field, "%.80s%s%.60s", r->path, r->path[0] != 0 ? "." : "", name);
+  return bad(r->st, r->file, field, what);
+}
+
+static tde_class text(const reader *r, const char *name, char *out, size_t cap) {
+  const tde_json *v = tde_json_get(r->obj, name);
+  if (v == NULL || tde_json_is_null(v)) return TDE_OK;
+  const char *t = tde_json_get_text(r->obj, name);
+  if (t == NULL) return bad_member(r, name, "is no text");
+  if (t[0] == 0 || strlen(t) >= cap) return bad_member(r, name, "is empty or too long");
+  memcpy(out, t, strlen(t) + 1);
+  return TDE_OK;
+}
+
+static tde_class name_text(const reader *r, const char *name, char *out, size_t cap) {
+  tde_class rc = text(r, name, out, cap);
+  if (rc == TDE_OK && out[0] != 0 && !tde_plain_name(out)) {
+    return bad_member(r, name, "may hold letters, digits, '.', '_' and '-' only");
+  }
+  return rc;
+}
+
+static tde_class path_text(const reader *r, const char *name, char *out) {
+  tde_class rc = text(r, name, out, TDE_CLOUD_PATH_MAX);
+  if (rc == TDE_OK && out[0] != 0 && out[0] != '/') return bad_member(r, name, "is no absolute path");
+  return rc;
+}
+
+static tde_class flag(const reader *r, const char *name, int *out) {
+  const tde_json *v = tde_json_get(r->obj, name);
+  if (v == NULL) return TDE_OK;
+  if (!tde_json_is_bool(v)) return bad_member(r, name, "is neither true nor false");
+  *out = tde_json_get_bool(r->obj, name, 0);
+  return TDE_OK;
+}
+
+static tde_class millis(const reader *r, const char *name, int *out) {
+  const tde_json *v = tde_json_get(r->obj, name);
+  if (v == NULL) return TDE_OK;
+  int64_t n = tde_json_get_int(r->obj, name, -1);
+  if (n < 10 || n > 300000) return bad_member(r, name, "is no number from 10 to 300000");
+  *out = (int)n;
+  return TDE_OK;
+}
+
+/* SCHEME://host[:port], nothing after it; a slash at the end is cut off. */
+static tde_class endpoint(const reader *r, const char *name, char out[256]) {
+  tde_class rc = text(r, name, out, 256);
+  if (rc != TDE_OK) return rc;
+  size_t n = strlen(out);
+  if (n > 0 && out[n - 1] == '/') out[--n] = 0;
+  const char *host = strncmp(out, "https://", 8) == 0  ? out + 8
+                     : strncmp(out, "http://", 7) == 0 ? out + 7
+                                                       : NULL;
+  static const char set[] = "abcdefghijklmnopqrstuvwxyz0123456789.:-[]";
+  if (host == NULL || host[0] == 0 || strspn(host, set) != strlen(host)) {
+    return bad_member(r, name, "is not of the form https://host or https://host:port, in lower case");
+  }
+  return TDE_OK;
+}
+
+static tde_class sub(const reader *r, const char *name, reader *out) {
+  *out = *r;
+  out->obj = tde_json_get(r->obj, name);
+  out->path = name;
+  if (out->obj == NULL || tde_json_is_object(out->obj)) return TDE_OK;
+  return bad_member(r, name, "is no object");
+}
+
+static tde_class read_http(const reader *root, tde_cloud *c) {
+  reader r;
+  tde_class rc = sub(root, "http", &r);
+  if (rc != TDE_OK || r.obj == NULL) return rc;
+  rc = millis(&r, "connect_timeout_ms", &c->connect_ms);
+  if (rc == TDE_OK) rc = millis(&r, "timeout_ms", &c->total_ms);
+  if (rc == TDE_OK) rc = path_text(&r, "ca_file", c->ca_file);
+  if (rc == TDE_OK) rc = flag(&r, "proxy_from_environment", &c->proxy_from_environment);
+  if (rc == TDE_OK) rc = text(&r, "connect_to", c->connect_to, sizeof c->connect_to);
+  static const char set[] = "abcdefghijklmnopqrstuvwxyz0123456789.:-[]";
+  if (rc == TDE_OK && c->connect_to[0] != 0 &&
+      (strspn(c->connect_to, set) != strlen(c->connect_to) || strchr(c->connect_to, ':') == NULL)) {
+    rc = bad_member(&r, "connect_to", "is not of the form host:port");
+  }
+  return rc;
+}
+
+static tde_class read_suffixes(const reader *r, tde_cloud *c) {
+  const tde_json *list = tde_json_get(r->obj, "vault_suffixes");
+  if (list == NULL) return TDE_OK;
+  size_t n = tde_json_count(list);
+  if (!tde_json_is_array(list) || n > TDE_SUFFIXES_MAX) {
+    return bad_member(r, "vault_suffixes", "is no array of at most 8 names");
+  }
+  for (size_t i = 0; i < n; i++) {
+    const char *name = tde_json_text_at(list, i);
+    size_t len = name != NULL ? strlen(name) : 0;
+    int ok = len < sizeof c->suffixes[0] && name != NULL && tde_host_valid(name, len) &&
+             strchr(name, '.') != NULL;
+    if (ok) memcpy(c->suffixes[c->nsuffixes++], name, len + 1);
+    if (!ok) {
+      return bad_member(r, "vault_suffixes",
+                        "holds what is no domain name of two labels or more in lower case");
+    }
+  }
+  return TDE_OK;
+}
+
+static tde_class read_azure(const reader *root, tde_cloud *c) {
+  reader r;
+  tde_class rc = sub(root, "azure", &r);
+  if (rc != TDE_OK || r.obj == NULL) return rc;
+  rc = endpoint(&r, "authority", c->authority);
+  if (rc == TDE_OK) rc = endpoint(&r, "imds_endpoint", c->imds_endpoint);
+  if (rc == TDE_OK) rc = path_text(&r, "ca_file", c->ca_file);
+  if (rc == TDE_OK) rc = name_text(&r, "api_version", c->api_version, sizeof c->api_version);
+  return rc == TDE_OK ? read_suffixes(&r, c) : rc;
+}
+
+static tde_class read_kind(const reader *r, tde_identity *id) {
+  static const char *const kinds[] = {"managed_identity",  "app_service", "client_secret",
+                                      "client_certificate", "workload_identity", "federated",
+                                      "environment"};
+  const char *kind = tde_json_get_text(r->obj, "kind");
+  for (int i = 0; kind != NULL && i <= TDE_ID_ENVIRONMENT; i++) {
+    if (strcmp(kind, kinds[i]) == 0) {
+      id->kind = (tde_identity_kind)i;
+      return TDE_OK;
+    }
+  }
+  return bad_member(r, "kind",
+                    "is none of managed_identity, app_service, client_secret, client_certificate, "
+                    "workload_identity, federated, environment");
+}
+
+/* What a kind cannot do without. */
+static tde_class check_identity(const reader *r, const tde_identity *id) {
+  static const char *const inline_names[] = {"secret", "client_secret", "password", "certificate"};
+  for (size_t i = 0; i < sizeof inline_names / sizeof inline_names[0]; i++) {
+    if (tde_json_get(r->obj, inline_names[i]) != NULL) {
+      return bad_member(r, inline_names[i],
+                        "stands in the file itself; name a file (secret_file, certificate_file) or a "
+                        "variable (secret_env) instead");
+    }
+  }
+  int needs_client = id->kind == TDE_ID_CLIENT_SECRET || id->kind == TDE_ID_CLIENT_CERTIFICATE ||
+                     id->kind == TDE_ID_FEDERATED;
+  if (needs_client && id->client_id[0] == 0) return bad_member(r, "client_id", "is missing");
+  if (id->kind == TDE_ID_CLIENT_SECRET && (id->secret_file[0] == 0) == (id->secret_env[0] == 0)) {
+    return bad_member(r, "secret_file", "or \"secret_env\", one of them, is needed");
+  }
+  if (id->kind == TDE_ID_CLIENT_CERTIFICATE && id->certificate_file[0] == 0) {
+    return bad_member(r, "certificate_file", "is missing");
+  }
+  if (id->kind == TDE_ID_FEDERATED && id->via[0] == 0) return bad_member(r, "via", "is missing");
+  return TDE_OK;
+}
+
+static tde_class read_identity(const reader *r, tde_identity *id) {
+  tde_class rc = read_kind(r, id);
+  if (rc == TDE_OK) rc = name_text(r, "tenant", id->tenant, sizeof id->tenant);
+  if (rc == TDE_OK) rc = name_text(r, "client_id", id->client_id, sizeof id->client_id);
+  if (rc == TDE_OK) rc = name_text(r, "via", id->via, sizeof id->via);
+  if (rc == TDE_OK) rc = name_text(r, "secret_env", id->secret_env, sizeof id->secret_env);
+  if (rc == TDE_OK) rc = path_text(r, "secret_file", id->secret_file);
+  if (rc == TDE_OK) rc = path_text(r, "certificate_file", id->certificate_file);
+  if (rc == TDE_OK) rc = path_text(r, "token_file", id->token_file);
+  return rc == TDE_OK ? check_identity(r, id) : rc;
+}
+
+/* A federated identity stands on a managed one, which needs no secret. */
+static tde_class check_via(const reader *root, const tde_cloud *c) {
+  for (int i = 0; i < c->nids; i++) {
+    const tde_identity *id = &c->ids[i], *via = NULL;
+    if (id->kind != TDE_ID_FEDERATED) continue;
+    for (int k = 0; k < c->nids; k++) {
+      if (strcmp(c->ids[k].name, id->via) == 0) via = &c->ids[k];
+    }
+    if (via == NULL || (via->kind != TDE_ID_MANAGED && via->kind != TDE_ID_APP_SERVICE)) {
+      char path[128];
+      snprintf(path, sizeof path, "identities.%s", id->name);
+      reader r = *root;
+      r.path = path;
+      return bad_member(&r, "via", "names no identity of kind managed_identity or app_service");
+    }
+  }
+  return TDE_OK;
+}
+
+static tde_class read_identities(const reader *root, tde_cloud *c) {
+  reader r;
+  char path[128];
+  tde_class rc = sub(root, "identities", &r);
+  if (rc != TDE_OK || r.obj == NULL) return rc;
+  size_t n = tde_json_members(r.obj);
+  if (n > TDE_IDENTITIES_MAX) return bad_member(root, "identities", "holds more than 16");
+  c->ids = calloc(n > 0 ? n : 1, sizeof *c->ids);
+  if (c->ids == NULL) return tde_fail(root->st, TDE_NOMEM, NULL, "out of memory");
+  for (size_t i = 0; i < n && rc == TDE_OK; i++) {
+    const char *name = tde_json_member_name(r.obj, i);
+    tde_identity *id = &c->ids[c->nids];
+    if (name == NULL || !tde_plain_name(name) || strlen(name) >= sizeof id->name) {
+      return bad_member(root, "identities",
+                        "holds a name that is longer than 63 bytes or has other characters than "
+                        "letters, digits, '.', '_' and '-'");
+    }
+    memcpy(id->name, name, strlen(name) + 1);
+    snprintf(path, sizeof path, "identities.%s", name);
+    reader one = {tde_json_get(r.obj, name), root->file, path, root->st};
+    if (!tde_json_is_object(one.obj)) return bad_member(&one, "", "is no object");
+    rc = read_identity(&one, id);
+    c->nids++;
+  }
+  return rc == TDE_OK ? check_via(root, c) : rc;
+}
+
+tde_class tde_cloud_read(const tde_json *root, const char *file, tde_cloud *out, tde_status *st) {
+  reader r = {root, file, "", st}, policy;
+  memset(out, 0, sizeof *out);
+  out->connect_ms = 5000;
+  out->total_ms = 30000;
+  snprintf(out->authority, sizeof out->authority, "https://login.microsoftonline.com");
+  snprintf(out->imds_endpoint, sizeof out->imds_endpoint, "http://169.254.169.254");
+  snprintf(out->api_version, sizeof out->api_version, "7.4");
+  tde_class rc = flag(&r, "allow_loopback_http", &out->allow_loopback_http);
+  if (rc == TDE_OK) rc = read_http(&r, out);
+  if (rc == TDE_OK) rc = read_azure(&r, out);
+  if (rc == TDE_OK) rc = read_identities(&r, out);
+  if (rc == TDE_OK) rc = sub(&r, "policy", &policy);
+  if (rc == TDE_OK && policy.obj != NULL) {
+    rc = flag(&policy, "allow_purgeable_keys", &out->allow_purgeable_keys);
+  }
+  return rc;
+}
+
+void tde_cloud_free(tde_cloud *c) {
+  free(c->ids);
+  c->ids = NULL;
+  c->nids = 0;
+}
+
+const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde_status *st) {
+  if (name == NULL && c->nids == 1) return &c->ids[0];
+  for (int i = 0; i < c->nids; i++) {
+    if (strcmp(c->ids[i].name, name != NULL ? name : "default") == 0) return &c->ids[i];
+  }
+  tde_fail(st, TDE_MISCONFIGURED,
+           "add it to \"identities\" in instance.json, e.g. \"default\": {\"kind\": \"managed_identity\"}",
+           "the instance has no identity named %.100s", name != NULL ? name : "default");
+  return NULL;
+}

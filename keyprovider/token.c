@@ -1,0 +1,792 @@
+/*
+** token.c: token requests and the token cache.
+**
+** What must hold:
+**  - At most one request for one token is under way in the process. Who took it
+**    on (a claim) settles it in every case: with a token, with its failure, or
+**    by giving up; then the others go on. Claims are taken in the order token,
+**    then the assertion that it needs, so that nobody waits in a circle.
+**  - A token goes into secret memory, from the reply on. It is in no message.
+**  - A failure is given to those who waited for it, and to nobody later: the
+**    next one asks again.
+**  - A claim of a thread that a fork left behind counts for nothing.
+**  - Secrets are read anew for each request: a rotated one is found at once.
+*/
+#include "token.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+#include "files.h"
+#include "instance.h"
+#include "jwt.h"
+#include "request.h"
+
+#define EXCHANGE_RESOURCE "api://AzureADTokenExchange"
+#define ASSERTION_TYPE "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+#define SECRET_TEXT_MAX 4096
+#define FILE_TOKEN_MAX 32000
+#define LIFE_MAX 86400      /* seconds; a longer life is not believed */
+#define RETRY_SECONDS 30    /* between renewals that fail while the old token serves */
+#define WAIT_SECONDS 90     /* for another's request; longer than its deadlines */
+
+/* ---- the cache ---- */
+
+typedef struct entry {
+  uint8_t key[TDE_HASH_BYTES];
+  char *text;                /* secret memory, or NULL */
+  uint64_t serial;           /* of text */
+  int64_t renew_at, expires_at;
+  uint64_t claim;            /* number of the claim under way, 0: none */
+  uint64_t claim_fork;
+  int waiters;
+  uint64_t failures;
+  tde_status last;           /* of the last failure */
+  uint64_t used;
+  struct entry *next;
+} entry;
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_cond_t settled;
+  pthread_once_t once;
+  entry *first;
+  int n;
+  uint64_t clock; /* serials, claims, uses */
+} cache = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void cond_make(void) {
+  pthread_condattr_t attr;
+  pthread_condattr_init(&attr);
+  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+  pthread_cond_init(&cache.settled, &attr);
+  pthread_condattr_destroy(&attr);
+}
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&cache.mutex);
+}
+
+static void cache_unlock(void) {
+  pthread_mutex_unlock(&cache.mutex);
+}
+
+/* The waiters of the parent are not in the child. */
+static void after_fork_child(void) {
+  for (entry *e = cache.first; e != NULL; e = e->next) e->waiters = 0;
+  cond_make();
+  cache_unlock();
+}
+
+static void cache_once(void) {
+  /* Secret memory has a lock that is taken below this one; its fork handlers
+  ** must be registered first, so that a fork takes the two in the same order. */
+  tde_secret_free(tde_secret_alloc(1));
+  cond_make();
+  pthread_atfork(raw_lock, cache_unlock, after_fork_child);
+}
+
+static void cache_lock(void) {
+  pthread_once(&cache.once, cache_once);
+  raw_lock();
+}
+
+/* Seconds that go on while the machine sleeps, as a token's life does. */
+static int64_t now_s(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_BOOTTIME, &t);
+  return (int64_t)t.tv_sec;
+}
+
+static int claimed(const entry *e) {
+  return e->claim != 0 && e->claim_fork == tde_fork_generation();
+}
+
+static void entry_forget(entry *e) {
+  tde_secret_free(e->text);
+  e->text = NULL;
+  e->serial = 0;
+  e->renew_at = e->expires_at = 0;
+}
+
+/* Makes room for one more; entries that somebody works on stay. */
+static void evict(void) {
+  entry **oldest = NULL;
+  for (entry **p = &cache.first; *p != NULL; p = &(*p)->next) {
+    if (claimed(*p) || (*p)->waiters > 0) continue;
+    if (oldest == NULL || (*p)->used < (*oldest)->used) oldest = p;
+  }
+  if (cache.n < TDE_TOKENS_MAX || oldest == NULL) return;
+  entry *e = *oldest;
+  *oldest = e->next;
+  entry_forget(e);
+  free(e);
+  cache.n--;
+}
+
+static entry *entry_of(const uint8_t key[TDE_HASH_BYTES], int make) {
+  for (entry *e = cache.first; e != NULL; e = e->next) {
+    if (memcmp(e->key, key, TDE_HASH_BYTES) == 0) return e;
+  }
+  if (!make) return NULL;
+  evict();
+  entry *e = calloc(1, sizeof *e);
+  if (e == NULL) return NULL;
+  memcpy(e->key, key, TDE_HASH_BYTES);
+  e->next = cache.first;
+  cache.first = e;
+  cache.n++;
+  return e;
+}
+
+void tde_token_drop_cache(void) {
+  cache_lock();
+  for (entry *e = cache.first; e != NULL; e = e->next) entry_forget(e);
+  cache_unlock();
+}
+
+/* One token of a flow: what it wants, and what it holds of the cache. */
+typedef struct want {
+  uint8_t key[TDE_HASH_BYTES];
+  uint64_t claim;            /* 0: none */
+  uint64_t serial;           /* of text */
+  char *text;                /* secret memory, the flow's own */
+} want;
+
+typedef enum outcome { READY, LEAD, FAILED } outcome;
+
+static outcome take_text(want *w, const entry *e, tde_status *st) {
+  size_t n = strlen(e->text);
+  w->text = tde_secret_alloc(n + 1);
+  if (w->text == NULL) {
+    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return FAILED;
+  }
+  memcpy(w->text, e->text, n + 1);
+  w->serial = e->serial;
+  return READY;
+}
+
+/* Waits until e's claim is settled. Returns FAILED with its failure, or READY:
+** look again. */
+static outcome wait_for(entry *e, tde_status *st) {
+  struct timespec until;
+  uint64_t failures = e->failures, claim = e->claim;
+  int rc = 0;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  until.tv_sec += WAIT_SECONDS;
+  e->waiters++;
+  while (e->claim == claim && rc == 0) {
+    rc = pthread_cond_timedwait(&cache.settled, &cache.mutex, &until);
+  }
+  e->waiters--;
+  if (e->failures != failures) {
+    if (st != NULL) *st = e->last;
+    return FAILED;
+  }
+  if (e->claim != claim) return READY;
+  tde_fail(st, TDE_UNREACHABLE, "check the identity's endpoint and the network",
+           "another connection's token request did not end in time");
+  return FAILED;
+}
+
+/* READY: w->text is the token. LEAD: the caller asks for it, and settles. */
+static outcome want_token(want *w, tde_status *st) {
+  outcome result = READY;
+  cache_lock();
+  entry *e = entry_of(w->key, 1);
+  if (e == NULL) {
+    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    result = FAILED;
+  }
+  while (result == READY && w->text == NULL) {
+    int64_t now = now_s();
+    e->used = ++cache.clock;
+    if (e->text != NULL && (now < e->renew_at || (claimed(e) && now < e->expires_at))) {
+      result = take_text(w, e, st);
+    } else if (!claimed(e)) {
+      e->claim = w->claim = ++cache.clock;
+      e->claim_fork = tde_fork_generation();
+      result = LEAD;
+    } else {
+      result = wait_for(e, st);
+    }
+  }
+  cache_unlock();
+  return result;
+}
+
+/* Ends w's claim with a token of this life in seconds. */
+static tde_class settle_ok(want *w, const char *text, size_t n, int64_t life, tde_status *st) {
+  char *own = tde_secret_alloc(n + 1), *shared = tde_secret_alloc(n + 1);
+  if (own == NULL || shared == NULL) {
+    tde_secret_free(own);
+    tde_secret_free(shared);
+    return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  }
+  memcpy(own, text, n);
+  memcpy(shared, text, n);
+  tde_secret_free(w->text);
+  w->text = own;
+  if (life > LIFE_MAX) life = LIFE_MAX;
+  cache_lock();
+  entry *e = entry_of(w->key, 0);
+  if (e != NULL && w->claim != 0 && e->claim == w->claim) {
+    entry_forget(e);
+    e->text = shared;
+    shared = NULL;
+    e->serial = w->serial = ++cache.clock;
+    int64_t now = now_s();
+    e->expires_at = now + life;
+    e->renew_at = now + (life > 2 * TDE_TOKEN_EARLY ? life - TDE_TOKEN_EARLY : life / 2);
+    e->claim = 0;
+    pthread_cond_broadcast(&cache.settled);
+  }
+  w->claim = 0;
+  cache_unlock();
+  tde_secret_free(shared);
+  return TDE_OK;
+}
+
+/* Ends w's claim, if it has one, with this failure. An old token that is still
+** good goes on serving; the next renewal waits a moment. */
+static void settle_failed(want *w, const tde_status *st) {
+  if (w->claim == 0) return;
+  cache_lock();
+  entry *e = entry_of(w->key, 0);
+  if (e != NULL && e->claim == w->claim) {
+    e->claim = 0;
+    e->failures++;
+    e->last = *st;
+    if (e->text != NULL && tde_class_is_outage(st->code)) {
+      int64_t at = now_s() + RETRY_SECONDS;
+      e->renew_at = at < e->expires_at ? at : e->expires_at;
+    }
+    pthread_cond_broadcast(&cache.settled);
+  }
+  w->claim = 0;
+  cache_unlock();
+}
+
+/* True when an older token, still good, could be taken instead of a failure. */
+static int old_token(want *w) {
+  cache_lock();
+  const entry *e = entry_of(w->key, 0);
+  if (w->text == NULL && e != NULL && e->text != NULL && now_s() < e->expires_at) {
+    take_text(w, e, NULL);
+  }
+  cache_unlock();
+  return w->text != NULL;
+}
+
+static void drop(want *w) {
+  cache_lock();
+  entry *e = entry_of(w->key, 0);
+  if (e != NULL && w->serial != 0 && e->serial == w->serial) entry_forget(e);
+  cache_unlock();
+  tde_secret_free(w->text);
+  w->text = NULL;
+  w->serial = 0;
+}
+
+/* ---- a flow ---- */
+
+struct tde_token_flow {
+  const tde_cloud *cloud;
+  tde_identity id;           /* resolved: never TDE_ID_ENVIRONMENT */
+  tde_identity via;          /* of a federated one */
+  char tenant[128];
+  char resource[256];
+  want outer;                /* the token for the resource */
+  want inner;                /* the managed identity's, as an assertion */
+  int asking_inner;          /* which one the request under way is for */
+};
+
+/* An environment variable, "" when unset; hidden from set-user-id programs,
+** whose environment is somebody else's. */
+static const char *env(const char *name) {
+  const char *v = secure_getenv(name);
+  return v != NULL ? v : "";
+}
+
+static tde_class env_copy(const char *name, char *out, size_t cap, int plain, tde_status *st) {
+  const char *v = env(name);
+  if (v[0] == 0) return TDE_OK;
+  if (strlen(v) >= cap || (plain ? !tde_plain_name(v) : v[0] != '/')) {
+    return tde_fail(st, TDE_MISCONFIGURED, "correct the variable",
+                    "the environment variable %s does not hold what its name says", name);
+  }
+  memcpy(out, v, strlen(v) + 1);
+  return TDE_OK;
+}
+
+/* The kinds that read the AZURE_* variables. */
+static tde_class resolve_environment(tde_identity *id, tde_status *st) {
+  tde_class rc = TDE_OK;
+  int any = id->kind == TDE_ID_ENVIRONMENT;
+  if (!any && id->kind != TDE_ID_WORKLOAD) return TDE_OK;
+  if (id->tenant[0] == 0) rc = env_copy("AZURE_TENANT_ID", id->tenant, sizeof id->tenant, 1, st);
+  if (rc == TDE_OK && id->client_id[0] == 0) {
+    rc = env_copy("AZURE_CLIENT_ID", id->client_id, sizeof id->client_id, 1, st);
+  }
+  if (rc == TDE_OK && any && env("AZURE_CLIENT_SECRET")[0] != 0) {
+    id->kind = TDE_ID_CLIENT_SECRET;
+    snprintf(id->secret_env, sizeof id->secret_env, "AZURE_CLIENT_SECRET");
+  } else if (rc == TDE_OK && any && env("AZURE_CLIENT_CERTIFICATE_PATH")[0] != 0) {
+    id->kind = TDE_ID_CLIENT_CERTIFICATE;
+    rc = env_copy("AZURE_CLIENT_CERTIFICATE_PATH", id->certificate_file,
+                  sizeof id->certificate_file, 0, st);
+  } else if (rc == TDE_OK) {
+    id->kind = TDE_ID_WORKLOAD;
+    if (id->token_file[0] == 0) {
+      rc = env_copy("AZURE_FEDERATED_TOKEN_FILE", id->token_file, sizeof id->token_file, 0, st);
+    }
+    if (rc == TDE_OK && id->token_file[0] == 0) {
+      rc = tde_fail(st, TDE_MISCONFIGURED,
+                    any ? "set AZURE_CLIENT_SECRET, AZURE_CLIENT_CERTIFICATE_PATH or "
+                          "AZURE_FEDERATED_TOKEN_FILE"
+                        : "set AZURE_FEDERATED_TOKEN_FILE, or \"token_file\" in instance.json",
+                    "the environment does not hold what the identity %s needs", id->name);
+    }
+  }
+  if (rc == TDE_OK && id->client_id[0] == 0) {
+    rc = tde_fail(st, TDE_MISCONFIGURED, "set AZURE_CLIENT_ID, or \"client_id\" in instance.json",
+                  "the identity %s has no client id", id->name);
+  }
+  return rc;
+}
+
+/* A managed identity that acts for an application in the vault's tenant. */
+static tde_class resolve_federation(tde_token_flow *f, const char *federated, tde_status *st) {
+  const tde_identity *via = NULL;
+  if (f->id.kind == TDE_ID_FEDERATED) {
+    via = tde_cloud_identity(f->cloud, f->id.via, st);
+    if (via == NULL) return TDE_MISCONFIGURED;
+    f->via = *via;
+  }
+  if (federated == NULL || federated[0] == 0) return TDE_OK;
+  if (!tde_plain_name(federated) || strlen(federated) >= sizeof f->id.client_id) {
+    return tde_fail(st, TDE_MISCONFIGURED, NULL, "the federated client id is malformed");
+  }
+  if (f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+    f->via = f->id;
+    f->id.kind = TDE_ID_FEDERATED;
+    f->id.tenant[0] = 0;
+  } else if (f->id.kind != TDE_ID_FEDERATED) {
+    return tde_fail(st, TDE_MISCONFIGURED, "use a managed identity, or no federated client id",
+                    "the identity %s cannot act for another client id", f->id.name);
+  }
+  memcpy(f->id.client_id, federated, strlen(federated) + 1);
+  return TDE_OK;
+}
+
+static int is_guid(const char *text) {
+  return strlen(text) == 36 && strspn(text, "0123456789abcdefABCDEF-") == 36;
+}
+
+/* The identity's own tenant, if it names one, must be the vault's: a token of
+** another would be refused. A tenant may also be named by a domain. */
+static tde_class resolve_tenant(tde_token_flow *f, tde_status *st) {
+  if (f->id.tenant[0] == 0 || f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+    return TDE_OK;
+  }
+  if (is_guid(f->id.tenant) && is_guid(f->tenant) && strcasecmp(f->id.tenant, f->tenant) != 0) {
+    return tde_fail(st, TDE_MISCONFIGURED,
+                    "use an identity of the vault's tenant, or a federated client id in it",
+                    "the vault belongs to tenant %s, the identity %s to %s", f->tenant, f->id.name,
+                    f->id.tenant);
+  }
+  memcpy(f->tenant, f->id.tenant, sizeof f->tenant);
+  return TDE_OK;
+}
+
+/* What makes one token another: everything that goes into its request, save
+** the secrets themselves. */
+static tde_class make_key(const tde_token_flow *f, const tde_op *op, const tde_identity *id,
+                          const char *resource, want *w, tde_status *st) {
+  char text[8192];
+  int n = snprintf(text, sizeof text, "%d|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s", (int)id->kind,
+                   id->name, id->client_id, id->via, id->secret_file, id->secret_env,
+                   id->certificate_file, id->token_file, f->via.client_id, f->tenant, resource,
+                   f->cloud->authority, f->cloud->imds_endpoint,
+                   tde_instance_dir(op->instance));
+  if (n < 0 || n >= (int)sizeof text || tde_sha256(text, (size_t)n, w->key) != TDE_OK) {
+    return tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash an identity");
+  }
+  return TDE_OK;
+}
+
+tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const char *resource,
+                                   tde_status *st) {
+  const tde_cloud *c = tde_instance_cloud(op->instance);
+  const tde_identity *id = tde_cloud_identity(c, op->identity, st);
+  tde_token_flow *f = id != NULL ? calloc(1, sizeof *f) : NULL;
+  if (id == NULL) return NULL;
+  if (f == NULL) {
+    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return NULL;
+  }
+  f->cloud = c;
+  f->id = *id;
+  snprintf(f->tenant, sizeof f->tenant, "%s", tenant);
+  snprintf(f->resource, sizeof f->resource, "%s", resource);
+  tde_class rc = resolve_environment(&f->id, st);
+  if (rc == TDE_OK) rc = resolve_federation(f, op->federated_client_id, st);
+  if (rc == TDE_OK) rc = resolve_tenant(f, st);
+  if (rc == TDE_OK) rc = make_key(f, op, &f->id, f->resource, &f->outer, st);
+  if (rc == TDE_OK && f->id.kind == TDE_ID_FEDERATED) {
+    rc = make_key(f, op, &f->via, EXCHANGE_RESOURCE, &f->inner, st);
+  }
+  if (rc == TDE_OK) return f;
+  free(f);
+  return NULL;
+}
+
+/* ---- requests ---- */
+
+static tde_class ask_imds(const tde_token_flow *f, const tde_identity *id, const char *resource,
+                          tde_request *req, tde_status *st) {
+  tde_sbuf s;
+  tde_sbuf_init(&s, 2048);
+  tde_sbuf_add(&s, f->cloud->imds_endpoint);
+  tde_sbuf_add(&s, "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=");
+  tde_sbuf_escaped(&s, resource);
+  if (id->client_id[0] != 0) {
+    tde_sbuf_add(&s, "&client_id=");
+    tde_sbuf_escaped(&s, id->client_id);
+  }
+  char *url = tde_sbuf_take(&s);
+  if (url == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  tde_class rc = tde_request_begin(req, "GET", url, st);
+  tde_secret_free(url);
+  return rc == TDE_OK ? tde_request_header(req, "Metadata", "true", NULL, st) : rc;
+}
+
+static tde_class ask_app_service(const tde_identity *id, const char *resource, tde_request *req,
+                                 tde_status *st) {
+  const char *endpoint = env("IDENTITY_ENDPOINT"), *header = env("IDENTITY_HEADER");
+  tde_sbuf s;
+  if (endpoint[0] == 0 || header[0] == 0 || strlen(endpoint) > 1024 || strlen(header) > 4096) {
+    return tde_fail(st, TDE_MISCONFIGURED, "use another kind of identity outside of App Service",
+                    "IDENTITY_ENDPOINT and IDENTITY_HEADER are not set");
+  }
+  tde_sbuf_init(&s, 4096);
+  tde_sbuf_add(&s, endpoint);
+  tde_sbuf_add(&s, strchr(endpoint, '?') != NULL ? "&" : "?");
+  tde_sbuf_add(&s, "api-version=2019-08-01&resource=");
+  tde_sbuf_escaped(&s, resource);
+  if (id->client_id[0] != 0) {
+    tde_sbuf_add(&s, "&client_id=");
+    tde_sbuf_escaped(&s, id->client_id);
+  }
+  char *url = tde_sbuf_take(&s);
+  if (url == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  tde_class rc = tde_request_begin(req, "GET", url, st);
+  tde_secret_free(url);
+  return rc == TDE_OK ? tde_request_header(req, "X-IDENTITY-HEADER", header, NULL, st) : rc;
+}
+
+static tde_class ask_managed(const tde_token_flow *f, const tde_identity *id, const char *resource,
+                             tde_request *req, tde_status *st) {
+  if (id->kind == TDE_ID_APP_SERVICE) return ask_app_service(id, resource, req, st);
+  return ask_imds(f, id, resource, req, st);
+}
+
+/* Cuts the line end that an editor leaves. */
+static void chomp(char *text) {
+  size_t n = strlen(text);
+  while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) text[--n] = 0;
+}
+
+/* A private file's text, without a line end; secret memory, the caller's. */
+static tde_class read_private(const char *path, size_t max, char **out, size_t *n,
+                              tde_status *st) {
+  size_t got = 0;
+  tde_class rc = tde_file_read(path, TDE_FILE_SECRET, max, out, &got, NULL, st);
+  if (rc == TDE_MISSING || rc == TDE_DENIED) {
+    /* A file that is not there says nothing about the key. */
+    rc = tde_fail(st, TDE_MISCONFIGURED, "put the file there, or correct instance.json",
+                  "the identity's file %s is missing or cannot be read", path);
+  }
+  if (rc != TDE_OK) return rc;
+  chomp(*out);
+  if (n != NULL) *n = strlen(*out);
+  return TDE_OK;
+}
+
+/* A workload's token is put there by the platform, as a symbolic link that it
+** swings and with a mode of its own: what must hold is that nobody else writes
+** it. It lives for an hour and is good for this identity alone. */
+static tde_class read_workload(const char *path, char **out, tde_status *st) {
+  size_t n = 0;
+  tde_class rc = tde_file_read(path, TDE_FILE_TRUSTED, FILE_TOKEN_MAX, out, &n, NULL, st);
+  if (rc == TDE_OK) {
+    chomp(*out);
+    return TDE_OK;
+  }
+  if (rc != TDE_MISSING && rc != TDE_DENIED) return rc;
+  return tde_fail(st, TDE_MISCONFIGURED, "check AZURE_FEDERATED_TOKEN_FILE or \"token_file\"",
+                  "the federated token file %.200s is missing or cannot be read", path);
+}
+
+static tde_class add_secret(const tde_identity *id, tde_sbuf *s, tde_status *st) {
+  char *text = NULL;
+  tde_class rc = TDE_OK;
+  tde_sbuf_add(s, "&client_secret=");
+  if (id->secret_env[0] != 0) {
+    const char *v = env(id->secret_env);
+    if (v[0] == 0) {
+      return tde_fail(st, TDE_MISCONFIGURED, "set it in the environment of this process",
+                      "the environment variable %s is not set", id->secret_env);
+    }
+    tde_sbuf_escaped(s, v);
+    return TDE_OK;
+  }
+  rc = read_private(id->secret_file, SECRET_TEXT_MAX, &text, NULL, st);
+  if (rc == TDE_OK) tde_sbuf_escaped(s, text);
+  tde_secret_free(text);
+  return rc;
+}
+
+static void add_assertion(tde_sbuf *s, const char *assertion) {
+  tde_sbuf_add(s, "&client_assertion_type=");
+  tde_sbuf_escaped(s, ASSERTION_TYPE);
+  tde_sbuf_add(s, "&client_assertion=");
+  tde_sbuf_escaped(s, assertion);
+}
+
+/* How the client proves who it is. */
+static tde_class add_proof(const tde_token_flow *f, const char *url, tde_sbuf *s, tde_status *st) {
+  char *text = NULL, *assertion = NULL;
+  size_t n = 0;
+  tde_class rc = TDE_OK;
+  switch (f->id.kind) {
+    case TDE_ID_CLIENT_SECRET: return add_secret(&f->id, s, st);
+    case TDE_ID_CLIENT_CERTIFICATE:
+      rc = read_private(f->id.certificate_file, FILE_TOKEN_MAX, &text, &n, st);
+      if (rc == TDE_OK) {
+        rc = tde_jwt_client_assertion(text, n, url, f->id.client_id, (int64_t)time(NULL),
+                                      &assertion, st);
+      }
+      break;
+    case TDE_ID_WORKLOAD: rc = read_workload(f->id.token_file, &assertion, st); break;
+    default:
+      add_assertion(s, f->inner.text);
+      return TDE_OK;
+  }
+  if (rc == TDE_OK) add_assertion(s, assertion);
+  tde_secret_free(text);
+  tde_secret_free(assertion);
+  return rc;
+}
+
+/* The client credentials request; the proof is there or read here. */
+static tde_class ask_authority(const tde_token_flow *f, tde_request *req, tde_status *st) {
+  char url[512];
+  tde_sbuf s;
+  if (!tde_plain_name(f->tenant)) {
+    return tde_fail(st, TDE_MISCONFIGURED, NULL, "the tenant of the vault is malformed");
+  }
+  snprintf(url, sizeof url, "%s/%s/oauth2/v2.0/token", f->cloud->authority, f->tenant);
+  tde_class rc = tde_request_begin(req, "POST", url, st);
+  if (rc != TDE_OK) return rc;
+  tde_sbuf_init(&s, TDE_FORM_MAX);
+  tde_sbuf_add(&s, "grant_type=client_credentials&client_id=");
+  tde_sbuf_escaped(&s, f->id.client_id);
+  tde_sbuf_add(&s, "&scope=");
+  tde_sbuf_escaped(&s, f->resource);
+  tde_sbuf_escaped(&s, "/.default");
+  rc = add_proof(f, url, &s, st);
+  if (rc == TDE_OK) rc = tde_request_body(req, &s, "application/x-www-form-urlencoded", st);
+  tde_sbuf_free(&s);
+  return rc == TDE_OK ? tde_request_header(req, "Accept", "application/json", NULL, st) : rc;
+}
+
+static tde_step ended(tde_token_flow *f, const tde_status *st) {
+  tde_status unknown;
+  if (st == NULL || st->code == TDE_OK) {
+    tde_status_clear(&unknown);
+    tde_fail(&unknown, TDE_UNREACHABLE, NULL, "a token request failed");
+    st = &unknown;
+  }
+  settle_failed(&f->inner, st);
+  settle_failed(&f->outer, st);
+  return TDE_STEP_FAILED;
+}
+
+/* The request for the outer token, whose claim is ours. A federated one needs
+** the managed identity's token first. */
+static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
+  tde_class rc;
+  f->asking_inner = 0;
+  if (f->id.kind == TDE_ID_FEDERATED && f->inner.text == NULL) {
+    outcome o = want_token(&f->inner, st);
+    if (o == FAILED) return ended(f, st);
+    if (o == LEAD) {
+      f->asking_inner = 1;
+      rc = ask_managed(f, &f->via, EXCHANGE_RESOURCE, req, st);
+      return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
+    }
+  }
+  if (f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+    rc = ask_managed(f, &f->id, f->resource, req, st);
+  } else {
+    rc = ask_authority(f, req, st);
+  }
+  return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
+}
+
+tde_step tde_token_start(tde_token_flow *f, tde_request *req, tde_status *st) {
+  switch (want_token(&f->outer, st)) {
+    case READY: return TDE_STEP_DONE;
+    case LEAD: return ask_outer(f, req, st);
+    default: return TDE_STEP_FAILED;
+  }
+}
+
+/* ---- replies ---- */
+
+/* A token goes into a header: visible ASCII only (RFC 6750 section 2.1). */
+static int token_form(const char *text, size_t n) {
+  if (n == 0 || n > TDE_TOKEN_TEXT_MAX) return 0;
+  for (size_t i = 0; i < n; i++) {
+    if (text[i] <= ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\') return 0;
+  }
+  return 1;
+}
+
+/* expires_in: digits, as a number or as a text. -1: malformed. */
+static int64_t seconds_of(const tde_json_span *v) {
+  int64_t s = 0;
+  if (v->n == 0 || v->n > 10) return -1;
+  for (size_t i = 0; i < v->n; i++) {
+    if (v->at[i] < '0' || v->at[i] > '9') return -1;
+    s = s * 10 + (v->at[i] - '0');
+  }
+  return s;
+}
+
+static tde_class malformed(tde_status *st, const char *what) {
+  return tde_fail(st, TDE_CORRUPT, "check what answers at the identity's endpoint",
+                  "the reply to a token request %s", what);
+}
+
+static tde_class accept_token(const tde_reply *reply, want *w, tde_status *st) {
+  static const char what[] = "reply to a token request";
+  tde_json_span text, life, expires_on;
+  tde_status inner;
+  int64_t seconds = -1;
+  tde_class rc = tde_json_find(reply->body, reply->nbody, what, "access_token", &text, st);
+  if (rc == TDE_CORRUPT) return rc;
+  if (rc != TDE_OK || !text.is_text || !token_form(text.at, text.n)) {
+    return malformed(st, "holds no access_token of the right form");
+  }
+  if (tde_json_find(reply->body, reply->nbody, what, "expires_in", &life, &inner) == TDE_OK) {
+    seconds = seconds_of(&life);
+  } else if (tde_json_find(reply->body, reply->nbody, what, "expires_on", &expires_on, &inner) ==
+             TDE_OK) {
+    /* App Service names the moment, in Unix time. */
+    seconds = seconds_of(&expires_on);
+    if (seconds >= 0) seconds -= (int64_t)time(NULL);
+  }
+  if (seconds <= 0) return malformed(st, "does not say how long the token lives");
+  return settle_ok(w, text.at, text.n, seconds, st);
+}
+
+/* Codes and ids of a service are names. What is none, or is longer, is left
+** out: it could be anything, a token too. */
+static void copy_code(char *out, size_t cap, const char *text) {
+  size_t n = text != NULL && tde_plain_name(text) ? strlen(text) : 0;
+  if (n >= cap) n = 0;
+  memcpy(out, text != NULL ? text : "", n);
+  out[n] = 0;
+}
+
+/* The service's codes and request id into st; its prose stays out. */
+static void note_error(const tde_reply *reply, tde_status *st) {
+  tde_json *root = NULL;
+  char code[48] = "", id[sizeof st->request_id] = "";
+  st->http_status = reply->status;
+  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) == TDE_OK) {
+    const tde_json *codes = tde_json_get(root, "error_codes");
+    copy_code(code, sizeof code, tde_json_get_text(root, "error"));
+    copy_code(id, sizeof id, tde_json_get_text(root, "trace_id"));
+    int64_t number = tde_json_int_at(codes, 0, 0);
+    if (number > 0) {
+      snprintf(st->service_code, sizeof st->service_code, "%.40s/AADSTS%lld", code,
+               (long long)(number % 100000000));
+    } else {
+      snprintf(st->service_code, sizeof st->service_code, "%s", code);
+    }
+  }
+  tde_json_free(root);
+  if (id[0] == 0 && reply->header != NULL) {
+    copy_code(id, sizeof id, reply->header(reply, "x-ms-request-id"));
+  }
+  memcpy(st->request_id, id, sizeof id);
+}
+
+static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_status *st) {
+  const tde_identity *id = f->asking_inner ? &f->via : &f->id;
+  int managed = id->kind == TDE_ID_MANAGED || id->kind == TDE_ID_APP_SERVICE;
+  int s = reply->status;
+  note_error(reply, st);
+  if (s == 429) {
+    return tde_fail(st, TDE_THROTTLED, NULL, "the token endpoint of the identity %s is busy (429)",
+                    id->name);
+  }
+  if (s >= 500 || s == 408 || (managed && (s == 404 || s == 410)) ||
+      strncmp(st->service_code, "temporarily_unavailable", 23) == 0) {
+    return tde_fail(st, TDE_UNREACHABLE, NULL,
+                    "the token endpoint of the identity %s has no token now (%d)", id->name, s);
+  }
+  if (s < 400) return malformed(st, "has a status that none should have");
+  return tde_fail(st, TDE_UNAUTHENTICATED,
+                  managed ? "assign the managed identity to this machine, and check \"client_id\""
+                          : "check the identity's tenant, client id, and its secret, certificate or "
+                            "federated credential",
+                  "no token for the identity %s: %s (%d)", id->name,
+                  st->service_code[0] != 0 ? st->service_code : "refused", s);
+}
+
+tde_step tde_token_reply(tde_token_flow *f, const tde_reply *reply, tde_request *req,
+                         tde_status *st) {
+  want *w = f->asking_inner ? &f->inner : &f->outer;
+  tde_class rc = reply->status == 200 ? accept_token(reply, w, st) : refused(f, reply, st);
+  if (rc != TDE_OK) {
+    st->http_status = reply->status;
+    ended(f, st);
+    if (tde_class_is_outage(rc) && old_token(&f->outer)) return TDE_STEP_DONE;
+    return TDE_STEP_FAILED;
+  }
+  if (!f->asking_inner) return TDE_STEP_DONE;
+  return ask_outer(f, req, st);
+}
+
+const char *tde_token_value(const tde_token_flow *f) {
+  return f->outer.text;
+}
+
+const char *tde_token_identity(const tde_token_flow *f) {
+  return f->id.name;
+}
+
+void tde_token_drop(tde_token_flow *f) {
+  drop(&f->outer);
+  /* The assertion may be what was wrong with it. */
+  if (f->id.kind == TDE_ID_FEDERATED) drop(&f->inner);
+}
+
+void tde_token_flow_free(tde_token_flow *f) {
+  if (f == NULL) return;
+  ended(f, NULL);
+  tde_secret_free(f->outer.text);
+  tde_secret_free(f->inner.text);
+  free(f);
+}

@@ -1,0 +1,1022 @@
+/*
+** test_azure.c: Azure Key Vault, tokens, assertions and their configuration,
+** against canned replies.
+**
+** The sender here answers from a script and keeps what it was asked. Every
+** secret in this file (tokens, client secrets, keys) holds the mark SECRET in
+** clear or is looked for by value; each report is searched for it, and each test that
+** sends one checks that the search does find it in the request.
+*/
+#include <ftw.h>
+#include <openssl/core_names.h>
+#include <openssl/evp.h>
+#include <openssl/param_build.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "ext/base/bytes.h"
+#include "ext/base/crypto.h"
+#include "ext/base/secret.h"
+#include "keyprovider/azure.h"
+#include "keyprovider/http.h"
+#include "keyprovider/instance.h"
+#include "keyprovider/jwt.h"
+#include "keyprovider/request.h"
+#include "keyprovider/token.h"
+#include "tests/unit/unit.h"
+
+#define TENANT "11111111-2222-3333-4444-555555555555"
+#define OTHER_TENANT "99999999-2222-3333-4444-555555555555"
+#define VAULT "https://v.vault.azure.net"
+#define KEY VAULT "/keys/k"
+#define VERSION "0123456789abcdef0123456789abcdef"
+#define CHALLENGE                                                    \
+  "Bearer authorization=\"https://login.microsoftonline.com/" TENANT \
+  "\", resource=\"https://vault.azure.net\""
+/* RFC 7638 section 3.1: a public key, and its thumbprint. */
+#define RFC7638_N                                                                         \
+  "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSo" \
+  "c_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YG" \
+  "jQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt" \
+  "-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"
+#define RFC7638_THUMB "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+#define DEK64 "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
+static char root_dir[256];
+
+/* ---- the sender ---- */
+
+typedef struct step {
+  int status;
+  const char *body, *challenge;
+} step;
+
+typedef struct asked {
+  char method[8], url[600], headers[2048], body[8192];
+} asked;
+
+static struct {
+  pthread_mutex_t mutex;
+  const step *script;
+  int nscript, n, nap_ms, tokens;
+  asked log[40];
+} wire = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static const char *header_of(const tde_reply *reply, const char *name) {
+  const step *s = reply->impl;
+  if (strcasecmp(name, "WWW-Authenticate") == 0) return s->challenge;
+  return strcasecmp(name, "x-ms-request-id") == 0 ? "req-42" : NULL;
+}
+
+static void keep(asked *a, const tde_request *req) {
+  size_t n = 0;
+  memset(a, 0, sizeof *a);
+  snprintf(a->method, sizeof a->method, "%s", req->method);
+  snprintf(a->url, sizeof a->url, "%s", req->url);
+  for (char **h = req->headers; h != NULL && *h != NULL && n < sizeof a->headers; h++) {
+    n += (size_t)snprintf(a->headers + n, sizeof a->headers - n, "%s\n", *h);
+  }
+  if (req->body != NULL) snprintf(a->body, sizeof a->body, "%s", req->body);
+}
+
+static tde_class wire_send(const tde_op *op, const tde_request *req, tde_reply *reply,
+                           tde_status *st) {
+  (void)op;
+  pthread_mutex_lock(&wire.mutex);
+  int i = wire.n++;
+  if (i < (int)COUNT(wire.log)) keep(&wire.log[i], req);
+  const step *s = i < wire.nscript ? &wire.script[i] : NULL;
+  pthread_mutex_unlock(&wire.mutex);
+  if (s == NULL || s->status == 0) return tde_fail(st, TDE_UNREACHABLE, NULL, "no answer");
+  *reply = (tde_reply){s->status, s->body, strlen(s->body), header_of, NULL, (void *)(uintptr_t)s};
+  return TDE_OK;
+}
+
+static void script(const step *s, int n) {
+  wire.script = s;
+  wire.nscript = n;
+  wire.n = 0;
+  memset(wire.log, 0, sizeof wire.log);
+}
+
+static void forget(void) {
+  tde_token_drop_cache();
+  tde_azure_drop_cache();
+}
+
+/* ---- instances and operations ---- */
+
+static void write_file(const char *path, const char *text, mode_t mode) {
+  FILE *f = fopen(path, "w");
+  if (!CHECK(f != NULL)) return;
+  fputs(text, f);
+  fclose(f);
+  chmod(path, mode);
+}
+
+static tde_class open_instance(const char *members, const tde_instance **out, tde_status *st) {
+  static int number;
+  char dir[512], path[600], text[8192];
+  snprintf(dir, sizeof dir, "%s/i%d", root_dir, number++);
+  mkdir(dir, 0700);
+  snprintf(path, sizeof path, "%s/instance.json", dir);
+  snprintf(text, sizeof text, "{\"version\":1,\"default_protector\":\"%s\"%s}",
+           "https://v.own.example/keys/k", members);
+  write_file(path, text, 0600);
+  return tde_instance_open(dir, 0, out, st);
+}
+
+static const tde_instance *instance(const char *members) {
+  const tde_instance *inst = NULL;
+  tde_status st;
+  tde_status_clear(&st);
+  if (open_instance(members, &inst, &st) != TDE_OK) {
+    printf("no instance: %s\n", st.message);
+    exit(1);
+  }
+  return inst;
+}
+
+#define SECRET_IDENTITY                                                                            \
+  ",\"identities\":{\"app\":{\"kind\":\"client_secret\",\"client_id\":\"cid\",\"secret_env\":\"T_" \
+  "SECRET\"}}"
+
+static const tde_instance *usual(void) {
+  static const tde_instance *inst;
+  if (inst == NULL) inst = instance(SECRET_IDENTITY);
+  return inst;
+}
+
+static uint8_t *dek;
+static tde_status last;
+
+static tde_class run(tde_op_kind kind, const tde_instance *inst, const char *id, tde_op *op) {
+  memset(op, 0, sizeof *op);
+  op->kind = kind;
+  op->instance = inst;
+  op->dek = dek;
+  if (kind == TDE_OP_UNWRAP) {
+    memset(dek, 0x55, TDE_KEY_BYTES);
+    memset(op->wrapped, 7, 256);
+    op->nwrapped = 256;
+  }
+  tde_class rc = tde_provider_run(op, id, &last);
+  if (rc != TDE_OK) {
+    CHECK(last.message[0] != 0 && last.remedy[0] != 0 && last.key_id[0] != 0);
+    CHECK(strstr(last.message, "SECRET") == NULL && strstr(last.remedy, "SECRET") == NULL);
+    CHECK(strstr(last.message, DEK64) == NULL && strstr(last.service_code, "SECRET") == NULL);
+    if (kind == TDE_OP_UNWRAP) CHECK(tde_all_zero(dek, TDE_KEY_BYTES));
+  }
+  return rc;
+}
+
+#define TOKEN_REPLY \
+  "{\"token_type\":\"Bearer\",\"expires_in\":3599,\"access_token\":\"SECRET.TOKEN-1\"}"
+#define KEY_JSON(kid, kty, n, ops, attrs)                                            \
+  "{\"key\":{\"kid\":\"" kid "\",\"kty\":\"" kty "\",\"key_ops\":" ops ",\"n\":\"" n \
+  "\",\"e\":\"AQAB\"},\"attributes\":{" attrs "}}"
+#define ALL_OPS "[\"wrapKey\",\"unwrapKey\"]"
+#define GOOD_ATTRS                                                                    \
+  "\"enabled\":true,\"created\":1700000000,\"updated\":1700000000,\"recoveryLevel\":" \
+  "\"Recoverable\""
+#define KEY_REPLY KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS)
+#define UNWRAP_REPLY "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "\"}"
+#define DENY \
+  { 401, "", CHALLENGE }
+#define TOKEN \
+  { 200, TOKEN_REPLY, NULL }
+
+static const char *wrap_reply(void) {
+  static char text[600];
+  uint8_t raw[256];
+  char b64[400];
+  memset(raw, 9, sizeof raw);
+  tde_base64url(raw, sizeof raw, b64);
+  snprintf(text, sizeof text, "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"%s\"}", b64);
+  return text;
+}
+
+/* ---- ids, hosts, challenges ---- */
+
+static void key_ids(void) {
+  static const char *const good[] = {KEY, KEY "/" VERSION, "https://a.b:8443/keys/K-1/v"};
+  static const char *const bad[] = {"https://",
+                                    "https://v.vault.azure.net",
+                                    VAULT "/keys",
+                                    VAULT "/keys/",
+                                    VAULT "/keys//v",
+                                    VAULT "/keys/k/",
+                                    KEY "/v/w",
+                                    VAULT "/secrets/k",
+                                    KEY "?a=b",
+                                    KEY "#f",
+                                    KEY "%2f",
+                                    KEY "/..",
+                                    VAULT "/keys/../k",
+                                    VAULT "/keys/k_1",
+                                    "https://V.vault.azure.net/keys/k",
+                                    "https://u@v.vault.azure.net/keys/k",
+                                    "https://vault/keys/k",
+                                    "https://v..net/keys/k",
+                                    "https://-v.net/keys/k",
+                                    "https://v.net-/keys/k",
+                                    "https://v.net:0/keys/k",
+                                    "https://v.net:65536/keys/k",
+                                    "https://v.net:/keys/k",
+                                    "https://v.net:1x/keys/k",
+                                    "https://[::1]/keys/k",
+                                    "http://v.vault.azure.net/keys/k",
+                                    "https:/v.net/keys/k"};
+  char base[TDE_KEY_ID_MAX], version[128], text[TDE_KEY_ID_MAX + 64];
+  for (size_t i = 0; i < COUNT(good); i++) {
+    CHECK(tde_provider_find(good[i], NULL) == &tde_provider_azure);
+    CHECK(tde_provider_azure.parse_id(good[i], base, version, NULL) == TDE_OK);
+  }
+  CHECK(tde_provider_azure.parse_id(KEY "/" VERSION, base, version, NULL) == TDE_OK);
+  CHECK(strcmp(base, KEY) == 0 && strcmp(version, VERSION) == 0);
+  for (size_t i = 0; i < COUNT(bad); i++) {
+    int refused = tde_provider_azure.parse_id(bad[i], base, version, NULL) == TDE_MISCONFIGURED;
+    if (!refused) printf("taken: %s\n", bad[i]);
+    CHECK(refused && base[0] == 0);
+  }
+  memset(text, 'k', sizeof text);
+  memcpy(text, VAULT "/keys/", strlen(VAULT "/keys/"));
+  text[sizeof text - 1] = 0;
+  CHECK(tde_provider_azure.parse_id(text, base, version, NULL) == TDE_MISCONFIGURED);
+}
+
+static void hosts(void) {
+  const tde_instance *inst = instance(SECRET_IDENTITY
+                                      ",\"azure\":{\"vault_suffixes\":[\"vault.localtest\"]}");
+  static const char *const yes[] = {"v.vault.azure.net", "a.managedhsm.azure.net",
+                                    "x.vault.localtest", "v.own.example", "v.vault.azure.cn"};
+  static const char *const no[] = {"evil.example",     "vault.azure.net",
+                                   "xvault.azure.net", "v.vault.azure.net.evil.example",
+                                   "w.own.example",    "own.example"};
+  for (size_t i = 0; i < COUNT(yes); i++) CHECK(tde_azure_host_allowed(inst, yes[i]));
+  for (size_t i = 0; i < COUNT(no); i++) CHECK(!tde_azure_host_allowed(inst, no[i]));
+  tde_op op;
+  script(NULL, 0);
+  CHECK(run(TDE_OP_UNWRAP, inst, "https://v.evil.example/keys/k/1", &op) == TDE_MISCONFIGURED);
+  CHECK(wire.n == 0);
+}
+
+static void challenges(void) {
+  static const struct {
+    const char *text, *host;
+    tde_class rc;
+  } all[] = {
+      {CHALLENGE, "v.vault.azure.net", TDE_OK},
+      {"bearer resource=https://vault.azure.net,authorization=https://l.net/t1",
+       "v.vault.azure.net", TDE_OK},
+      {"Bearer authorization=\"https://l/t/oauth2\", scope=\"https://vault.azure.net/.default\"",
+       "v.vault.azure.net", TDE_OK},
+      {CHALLENGE, "v.vault.azure.cn", TDE_DENIED},
+      {CHALLENGE, "vault.azure.net", TDE_DENIED},
+      {CHALLENGE, "evilvault.azure.net", TDE_DENIED},
+      {"Bearer authorization=\"https://l/t\", resource=\"https://management.azure.com\"",
+       "v.vault.azure.net", TDE_DENIED},
+      {"Bearer authorization=\"https://l/t\", resource=\"https://net\"", "v.vault.azure.net",
+       TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/t\", resource=\"http://vault.azure.net\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/t\", resource=\"https://vault.azure.net/x\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/../x\", resource=\"https://vault.azure.net\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/%2e\", resource=\"https://vault.azure.net\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l\", resource=\"https://vault.azure.net\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"http://l/t\", resource=\"https://vault.azure.net\"",
+       "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer resource=\"https://vault.azure.net\"", "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/t\"", "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer authorization=\"https://l/t", "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer =,=,==\"", "v.vault.azure.net", TDE_CORRUPT},
+      {"Bearer ", "v.vault.azure.net", TDE_CORRUPT},
+      {"Basic realm=x", "v.vault.azure.net", TDE_CORRUPT},
+      {"", "v.vault.azure.net", TDE_CORRUPT},
+      {NULL, "v.vault.azure.net", TDE_CORRUPT},
+  };
+  tde_challenge c;
+  for (size_t i = 0; i < COUNT(all); i++) {
+    tde_class rc = tde_azure_challenge(all[i].text, all[i].host, &c, NULL);
+    if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == all[i].rc);
+  }
+  CHECK(tde_azure_challenge(CHALLENGE, "v.vault.azure.net", &c, NULL) == TDE_OK);
+  CHECK(strcmp(c.tenant, TENANT) == 0 && strcmp(c.resource, "https://vault.azure.net") == 0);
+  char huge[6000];
+  memset(huge, ' ', sizeof huge);
+  memcpy(huge, "Bearer", 6);
+  huge[sizeof huge - 1] = 0;
+  CHECK(tde_azure_challenge(huge, "v.vault.azure.net", &c, NULL) == TDE_CORRUPT);
+}
+
+/* ---- operations ---- */
+
+static void get_key(void) {
+  static const step cold[] = {DENY, TOKEN, {200, KEY_REPLY, NULL}};
+  static const step warm[] = {{200, KEY_REPLY, NULL}};
+  tde_op op;
+  char thumb[64];
+  forget();
+  script(cold, 3);
+  CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_OK && wire.n == 3);
+  tde_base64url(op.info.thumbprint, TDE_THUMB_BYTES, thumb);
+  CHECK(strcmp(thumb, RFC7638_THUMB) == 0);
+  CHECK(strcmp(op.info.base_id, KEY) == 0 && strcmp(op.info.version, VERSION) == 0);
+  CHECK(strcmp(op.info.type, "RSA-2048") == 0 && op.info.enabled && op.info.created == 1700000000);
+  CHECK(strcmp(op.info.algorithm, "RSA-OAEP-256") == 0);
+  /* No token and no body before the challenge; then the token, in a header only. */
+  CHECK(strstr(wire.log[0].headers, "Authorization") == NULL && wire.log[0].body[0] == 0);
+  CHECK(strcmp(wire.log[0].url, KEY "/?api-version=7.4") == 0);
+  CHECK(strcmp(wire.log[1].url, "https://login.microsoftonline.com/" TENANT "/oauth2/v2.0/token") ==
+        0);
+  CHECK(strstr(wire.log[1].body, "client_secret=SECRET%2Fvalue") != NULL);
+  CHECK(strstr(wire.log[1].body, "scope=https%3A%2F%2Fvault.azure.net%2F.default") != NULL);
+  CHECK(strstr(wire.log[2].headers, "Authorization: Bearer SECRET.TOKEN-1\n") != NULL);
+  CHECK(strstr(wire.log[2].url, "SECRET") == NULL);
+  script(warm, 1);
+  CHECK(run(TDE_OP_LATEST, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 1);
+  CHECK(strcmp(wire.log[0].url, KEY "/?api-version=7.4") == 0);
+}
+
+static void wrap_and_unwrap(void) {
+  step wrap[] = {DENY, TOKEN, {200, KEY_REPLY, NULL}, {200, wrap_reply(), NULL}};
+  static const step unwrap[] = {{200, UNWRAP_REPLY, NULL}};
+  static const step cold[] = {DENY, TOKEN, {200, UNWRAP_REPLY, NULL}};
+  tde_op op;
+  forget();
+  for (int i = 0; i < TDE_KEY_BYTES; i++) dek[i] = (uint8_t)i;
+  script(wrap, 4);
+  CHECK(run(TDE_OP_WRAP, usual(), KEY, &op) == TDE_OK && op.nwrapped == 256 && op.wrapped[3] == 9);
+  CHECK(strcmp(wire.log[3].url, KEY "/" VERSION "/wrapkey?api-version=7.4") == 0);
+  CHECK(strcmp(wire.log[3].body, "{\"alg\":\"RSA-OAEP-256\",\"value\":\"" DEK64 "\"}") == 0);
+  CHECK(strcmp(op.info.version, VERSION) == 0);
+  script(unwrap, 1);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && dek[31] == 31 &&
+        dek[1] == 1);
+  /* Cold: exactly one token request, one unwrap that is granted. */
+  forget();
+  script(cold, 3);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 3);
+  CHECK(wire.log[0].body[0] == 0 && wire.log[2].body[0] != 0);
+}
+
+static void may_wrap(void) {
+  static const struct {
+    const char *key;
+    tde_class rc;
+  } all[] = {
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS,
+                "\"enabled\":false,\"recoveryLevel\":\"Recoverable\""),
+       TDE_DISABLED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS,
+                "\"enabled\":true,\"exp\":1000,\"recoveryLevel\":\"Recoverable\""),
+       TDE_DISABLED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS,
+                "\"enabled\":true,\"nbf\":99999999999,\"recoveryLevel\":\"Recoverable\""),
+       TDE_DISABLED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS,
+                "\"enabled\":true,\"recoveryLevel\":\"Recoverable+Purgeable\""),
+       TDE_MISCONFIGURED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS,
+                "\"enabled\":true,\"recoveryLevel\":\"Purgeable\""),
+       TDE_MISCONFIGURED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, ALL_OPS, "\"enabled\":true"), TDE_MISCONFIGURED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, "[\"sign\",\"unwrapKey\"]", GOOD_ATTRS), TDE_DENIED},
+      {KEY_JSON(KEY "/1", "RSA", RFC7638_N, "[]", GOOD_ATTRS), TDE_DENIED},
+  };
+  tde_op op;
+  for (size_t i = 0; i < COUNT(all); i++) {
+    step s[] = {DENY, TOKEN, {200, all[i].key, NULL}};
+    forget();
+    script(s, 3);
+    CHECK(run(TDE_OP_WRAP, usual(), KEY, &op) == all[i].rc && wire.n == 3 && op.nwrapped == 0);
+    /* Looking is allowed. */
+    forget();
+    script(s, 3);
+    CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_OK);
+  }
+  step s[] = {
+      DENY,
+      TOKEN,
+      {200, KEY_JSON(KEY "/" VERSION, "RSA-HSM", RFC7638_N, ALL_OPS, "\"enabled\":true"), NULL},
+      {200, wrap_reply(), NULL}};
+  forget();
+  script(s, 4);
+  CHECK(run(TDE_OP_WRAP, instance(SECRET_IDENTITY ",\"policy\":{\"allow_purgeable_keys\":true}"),
+            KEY, &op) == TDE_OK);
+  CHECK(strcmp(op.info.type, "RSA-HSM-2048") == 0);
+}
+
+/* Runs kind with a warm token and this reply. */
+static tde_class with_reply(tde_op_kind kind, int status, const char *body) {
+  step s[] = {DENY, TOKEN, {status, body, NULL}};
+  tde_op op;
+  forget();
+  script(s, 3);
+  return run(kind, usual(), KEY "/" VERSION, &op);
+}
+
+static void bad_key_replies(void) {
+  static const char *const corrupt[] = {
+      "",
+      "{",
+      "[]",
+      "{}",
+      "null",
+      "\"x\"",
+      "{\"key\":1}",
+      "{\"key\":{}}",
+      "{\"key\":{\"kid\":1}}",
+      KEY_JSON("https://w.vault.azure.net/keys/k/" VERSION, "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(VAULT "/keys/other/" VERSION, "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY "/ffff", "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY, "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY "/" VERSION, "RSA", "", ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY "/" VERSION, "RSA", "!!!", ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N RFC7638_N RFC7638_N, ALL_OPS, GOOD_ATTRS),
+      KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N, ALL_OPS, "\"enabled\":1"),
+      KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N, ALL_OPS, "\"enabled\":true,\"exp\":\"x\""),
+      KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N, ALL_OPS, "\"enabled\":true,\"nbf\":-5"),
+      KEY_REPLY "x",
+      "<html>SECRET</html>",
+  };
+  for (size_t i = 0; i < COUNT(corrupt); i++) {
+    tde_class rc = with_reply(TDE_OP_GET, 200, corrupt[i]);
+    if (rc != TDE_CORRUPT) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == TDE_CORRUPT);
+  }
+  CHECK(with_reply(TDE_OP_GET, 200, KEY_JSON(KEY "/" VERSION, "EC", "", ALL_OPS, GOOD_ATTRS)) ==
+        TDE_UNSUPPORTED);
+  CHECK(
+      with_reply(TDE_OP_GET, 200, KEY_JSON(KEY "/" VERSION, "RSA", "AQAB", ALL_OPS, GOOD_ATTRS)) ==
+      TDE_UNSUPPORTED);
+  CHECK(with_reply(TDE_OP_GET, 200, KEY_REPLY) == TDE_OK);
+  char part[sizeof KEY_REPLY];
+  for (size_t n = 0; n < sizeof KEY_REPLY - 1; n += 7) {
+    memcpy(part, KEY_REPLY, n);
+    part[n] = 0;
+    CHECK(with_reply(TDE_OP_GET, 200, part) == TDE_CORRUPT);
+  }
+}
+
+static void bad_unwrap_replies(void) {
+  static const char *const corrupt[] = {
+      "",
+      "{}",
+      "[]",
+      "{\"kid\":\"" KEY "/" VERSION "\"}",
+      "{\"value\":\"" DEK64 "\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":5}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"AAECAw\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "AA\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "=\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"\\u0041" DEK64 "\"}",
+      "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "\",\"value\":\"" DEK64 "\"}",
+      "{\"kid\":\"" KEY "/ffff\",\"value\":\"" DEK64 "\"}",
+      "{\"kid\":\"" VAULT "/keys/x/" VERSION "\",\"value\":\"" DEK64 "\"}",
+      "{\"x\":{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "\"}}",
+  };
+  for (size_t i = 0; i < COUNT(corrupt); i++) {
+    tde_class rc = with_reply(TDE_OP_UNWRAP, 200, corrupt[i]);
+    if (rc != TDE_CORRUPT) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == TDE_CORRUPT);
+  }
+  CHECK(with_reply(TDE_OP_UNWRAP, 200, UNWRAP_REPLY) == TDE_OK && dek[5] == 5);
+  char part[sizeof UNWRAP_REPLY];
+  for (size_t n = 0; n < sizeof UNWRAP_REPLY - 1; n++) {
+    memcpy(part, UNWRAP_REPLY, n);
+    part[n] = 0;
+    CHECK(with_reply(TDE_OP_UNWRAP, 200, part) == TDE_CORRUPT);
+  }
+  char *huge = malloc(1000001);
+  memset(huge, '[', 1000000);
+  huge[1000000] = 0;
+  CHECK(with_reply(TDE_OP_UNWRAP, 200, huge) == TDE_CORRUPT);
+  CHECK(with_reply(TDE_OP_GET, 200, huge) == TDE_CORRUPT);
+  CHECK(with_reply(TDE_OP_GET, 403, huge) == TDE_DENIED);
+  free(huge);
+}
+
+#define ERROR(code, inner)       \
+  "{\"error\":{\"code\":\"" code \
+  "\",\"message\":\"SECRET prose\",\"innererror\":{\"code\":\"" inner "\"}}}"
+
+static void error_classes(void) {
+  static const struct {
+    int status;
+    const char *body, *says; /* in message or remedy */
+    tde_class rc;
+  } all[] = {
+      {403, ERROR("Forbidden", "AccessDenied"), "grant unwrapKey to the identity app", TDE_DENIED},
+      {403, ERROR("Forbidden", "ForbiddenByRbac"), "grant unwrapKey", TDE_DENIED},
+      {403, ERROR("Forbidden", "ForbiddenByFirewall"), "firewall", TDE_DENIED},
+      {403, ERROR("Forbidden", "KeyOperationForbidden"), "permitted operations", TDE_DENIED},
+      {403, ERROR("Forbidden", "KeyDisabled"), "enable", TDE_DISABLED},
+      {403, "SECRET", "grant unwrapKey", TDE_DENIED},
+      {404, ERROR("KeyNotFound", ""), "recover", TDE_MISSING},
+      {409, ERROR("Conflict", "ObjectIsDeletedButRecoverable"), "recover", TDE_MISSING},
+      {409, ERROR("Conflict", "ObjectIsBeingRecovered"), "", TDE_UNREACHABLE},
+      {429, ERROR("Throttled", ""), "busy", TDE_THROTTLED},
+      {500, "", "", TDE_UNREACHABLE},
+      {503, "", "", TDE_UNREACHABLE},
+      {400, ERROR("BadParameter", ""), "does not unwrap", TDE_WRONG_KEY},
+      {307, "", "not followed", TDE_CORRUPT},
+      {204, "", "", TDE_CORRUPT},
+      {418, "{\"error\":{\"code\":\"\\u001b[31mSECRET prose with spaces\"}}", "", TDE_UNSUPPORTED},
+  };
+  for (size_t i = 0; i < COUNT(all); i++) {
+    tde_class rc = with_reply(TDE_OP_UNWRAP, all[i].status, all[i].body);
+    if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == all[i].rc && last.http_status == all[i].status);
+    CHECK(strstr(last.message, all[i].says) != NULL || strstr(last.remedy, all[i].says) != NULL);
+    CHECK(strcmp(last.request_id, "req-42") == 0);
+  }
+  with_reply(TDE_OP_UNWRAP, 403, all[0].body);
+  CHECK(strcmp(last.service_code, "Forbidden/AccessDenied") == 0);
+  with_reply(TDE_OP_GET, 403, all[0].body);
+  CHECK(strstr(last.remedy, "grant get") != NULL);
+  /* A vault that grants without a token is none. */
+  static const step s[] = {{200, KEY_REPLY, NULL}};
+  tde_op op;
+  forget();
+  script(s, 1);
+  CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_CORRUPT);
+}
+
+static void refused_token(void) {
+  static const step twice[] = {DENY, TOKEN, DENY, TOKEN, DENY, TOKEN};
+  static const step once[] = {
+      DENY,
+      TOKEN,
+      DENY,
+      {200, "{\"expires_in\":\"3599\",\"access_token\":\"SECRET.TOKEN-2\"}", NULL},
+      {200, UNWRAP_REPLY, NULL}};
+  tde_op op;
+  forget();
+  script(twice, 6);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED && wire.n == 5);
+  CHECK(last.http_status == 401);
+  forget();
+  script(once, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
+  CHECK(strstr(wire.log[4].headers, "SECRET.TOKEN-2") != NULL);
+  /* A stranger's challenge after a token: nothing more is sent. */
+  static const step turned[] = {
+      DENY,
+      TOKEN,
+      {401, "", "Bearer authorization=\"https://l/t\", resource=\"https://graph.microsoft.com\""}};
+  forget();
+  script(turned, 3);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_DENIED && wire.n == 3);
+}
+
+/* ---- tokens ---- */
+
+static void token_replies(void) {
+  static const struct {
+    int status;
+    const char *body;
+    tde_class rc;
+  } all[] = {
+      {200, "", TDE_CORRUPT},
+      {200, "{}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\"}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\",\"expires_in\":0}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\",\"expires_in\":-5}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\",\"expires_in\":\"1e3\"}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\",\"expires_in\":99999999999}", TDE_CORRUPT},
+      {200, "{\"access_token\":5,\"expires_in\":60}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"\",\"expires_in\":60}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SEC RET\",\"expires_in\":60}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\\r\\nX: y\",\"expires_in\":60}", TDE_CORRUPT},
+      {200, "{\"access_token\":\"SECRET\",\"access_token\":\"B\",\"expires_in\":60}", TDE_CORRUPT},
+      {302, "", TDE_CORRUPT},
+      {400,
+       "{\"error\":\"invalid_client\",\"error_description\":\"SECRET\",\"error_codes\":[7000215],"
+       "\"trace_id\":\"tr-1\"}",
+       TDE_UNAUTHENTICATED},
+      {401, "SECRET", TDE_UNAUTHENTICATED},
+      {400, "{\"error\":\"temporarily_unavailable\"}", TDE_UNREACHABLE},
+      {429, "", TDE_THROTTLED},
+      {500, "", TDE_UNREACHABLE},
+      {503, "SECRET", TDE_UNREACHABLE},
+  };
+  tde_op op;
+  for (size_t i = 0; i < COUNT(all); i++) {
+    step s[] = {DENY, {all[i].status, all[i].body, NULL}, {200, UNWRAP_REPLY, NULL}};
+    forget();
+    script(s, 3);
+    tde_class rc = run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op);
+    if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == all[i].rc && wire.n == 2 && last.http_status == all[i].status);
+    if (i == 13) {
+      CHECK(strcmp(last.service_code, "invalid_client/AADSTS7000215") == 0);
+      CHECK(strcmp(last.request_id, "tr-1") == 0);
+    }
+    /* The claim is free again. */
+    step good[] = {TOKEN, {200, UNWRAP_REPLY, NULL}};
+    script(good, 2);
+    CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK);
+  }
+  static const step gone[] = {DENY, {0, "", NULL}};
+  forget();
+  script(gone, 2);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNREACHABLE);
+  char part[sizeof TOKEN_REPLY];
+  for (size_t n = 0; n < sizeof TOKEN_REPLY - 1; n++) {
+    memcpy(part, TOKEN_REPLY, n);
+    part[n] = 0;
+    step s[] = {DENY, {200, part, NULL}};
+    forget();
+    script(s, 2);
+    CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_CORRUPT);
+  }
+}
+
+/* Unwraps cold with these identities; what was asked is in wire.log. */
+static tde_class unwrap_as(const char *identities, const char *identity, const char *federated,
+                           const step *s, int n) {
+  char members[4096];
+  tde_op op;
+  snprintf(members, sizeof members, ",\"identities\":{%s}", identities);
+  memset(&op, 0, sizeof op);
+  op.kind = TDE_OP_UNWRAP;
+  op.instance = instance(members);
+  op.identity = identity;
+  op.federated_client_id = federated;
+  op.dek = dek;
+  op.nwrapped = 256;
+  forget();
+  script(s, n);
+  tde_class rc = tde_provider_run(&op, KEY "/" VERSION, &last);
+  CHECK(strstr(last.message, "SECRET") == NULL);
+  return rc;
+}
+
+static const step three[] = {DENY, TOKEN, {200, UNWRAP_REPLY, NULL}};
+
+static void managed_identities(void) {
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", NULL, NULL, three, 3) == TDE_OK);
+  CHECK(strcmp(wire.log[1].url,
+               "http://169.254.169.254/metadata/identity/oauth2/token?api-version="
+               "2018-02-01&resource=https%3A%2F%2Fvault.azure.net") == 0);
+  CHECK(strstr(wire.log[1].headers, "Metadata: true\n") != NULL);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\",\"client_id\":\"uid\"}", "m", NULL, three,
+                  3) == TDE_OK);
+  CHECK(strstr(wire.log[1].url, "&client_id=uid") != NULL);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"app_service\"}", "m", NULL, three, 3) == TDE_MISCONFIGURED);
+  setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:4141/msi/token", 1);
+  setenv("IDENTITY_HEADER", "SECRET-HEADER", 1);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"app_service\"}", "m", NULL, three, 3) == TDE_OK);
+  CHECK(strncmp(wire.log[1].url,
+                "http://127.0.0.1:4141/msi/token?api-version=2019-08-01&resource=", 64) == 0);
+  CHECK(strstr(wire.log[1].headers, "X-IDENTITY-HEADER: SECRET-HEADER\n") != NULL);
+  setenv("IDENTITY_HEADER", "x\r\nEvil: 1", 1);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"app_service\"}", "m", NULL, three, 3) == TDE_MISCONFIGURED);
+  unsetenv("IDENTITY_ENDPOINT");
+  unsetenv("IDENTITY_HEADER");
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "other", NULL, three, 3) ==
+        TDE_MISCONFIGURED);
+}
+
+static void federation(void) {
+  static const step four[] = {
+      DENY,
+      {200, "{\"access_token\":\"SECRET-MI\",\"expires_in\":\"86399\"}", NULL},
+      TOKEN,
+      {200, UNWRAP_REPLY, NULL}};
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\",\"client_id\":\"uid\"}", "m", "fed-client",
+                  four, 4) == TDE_OK);
+  CHECK(strstr(wire.log[1].url, "resource=api%3A%2F%2FAzureADTokenExchange&client_id=uid") != NULL);
+  CHECK(strstr(wire.log[2].url, "/" TENANT "/oauth2/v2.0/token") != NULL);
+  CHECK(strstr(wire.log[2].body, "client_id=fed-client&") != NULL);
+  CHECK(strstr(wire.log[2].body, "client_assertion=SECRET-MI") != NULL &&
+        strstr(wire.log[2].body, "jwt-bearer") != NULL);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"},\"f\":{\"kind\":\"federated\",\"client_"
+                  "id\":\"fc\",\"via\":\"m\"}",
+                  "f", NULL, four, 4) == TDE_OK);
+  CHECK(strstr(wire.log[2].body, "client_id=fc&") != NULL);
+  CHECK(unwrap_as(
+            "\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_env\":\"T_SECRET\"}",
+            "a", "fed", four, 4) == TDE_MISCONFIGURED);
+  static const step inner_fails[] = {DENY, {400, "{\"error\":\"invalid_request\"}", NULL}};
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "m", "fed", inner_fails, 2) ==
+        TDE_UNAUTHENTICATED);
+}
+
+static void secret_sources(void) {
+  char path[512], text[1024];
+  snprintf(path, sizeof path, "%s/secret", root_dir);
+  snprintf(text, sizeof text,
+           "\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_file\":\"%s\"}", path);
+  CHECK(unwrap_as(text, "a", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  write_file(path, "SECRET-F\n", 0600);
+  CHECK(unwrap_as(text, "a", NULL, three, 3) == TDE_OK);
+  size_t n = strlen(wire.log[1].body);
+  CHECK(n > 9 && strcmp(wire.log[1].body + n - 9, "=SECRET-F") == 0);
+  for (mode_t bits = 1; bits <= 040; bits <<= 1) {
+    chmod(path, 0600 | bits);
+    CHECK(unwrap_as(text, "a", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  }
+  CHECK(
+      unwrap_as("\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_env\":\"T_UNSET\"}",
+                "a", NULL, three, 3) == TDE_MISCONFIGURED);
+  CHECK(unwrap_as("\"a\":{\"kind\":\"client_secret\",\"tenant\":\"" OTHER_TENANT
+                  "\",\"client_id\":\"c\",\"secret_env\":\"T_SECRET\"}",
+                  "a", NULL, three, 3) == TDE_MISCONFIGURED &&
+        wire.n == 1);
+  snprintf(path, sizeof path, "%s/federated", root_dir);
+  write_file(path, "SECRET-W1\n", 0644);
+  snprintf(text, sizeof text,
+           "\"w\":{\"kind\":\"workload_identity\",\"client_id\":\"c\",\"token_file\":\"%s\"}",
+           path);
+  CHECK(unwrap_as(text, "w", NULL, three, 3) == TDE_OK &&
+        strstr(wire.log[1].body, "client_assertion=SECRET-W1") != NULL);
+  write_file(path, "SECRET-W2\n", 0644);
+  CHECK(unwrap_as(text, "w", NULL, three, 3) == TDE_OK &&
+        strstr(wire.log[1].body, "=SECRET-W2") != NULL);
+}
+
+static void environment(void) {
+  static const char env[] = "\"e\":{\"kind\":\"environment\"}";
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_MISCONFIGURED);
+  setenv("AZURE_TENANT_ID", TENANT, 1);
+  setenv("AZURE_CLIENT_ID", "env-client", 1);
+  setenv("AZURE_CLIENT_SECRET", "SECRET+ENV", 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_OK);
+  CHECK(strstr(wire.log[1].body, "client_id=env-client&") != NULL &&
+        strstr(wire.log[1].body, "SECRET%2BENV") != NULL);
+  unsetenv("AZURE_CLIENT_SECRET");
+  char path[512];
+  snprintf(path, sizeof path, "%s/federated2", root_dir);
+  write_file(path, "SECRET-W3", 0600);
+  setenv("AZURE_FEDERATED_TOKEN_FILE", path, 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_OK &&
+        strstr(wire.log[1].body, "=SECRET-W3") != NULL);
+  CHECK(unwrap_as("\"w\":{\"kind\":\"workload_identity\"}", "w", NULL, three, 3) == TDE_OK);
+  unsetenv("AZURE_FEDERATED_TOKEN_FILE");
+  setenv("AZURE_CLIENT_ID", "a&b=c", 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_MISCONFIGURED);
+  unsetenv("AZURE_TENANT_ID");
+  unsetenv("AZURE_CLIENT_ID");
+}
+
+/* Many threads, all cold: one token request. */
+static tde_class slow_send(const tde_op *op, const tde_request *req, tde_reply *reply,
+                           tde_status *st) {
+  static const step deny = DENY, token = TOKEN, key = {200, UNWRAP_REPLY, NULL};
+  const step *s = &key;
+  (void)op, (void)st;
+  if (strstr(req->url, "/oauth2/") != NULL) {
+    struct timespec nap = {0, 50000000};
+    pthread_mutex_lock(&wire.mutex);
+    wire.tokens++;
+    pthread_mutex_unlock(&wire.mutex);
+    nanosleep(&nap, NULL);
+    s = &token;
+  } else if (req->body == NULL) {
+    s = &deny;
+  }
+  *reply = (tde_reply){s->status, s->body, strlen(s->body), header_of, NULL, (void *)(uintptr_t)s};
+  return TDE_OK;
+}
+
+static atomic_int opened;
+
+static void *opener(void *arg) {
+  tde_op op;
+  tde_status st;
+  memset(&op, 0, sizeof op);
+  op.kind = TDE_OP_UNWRAP;
+  op.instance = arg;
+  op.dek = tde_secret_alloc(TDE_KEY_BYTES);
+  op.nwrapped = 256;
+  opened += op.dek != NULL && tde_provider_run(&op, KEY "/" VERSION, &st) == TDE_OK;
+  tde_secret_free(op.dek);
+  return NULL;
+}
+
+static void one_request(void) {
+  pthread_t t[16];
+  const tde_instance *inst = usual();
+  forget();
+  wire.tokens = 0;
+  opened = 0;
+  tde_http_sender = slow_send;
+  for (size_t i = 0; i < COUNT(t); i++)
+    CHECK(pthread_create(&t[i], NULL, opener, (void *)(uintptr_t)inst) == 0);
+  for (size_t i = 0; i < COUNT(t); i++) pthread_join(t[i], NULL);
+  tde_http_sender = wire_send;
+  CHECK(opened == (int)COUNT(t) && wire.tokens == 1);
+}
+
+/* ---- configuration ---- */
+
+static void configuration(void) {
+  static const char *const bad[] = {
+      ",\"allow_loopback_http\":1",
+      ",\"http\":[]",
+      ",\"http\":{\"timeout_ms\":\"5\"}",
+      ",\"http\":{\"timeout_ms\":1}",
+      ",\"http\":{\"connect_to\":\"x\"}",
+      ",\"http\":{\"ca_file\":\"relative.pem\"}",
+      ",\"azure\":{\"authority\":\"login.example\"}",
+      ",\"azure\":{\"authority\":\"https://login.example/path\"}",
+      ",\"azure\":{\"authority\":\"https://u@login.example\"}",
+      ",\"azure\":{\"authority\":5}",
+      ",\"azure\":{\"api_version\":\"7.4&x=y\"}",
+      ",\"azure\":{\"vault_suffixes\":\"x.y\"}",
+      ",\"azure\":{\"vault_suffixes\":[\"net\"]}",
+      ",\"azure\":{\"vault_suffixes\":[\".azure.net\"]}",
+      ",\"azure\":{\"vault_suffixes\":[5]}",
+      ",\"policy\":{\"allow_purgeable_keys\":\"yes\"}",
+      ",\"identities\":[]",
+      ",\"identities\":{\"a\":5}",
+      ",\"identities\":{\"a b\":{\"kind\":\"managed_identity\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"magic\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"managed_identity\",\"client_id\":\"a&b\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret\":"
+      "\"SECRET\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"client_secret\":"
+      "\"SECRET\",\"secret_env\":\"E\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_file\":\"/"
+      "a\",\"secret_env\":\"E\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_file\":"
+      "\"a\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"client_certificate\",\"client_id\":\"c\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"federated\",\"client_id\":\"c\",\"via\":\"b\"}}",
+      ",\"identities\":{\"a\":{\"kind\":\"federated\",\"client_id\":\"c\",\"via\":\"a\"}}",
+  };
+  for (size_t i = 0; i < COUNT(bad); i++) {
+    const tde_instance *inst = NULL;
+    tde_status st;
+    tde_class rc = open_instance(bad[i], &inst, &st);
+    if (rc != TDE_MISCONFIGURED) printf("taken: %s\n", bad[i]);
+    CHECK(rc == TDE_MISCONFIGURED && strstr(st.message, "SECRET") == NULL);
+  }
+  const tde_cloud *c = tde_instance_cloud(
+      instance(",\"azure\":{\"authority\":\"https://127.0.0.1:8444/\",\"ca_file\":\"/"
+               "ca.pem\",\"vault_suffixes\":[\"vault.localtest\"]},"
+               "\"http\":{\"timeout_ms\":1234},\"unknown\":{}"));
+  CHECK(strcmp(c->authority, "https://127.0.0.1:8444") == 0 && strcmp(c->ca_file, "/ca.pem") == 0);
+  CHECK(c->total_ms == 1234 && c->connect_ms == 5000 &&
+        strcmp(c->suffixes[0], "vault.localtest") == 0);
+}
+
+/* ---- assertions ---- */
+
+/* RFC 7515 appendix A.2: key, message and signature. */
+#define A2_N                                                                                 \
+  "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt" \
+  "0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSX" \
+  "ndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5" \
+  "IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ"
+#define A2_D                                                                                 \
+  "Eq5xpGnNCivDflJsRQBXHx1hdR1k6Ulwe2JZD50LpXyWPEAeP88vLNO97IjlA7_GQ5sLKMgvfTeXZx9SE-7YwVol" \
+  "2NXOoAJe46sui395IW_GO-pWJ1O0BkTGoVEn2bKVRUCgu-GjBVaYLU6f3l9kJfFNS3E0QbVdxzubSu3Mkqzjkn43" \
+  "9X0M_V51gfpRLI9JYanrC4D4qAdGcopV_0ZHHzQlBjudU2QvXt4ehNYTCBr6XCLQUShb1juUO1ZdiYoFaFQT5Tw8" \
+  "bGUl_x_jTj3ccPDVZFD9pIuhLhBOneufuBiB4cS98l2SR_RQyGWSeWjnczT0QU91p1DhOVRuOopznQ"
+#define A2_JWS                                                                               \
+  "eyJhbGciOiJSUzI1NiJ9."                                                                    \
+  "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0" \
+  "cnVlfQ."                                                                                  \
+  "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W" \
+  "2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkS" \
+  "jtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnv" \
+  "Wh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw"
+
+static BIGNUM *number(const char *b64) {
+  uint8_t raw[512];
+  long n = tde_unbase64url(b64, strlen(b64), raw, sizeof raw);
+  return n > 0 ? BN_bin2bn(raw, (int)n, NULL) : NULL;
+}
+
+static void jwt_vector(void) {
+  OSSL_PARAM_BLD *bld = OSSL_PARAM_BLD_new();
+  BIGNUM *n = number(A2_N), *d = number(A2_D), *e = number("AQAB");
+  OSSL_PARAM_BLD_push_BN(bld, OSSL_PKEY_PARAM_RSA_N, n);
+  OSSL_PARAM_BLD_push_BN(bld, OSSL_PKEY_PARAM_RSA_E, e);
+  OSSL_PARAM_BLD_push_BN(bld, OSSL_PKEY_PARAM_RSA_D, d);
+  OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(bld);
+  EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "RSA", NULL);
+  EVP_PKEY *key = NULL;
+  char *jws = NULL;
+  CHECK(EVP_PKEY_fromdata_init(ctx) == 1 &&
+        EVP_PKEY_fromdata(ctx, &key, EVP_PKEY_KEYPAIR, params) == 1);
+  CHECK(tde_jwt_rs256(
+            key, "{\"alg\":\"RS256\"}",
+            "{\"iss\":\"joe\",\r\n \"exp\":1300819380,\r\n \"http://example.com/is_root\":true}",
+            &jws, NULL) == TDE_OK);
+  CHECK(jws != NULL && strcmp(jws, A2_JWS) == 0);
+  tde_secret_free(jws);
+  EVP_PKEY_free(key);
+  EVP_PKEY_CTX_free(ctx);
+  OSSL_PARAM_free(params);
+  OSSL_PARAM_BLD_free(bld);
+  BN_free(n), BN_free(d), BN_free(e);
+}
+
+/* Certificate and key in one PEM at path. */
+static EVP_PKEY *write_certificate(const char *path, const char *other_key) {
+  EVP_PKEY *key = EVP_RSA_gen(2048), *put = other_key != NULL ? EVP_RSA_gen(2048) : NULL;
+  X509 *cert = X509_new();
+  ASN1_INTEGER_set(X509_get_serialNumber(cert), 7);
+  X509_gmtime_adj(X509_getm_notBefore(cert), 0);
+  X509_gmtime_adj(X509_getm_notAfter(cert), 86400);
+  X509_set_pubkey(cert, key);
+  CHECK(X509_sign(cert, key, EVP_sha256()) > 0);
+  FILE *f = fopen(path, "w");
+  CHECK(f != NULL);
+  PEM_write_X509(f, cert);
+  PEM_write_PrivateKey(f, put != NULL ? put : key, NULL, NULL, 0, NULL, NULL);
+  fclose(f);
+  chmod(path, 0600);
+  X509_free(cert);
+  EVP_PKEY_free(put);
+  return key;
+}
+
+static void client_certificate(void) {
+  char path[512], text[1024], payload[1024] = "";
+  uint8_t sig[512];
+  snprintf(path, sizeof path, "%s/cert.pem", root_dir);
+  EVP_PKEY *key = write_certificate(path, NULL);
+  snprintf(
+      text, sizeof text,
+      "\"c\":{\"kind\":\"client_certificate\",\"client_id\":\"cc\",\"certificate_file\":\"%s\"}",
+      path);
+  CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_OK);
+  const char *jws = strstr(wire.log[1].body, "client_assertion=");
+  REQUIRE(jws != NULL);
+  jws += 17;
+  const char *dot = strchr(jws, '.'), *second = dot != NULL ? strchr(dot + 1, '.') : NULL;
+  REQUIRE(second != NULL);
+  long n = tde_unbase64url(jws, (size_t)(dot - jws), (uint8_t *)payload, sizeof payload - 1);
+  CHECK(n > 0 && strncmp(payload, "{\"alg\":\"RS256\",\"typ\":\"JWT\",\"x5t\":\"", 34) == 0 &&
+        n == 34 + 27 + 2);
+  memset(payload, 0, sizeof payload);
+  n = tde_unbase64url(dot + 1, (size_t)(second - dot - 1), (uint8_t *)payload, sizeof payload - 1);
+  CHECK(n > 0 && strstr(payload, "\"aud\":\"https://login.microsoftonline.com/" TENANT
+                                 "/oauth2/v2.0/token\"") != NULL);
+  CHECK(strstr(payload, "\"iss\":\"cc\"") != NULL && strstr(payload, "\"sub\":\"cc\"") != NULL);
+  n = tde_unbase64url(second + 1, strlen(second + 1), sig, sizeof sig);
+  EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+  CHECK(n == 256 && EVP_DigestVerifyInit(ctx, NULL, EVP_sha256(), NULL, key) == 1 &&
+        EVP_DigestVerify(ctx, sig, (size_t)n, (const unsigned char *)jws, (size_t)(second - jws)) ==
+            1);
+  EVP_MD_CTX_free(ctx);
+  EVP_PKEY_free(key);
+  EVP_PKEY_free(write_certificate(path, "another"));
+  CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  write_file(path, "no PEM, but a SECRET", 0600);
+  CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+}
+
+static int remove_one(const char *path, const struct stat *sb, int type, struct FTW *ftw) {
+  (void)sb, (void)type, (void)ftw;
+  return remove(path);
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"key_ids", key_ids},
+      {"hosts", hosts},
+      {"challenges", challenges},
+      {"get_key", get_key},
+      {"wrap_and_unwrap", wrap_and_unwrap},
+      {"may_wrap", may_wrap},
+      {"bad_key_replies", bad_key_replies},
+      {"bad_unwrap_replies", bad_unwrap_replies},
+      {"error_classes", error_classes},
+      {"refused_token", refused_token},
+      {"token_replies", token_replies},
+      {"managed_identities", managed_identities},
+      {"federation", federation},
+      {"secret_sources", secret_sources},
+      {"environment", environment},
+      {"one_request", one_request},
+      {"configuration", configuration},
+      {"jwt_vector", jwt_vector},
+      {"client_certificate", client_certificate},
+  };
+  snprintf(root_dir, sizeof root_dir, "/tmp/tde-azure-XXXXXX");
+  if (mkdtemp(root_dir) == NULL || tde_crypto_init(NULL) != TDE_OK) return 1;
+  dek = tde_secret_alloc(TDE_KEY_BYTES);
+  if (dek == NULL) return 1;
+  setenv("T_SECRET", "SECRET/value", 1);
+  tde_http_sender = wire_send;
+  int rc = unit_main(argc, argv, tests, COUNT(tests));
+  tde_secret_free(dek);
+  nftw(root_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  return rc;
+}
