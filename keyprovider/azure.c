@@ -519,6 +519,13 @@ static tde_class corrupt(tde_status *st, const char *what) {
                   "the vault's reply %s", what);
 }
 
+/* What the JSON reader found, with the next step for a vault's reply. */
+static tde_class unreadable(tde_class rc, tde_status *st) {
+  if (rc != TDE_CORRUPT || st->remedy[0] != 0) return rc;
+  return tde_fail(st, rc, "try again; if it stays so, check what answers at the vault's address",
+                  "%s", st->message);
+}
+
 /* A reply's kid: of this vault and key, and of the version asked for, if one
 ** was. version gets what it names. */
 static tde_class check_kid(const tde_op *op, const char *kid, size_t n,
@@ -648,6 +655,7 @@ static tde_step on_key(tde_op *op, const tde_reply *reply, tde_request *req, tde
   az *a = op->state;
   tde_json *root = NULL;
   tde_class rc = tde_json_parse(reply->body, reply->nbody, "vault's reply", &root, st);
+  rc = unreadable(rc, st);
   if (rc == TDE_OK) rc = read_key(op, root, st);
   tde_json_free(root);
   if (rc != TDE_OK) return TDE_STEP_FAILED;
@@ -687,6 +695,7 @@ static tde_class on_result(tde_op *op, const tde_reply *reply, tde_status *st) {
   if (rc == TDE_MISSING || (rc == TDE_OK && (!kid.is_text || !value.is_text))) {
     return corrupt(st, "lacks a key id or a value");
   }
+  rc = unreadable(rc, st);
   if (rc == TDE_OK) rc = check_kid(op, kid.at, kid.n, version, st);
   if (rc == TDE_OK) rc = take_value(op, &value, st);
   if (rc != TDE_OK || is_wrap(op)) return rc;

@@ -683,7 +683,7 @@ static tde_class accept_token(const tde_reply *reply, want *w, tde_status *st) {
   tde_status inner;
   int64_t seconds = -1;
   tde_class rc = tde_json_find(reply->body, reply->nbody, what, "access_token", &text, st);
-  if (rc == TDE_CORRUPT) return rc;
+  if (rc == TDE_CORRUPT) return malformed(st, "is not valid JSON");
   if (rc != TDE_OK || !text.is_text || !token_form(text.at, text.n)) {
     return malformed(st, "holds no access_token of the right form");
   }
