@@ -20,7 +20,7 @@ passed=0 failed=0 skipped=0
 # Shows what a person needs: failures and reasons for skipping.
 show() {
   grep -iE '(^|[^a-z])(fail(ed|ure)?|skip(ped)?|error|warning)([^a-z]|$)' "$1" |
-    grep -vE '[0-9]+ passed, +0 failed|^[A-Za-z0-9_./-]+ +[0-9]+ passed +0 failed' | head -n "$2"
+    grep -vE '^[0-9]+ passed, |^[A-Za-z0-9_./-]+ +[0-9]+ passed +0 failed' | head -n "$2"
 }
 
 # A report about a program of FOREIGN in which nothing of the product appears?
