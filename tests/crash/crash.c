@@ -190,8 +190,11 @@ static void sweep(report *rep, const scenario *sc, long i, int job) {
     outcome o = {sc, i, tde, 0, 0, (uint64_t)i};
     if (!(opt.modes & (1 << tde)) || (sc->tde_only && !tde)) continue;
     tell(rep, &o);
-    if (!operations(&r, &o, (uint64_t)i)) rep->failures++;
     o.of = operations(&r, &o, (uint64_t)i);
+    if (!o.of) {
+      rep->failures++;
+      rep->outages++; /* the one that could not be */
+    }
     for (long op = 1; op <= o.of; op++) {
       if (op % opt.jobs != job || (opt.op && op != opt.op)) continue;
       for (int w = 0; w < ways; w++) {

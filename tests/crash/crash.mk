@@ -58,7 +58,7 @@ check-faults: $(CRASH_OUT)/faults ## every allocation, I/O call and random draw 
 	$(Q)$(CRASH_OUT)/faults
 
 check-faults-smoke: $(CRASH_OUT)/faults ## the same, ever larger steps
-	$(Q)$(CRASH_OUT)/faults -c 2
+	$(Q)$(CRASH_OUT)/faults -c 1
 
 .PHONY: check-crash-mutants
 check-crash-mutants: ## the shim broken in known ways: these tests must notice (10 minutes)

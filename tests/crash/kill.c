@@ -389,6 +389,26 @@ static void remove_files(void) {
   }
 }
 
+/* In a child, after a failure, everybody else being dead: does it last? */
+static void afterwards(void) {
+  sqlite3 *db = start();
+  sqlite3_stmt *q = NULL;
+  const char *sql = "PRAGMA integrity_check", *text = NULL;
+
+  for (int i = 0; i < 2; i++) {
+    int rc = sqlite3_prepare_v2(db, sql, -1, &q, NULL);
+    if (rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW) {
+      text = (const char *)sqlite3_column_text(q, 0);
+    }
+    (void)printf("  afterwards %s: %.200s\n", sql, text ? text : sqlite3_errmsg(db));
+    (void)sqlite3_finalize(q);
+    text = NULL;
+    sql = plain ? "SELECT 'plain'" : "SELECT tde_verify()";
+  }
+  (void)fflush(stdout);
+  _exit(0);
+}
+
 static void start_all(pid_t *pid) {
   for (int w = 0; w < WRITERS; w++) {
     if (!pid[w]) pid[w] = start_writer(w);
@@ -496,6 +516,7 @@ int main(int argc, char **argv) {
                    shared->complaint, argv[0], k, (unsigned long long)(seed + (uint64_t)i), each,
                    plain ? " -p" : "");
       (void)fflush(stdout);
+      (void)waitpid(child(afterwards), NULL, 0);
     }
   }
   clean();

@@ -474,13 +474,12 @@ void run_step(run *r, char letter) {
     case 'h':
       repair_header(r);
       break;
-    case 'E':
-    case 'O':
-    case 'U':
-      convert(r, letter);
-      break;
     default:
-      run_fail(r, "no step %c", letter);
+      if (strchr("EOU", letter)) {
+        convert(r, letter);
+      } else {
+        run_fail(r, "no step %c", letter);
+      }
   }
 }
 
