@@ -48,7 +48,7 @@ static int is_due(const tde_file *f) {
 
   if (db->state != TDE_STATE_ONLINE || !db->header.unit_size || db->wal) return 0;
   if (db->lock != SQLITE_LOCK_EXCLUSIVE) return 0;
-  return db->write_failed || (j && j->gen.valid && j->gen.mine_from == j->gen.mine_to);
+  return db->write_failed || (j && j->gen.valid && j->s.own_from == j->s.own_to);
 }
 
 /* Does every unit of this page open? */

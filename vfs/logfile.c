@@ -90,18 +90,30 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   return SQLITE_OK;
 }
 
+/* Zeros where the file is shorter than a prefix. */
+static int read_prefix(tde_file *f, uint8_t b[TDE_PREFIX_BYTES]) {
+  sqlite3_int64 size = 0;
+  int rc = LOWER(f)->xRead(f->lower, b, (int)TDE_PREFIX_BYTES, 0);
+
+  f->s.counters->lower_reads++;
+  if (rc != SQLITE_IOERR_SHORT_READ) return rc;
+  rc = LOWER(f)->xFileSize(f->lower, &size);
+  if (rc) return rc;
+  if (size < (sqlite3_int64)TDE_PREFIX_BYTES) {
+    memset(b, 0, TDE_PREFIX_BYTES);
+    return SQLITE_OK;
+  }
+  rc = LOWER(f)->xRead(f->lower, b, (int)TDE_PREFIX_BYTES, 0); /* it has just grown */
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
+}
+
 int tde_log_refresh(tde_file *f) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_prefix p;
   int rc;
 
   if (f->gen.checked || f->s.prefix_pending) return SQLITE_OK;
-  rc = LOWER(f)->xRead(f->lower, b, sizeof(b), 0);
-  f->s.counters->lower_reads++;
-  if (rc == SQLITE_IOERR_SHORT_READ) {
-    memset(b, 0, sizeof(b));
-    rc = SQLITE_OK;
-  }
+  rc = read_prefix(f, b);
   if (rc) return rc;
   if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
   if (f->gen.valid && memcmp(b, f->gen.seen, sizeof(b)) == 0) {
@@ -109,7 +121,7 @@ int tde_log_refresh(tde_file *f) {
     return SQLITE_OK;
   }
   f->gen.valid = 0;
-  f->gen.mine_from = f->gen.mine_to = 0;
+  f->s.own_from = f->s.own_to = 0;
   tde_sealed_drop(&f->s);
   switch (tde_prefix_parse(b, f->role, &p)) {
     case TDE_PREFIX_NONE:
@@ -156,28 +168,12 @@ static int new_generation(tde_file *f, uint32_t unit) {
   f->s.prefix_pending = 1;
   f->gen.valid = f->gen.checked = 1;
   f->gen.commit = 0;
-  f->gen.mine_from = f->gen.mine_to = 0;
+  f->s.own_from = f->s.own_to = 0;
   return SQLITE_OK;
 }
 
-/* Remembers that this handle wrote the units that [off, off+n) touches. */
-static void note_mine(tde_file *f, uint64_t off, uint32_t n) {
-  uint32_t at;
-  uint64_t first = tde_unit_at(&f->s.geo, off, &at);
-  uint64_t last = tde_unit_at(&f->s.geo, off + n - 1, &at);
-  tde_generation *g = &f->gen;
-
-  if (g->mine_from == g->mine_to || first > g->mine_to || last + 1 < g->mine_from) {
-    g->mine_from = first;
-    g->mine_to = last + 1;
-    return;
-  }
-  if (first < g->mine_from) g->mine_from = first;
-  if (last + 1 > g->mine_to) g->mine_to = last + 1;
-}
-
 static int is_mine(const tde_file *f, uint64_t i) {
-  return i >= f->gen.mine_from && i < f->gen.mine_to;
+  return tde_sealed_own(&f->s, i);
 }
 
 int tde_log_size(tde_file *f, uint64_t *size) {
@@ -211,7 +207,7 @@ int tde_log_truncate(tde_file *f, uint64_t size) {
     tde_sealed_drop(&f->s);
     f->gen.valid = 0;
     f->gen.checked = 1;
-    f->gen.mine_from = f->gen.mine_to = 0;
+    f->s.own_from = f->s.own_to = 0;
   }
   return rc;
 }
@@ -223,7 +219,7 @@ void tde_wal_begin(tde_file *f) {
   tde_sealed_drop(&f->s);
   tde_sealed_forget(&f->s);
   f->gen.checked = 0;
-  f->gen.mine_from = f->gen.mine_to = 0;
+  f->s.own_from = f->s.own_to = 0;
 }
 
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
@@ -262,7 +258,7 @@ static int begins_transaction(tde_file *f, uint64_t off) {
 
   if (!g->valid || f->s.cur_active) return 0;
   i = tde_unit_at(&f->s.geo, off, &at);
-  return at == 0 && (g->mine_from == g->mine_to || (g->commit && i == g->mine_to));
+  return at == 0 && (f->s.own_from == f->s.own_to || (g->commit && i == f->s.own_to));
 }
 
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
@@ -276,7 +272,7 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   }
   if (begins_transaction(f, off)) {
     f->gen.checked = 0;
-    f->gen.mine_from = f->gen.mine_to = 0;
+    f->s.own_from = f->s.own_to = 0;
   }
   rc = tde_log_refresh(f);
   if (rc) return rc;
@@ -297,10 +293,7 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
     int ends = f->gen.commit && at + n == tde_unit_size(&f->s.geo, i);
     return waiting && !ends ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
   }
-  if (at + n == tde_unit_size(&f->s.geo, i)) {
-    note_mine(f, off, n);
-    if (f->gen.commit) rc = tde_sealed_flush(&f->s);
-  }
+  if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_flush(&f->s);
   return rc;
 }
 
@@ -335,7 +328,7 @@ static int void_journal(tde_file *f) {
   tde_sealed_drop(&f->s);
   f->gen.valid = 0;
   f->gen.checked = 1;
-  f->gen.mine_from = f->gen.mine_to = 0;
+  f->s.own_from = f->s.own_to = 0;
   return SQLITE_OK;
 }
 
@@ -382,7 +375,6 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
     if (rc) return rc;
   }
   rc = tde_sealed_write(&f->s, buf, n, off);
-  if (rc == SQLITE_OK) note_mine(f, off, n);
   if (rc == SQLITE_OK && off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
     rc = end_super_name(f, off);
   }

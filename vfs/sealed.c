@@ -130,7 +130,10 @@ int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record,
   units = tde_units_in(&s->geo, (uint64_t)size, &rest);
   *got = units > i ? (units - i < count ? (uint32_t)(units - i) : count) : 0;
   *torn = rest != 0 && *got < count && i + *got == units;
-  return *got == count ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
+  if (*got < count) return SQLITE_IOERR_SHORT_READ;
+  /* All of it is there: the file has just grown, or the read was at fault. */
+  rc = s->lower->pMethods->xRead(s->lower, record, (int)want, (sqlite3_int64)at);
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
 }
 
 static int load_size(tde_sealed *s) {
@@ -267,6 +270,17 @@ static int run_place(tde_sealed *s, uint64_t i, uint8_t **slot, int *append) {
   return SQLITE_OK;
 }
 
+/* Remembers that unit i was sealed here. */
+static void note_own(tde_sealed *s, uint64_t i) {
+  if (s->own_from == s->own_to || i > s->own_to || i + 1 < s->own_from) {
+    s->own_from = i;
+    s->own_to = i + 1;
+    return;
+  }
+  if (i < s->own_from) s->own_from = i;
+  if (i >= s->own_to) s->own_to = i + 1;
+}
+
 /* Seals unit i, of which the first len bytes lie within the file (pt is zero
 ** behind them). */
 static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
@@ -292,6 +306,7 @@ static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) 
   if (c) return rc_of(c);
   if (!append) memcpy(slot, to, n + TDE_UNIT_OVERHEAD);
   s->counters->units_sealed++;
+  note_own(s, i);
   if (append) {
     s->run_units++;
     s->run_len += n + TDE_UNIT_OVERHEAD;
@@ -330,7 +345,7 @@ static int load_unit(tde_sealed *s, uint64_t i, uint32_t *len) {
     }
     if (grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD)) return SQLITE_NOMEM;
     rc = tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn);
-    if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
+    if (rc == SQLITE_IOERR_SHORT_READ && !tde_sealed_own(s, i)) return SQLITE_OK;
     if (rc) return rc;
     record = s->scratch;
   }
@@ -339,7 +354,8 @@ static int load_unit(tde_sealed *s, uint64_t i, uint32_t *len) {
       s->hooks->salvage(s->ctx, i, s->scratch, n + TDE_UNIT_OVERHEAD) == SQLITE_OK) {
     c = tde_sealed_open_record(s, i, record, s->plain);
   }
-  if (c == TDE_TAMPERED && (s->geo.role == TDE_ROLE_WAL || s->geo.role == TDE_ROLE_JOURNAL)) {
+  if (c == TDE_TAMPERED && (s->geo.role == TDE_ROLE_WAL || s->geo.role == TDE_ROLE_JOURNAL) &&
+      !tde_sealed_own(s, i)) {
     return SQLITE_OK; /* of an older generation: nothing is there */
   }
   if (c) return s->hooks->bad(s->ctx, i, c);

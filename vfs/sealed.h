@@ -62,6 +62,8 @@ typedef struct tde_sealed {
   uint32_t last_pad;
   uint32_t tail; /* bytes of an incomplete record behind the last one */
 
+  uint64_t own_from, own_to;        /* log: units sealed by this handle, this generation */
+
   uint8_t cur_active, cur_dirty;
   uint64_t cur_index;
   uint32_t cur_lo, cur_hi; /* written bytes of cur */
@@ -108,6 +110,10 @@ void tde_sealed_drop(tde_sealed *s);
 void tde_sealed_forget(tde_sealed *s);
 static inline int tde_sealed_pending(const tde_sealed *s) {
   return s->run_units > 0 || (s->cur_active && s->cur_dirty);
+}
+/* True when this handle wrote unit i of the log: it must be there. */
+static inline int tde_sealed_own(const tde_sealed *s, uint64_t i) {
+  return i >= s->own_from && i < s->own_to;
 }
 /* True when unit i waits in the run. */
 static inline int tde_sealed_in_run(const tde_sealed *s, uint64_t i) {

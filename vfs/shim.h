@@ -47,7 +47,6 @@ typedef struct tde_generation {
   int checked; /* ... and it was compared in this transaction */
   int commit;  /* WAL: the frame being written ends a transaction */
   uint8_t seen[TDE_PREFIX_BYTES];
-  uint64_t mine_from, mine_to; /* units that this handle wrote in it */
 } tde_generation;
 
 /* What SQLite holds. The file itself is elsewhere: a shim above may move what
