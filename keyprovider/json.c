@@ -240,8 +240,16 @@ tde_json *tde_json_copy(const tde_json *j) {
   return ours(json_deep_copy(view(j)));
 }
 
+/* The library ignores some failed allocations while it writes text, and would
+** leave a part out: what does not read back as the same value is not handed on. */
 static char *dump(const tde_json *j, size_t flags, size_t *n) {
   char *text = json_dumps(view(j), flags);
+  json_t *again = text != NULL ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL;
+  if (text != NULL && (again == NULL || !json_equal(again, view(j)))) {
+    free(text);
+    text = NULL;
+  }
+  json_decref(again);
   if (n != NULL) *n = text != NULL ? strlen(text) : 0;
   return text;
 }
