@@ -455,8 +455,9 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   if (f->plain) return rc;
   tde_sealed_forget(&f->s);
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
-    /* Others may have written since: look at the WAL's generation again before
-    ** it is used. */
+    /* Others may have written since, or died at it: look at the guards and the
+    ** WAL's generation again before they are used. */
+    if (flags & SQLITE_SHM_EXCLUSIVE) f->db->guard_ready = 0;
     if (f->db->wal) {
       f->db->wal->gen.checked = 0;
       if (offset == WRITE_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
