@@ -409,6 +409,7 @@ static int one(const job *j, int k, long nth, int persistent) {
   prepare(&r, j);
   if (r.why[0]) {
     (void)printf("FAIL %s: preparation: %s\n", j->sc.name, r.why);
+    run_close(&r);
     failures++;
     return 0;
   }
