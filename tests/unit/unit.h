@@ -11,8 +11,8 @@
 ** from several threads. A forked child ends with unit_child_exit, and the parent
 ** checks its status.
 */
-#ifndef TDE_UNIT_H
-#define TDE_UNIT_H
+#ifndef TDE_TESTS_UNIT_H
+#define TDE_TESTS_UNIT_H
 
 #include <stdatomic.h>
 #include <stddef.h>
