@@ -182,11 +182,13 @@ static int verify_wal(tde_file *f, verifier *v) {
   uint8_t *b;
   int rc = tde_log_refresh(w);
 
+  /* In this order: another connection may be appending, and then the file is
+  ** longer than the index says, never shorter. */
+  k.last = tde_wal_index(f, NULL);
+  k.known = f->db->shm_open;
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
   if (rc || lower == 0 || !w->gen.valid) return rc;
   units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
-  k.last = tde_wal_index(f, NULL);
-  k.known = f->db->shm_open;
   v->all += units;
   v->page_size = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
