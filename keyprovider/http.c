@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -400,6 +401,18 @@ static CURLcode set_security(CURL *curl, const exchange *x) {
   return rc;
 }
 
+static atomic_int stopped;
+
+void tde_http_stop(void) {
+  atomic_store(&stopped, 1);
+}
+
+/* Called by the library at least once a second. */
+static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d) {
+  (void)arg, (void)a, (void)b, (void)c, (void)d;
+  return atomic_load(&stopped);
+}
+
 static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t left) {
   long connect = x->cloud != NULL ? x->cloud->connect_ms : 5000;
   CURLcode rc = curl_easy_setopt(curl, CURLOPT_URL, x->req->url);
@@ -410,6 +423,8 @@ static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t le
     rc = curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, connect < left ? connect : (long)left);
   }
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)left);
+  if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+  if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_WRITEDATA, in);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
@@ -435,6 +450,7 @@ static CURLcode try_once(const exchange *x, inbox *in, int *status) {
   pipe_guard guard;
   int64_t left = x->deadline - now_ms();
   if (left <= 0) return CURLE_OPERATION_TIMEDOUT;
+  if (atomic_load(&stopped)) return CURLE_ABORTED_BY_CALLBACK;
   pipe_block(&guard);
   CURL *curl = handle_get();
   CURLcode rc = curl != NULL ? set_security(curl, x) : CURLE_OUT_OF_MEMORY;
@@ -493,9 +509,12 @@ static int64_t backoff_ms(int try) {
   return (int64_t)(r % (uint32_t)(bound + 1));
 }
 
+/* In naps, so that the end of the process is noticed. */
 static void sleep_until(int64_t at) {
-  struct timespec t = {(time_t)(at / 1000), (long)(at % 1000) * 1000000L};
-  while (clock_nanosleep(CLOCK_BOOTTIME, TIMER_ABSTIME, &t, NULL) == EINTR) {
+  for (int64_t now = now_ms(); now < at && !atomic_load(&stopped); now = now_ms()) {
+    int64_t ms = at - now < 100 ? at - now : 100;
+    struct timespec t = {0, (long)ms * 1000000L};
+    nanosleep(&t, NULL);
   }
 }
 
@@ -534,6 +553,8 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
                       "the host name %s cannot be resolved", host);
     case CURLE_OPERATION_TIMEDOUT:
       return tde_fail(st, TDE_UNREACHABLE, NULL, "%s did not answer in time", host);
+    case CURLE_ABORTED_BY_CALLBACK:
+      return tde_fail(st, TDE_UNREACHABLE, NULL, "%s was not waited for: the process ends", host);
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_UNSUPPORTED_PROTOCOL:
     case CURLE_BAD_CONTENT_ENCODING:

@@ -44,6 +44,9 @@ void tde_http_install(void);
 ** nothing. TDE_MISCONFIGURED otherwise. */
 tde_class tde_http_url_check(const tde_op *op, const char *url, int *plain, tde_status *st);
 
+/* The process ends: exchanges under way fail within a second, and none begins. */
+void tde_http_stop(void);
+
 /* Closes the idle connections. */
 void tde_http_drop_pool(void);
 

@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
@@ -47,6 +48,11 @@ struct tde_instance {
   char protector[TDE_KEY_ID_MAX];
   char smk[TDE_KEY_ID_MAX];            /* "" when the file names none */
   tde_cloud cloud;
+  tde_policy policy;
+  tde_audit audit;
+  char identity[64];                   /* default_identity, or "" */
+  tde_key_info *keys;                  /* the key list */
+  int nkeys;
   uint8_t digest[TDE_HASH_BYTES];      /* of the file's text */
   const struct tde_instance *older;    /* seen before, of the same directory */
 };
@@ -207,6 +213,63 @@ static tde_class read_protector(const tde_json *root, const char *file, tde_inst
   return TDE_OK;
 }
 
+/* "default_identity": who asks for the default protector. */
+static tde_class read_identity(const tde_json *root, const char *file, tde_instance *inst,
+                               tde_status *st) {
+  const tde_json *v = tde_json_get(root, "default_identity");
+  const char *name = tde_json_get_text(root, "default_identity");
+  if (v == NULL || tde_json_is_null(v)) return TDE_OK;
+  if (name == NULL || strlen(name) >= sizeof inst->identity ||
+      tde_cloud_identity(&inst->cloud, name, NULL) == NULL) {
+    return bad_field(st, file, "default_identity", "is not the name of one of \"identities\"");
+  }
+  memcpy(inst->identity, name, strlen(name) + 1);
+  return TDE_OK;
+}
+
+/* One entry of "keys". */
+static tde_class read_key(const tde_json *e, const char *file, tde_key_info *out,
+                          tde_status *st) {
+  char base[TDE_KEY_ID_MAX], version[128], full[TDE_KEY_ID_MAX];
+  const char *id = tde_json_get_text(e, "key_id"), *ver = tde_json_get_text(e, "version");
+  const char *type = tde_json_get_text(e, "type"), *thumb = tde_json_get_text(e, "thumbprint");
+  int64_t created = tde_json_get_int(e, "created", 0);
+  if (id == NULL || ver == NULL || ver[0] == 0 || type == NULL || thumb == NULL ||
+      strlen(type) >= sizeof out->type || strlen(thumb) != 2 * TDE_THUMB_BYTES || created < 0 ||
+      tde_unhex(thumb, out->thumbprint, TDE_THUMB_BYTES) != 0) {
+    return bad_field(st, file, "keys", "holds an entry without key_id, version, type or thumbprint");
+  }
+  int n = snprintf(full, sizeof full, "%s/%s", id, ver);
+  const tde_provider *p = n > 0 && n < TDE_KEY_ID_MAX ? tde_provider_find(full, NULL) : NULL;
+  if (p == NULL || p->parse_id(full, base, version, NULL) != TDE_OK) {
+    return bad_field(st, file, "keys", "holds a key id that this build does not take");
+  }
+  memcpy(out->base_id, base, sizeof base);
+  memcpy(out->version, version, sizeof version);
+  memcpy(out->type, type, strlen(type) + 1);
+  out->created = created;
+  out->enabled = 1;
+  return TDE_OK;
+}
+
+static tde_class read_keys(const tde_json *root, const char *file, tde_instance *inst,
+                           tde_status *st) {
+  const tde_json *keys = tde_json_get(root, "keys");
+  size_t n = tde_json_count(keys);
+  tde_class rc = TDE_OK;
+  if (keys == NULL) return TDE_OK;
+  if (!tde_json_is_array(keys) || n > TDE_INSTANCE_KEYS_MAX) {
+    return bad_field(st, file, "keys", "is no array of at most 100 keys");
+  }
+  inst->keys = calloc(n > 0 ? n : 1, sizeof *inst->keys);
+  if (inst->keys == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  for (size_t i = 0; i < n && rc == TDE_OK; i++) {
+    rc = read_key(tde_json_at(keys, i), file, &inst->keys[i], st);
+    if (rc == TDE_OK) inst->nkeys++;
+  }
+  return rc;
+}
+
 static tde_class read_root(const tde_json *root, const char *file, tde_instance *inst,
                            tde_status *st) {
   if (!tde_json_is_object(root)) {
@@ -220,12 +283,17 @@ static tde_class read_root(const tde_json *root, const char *file, tde_instance 
   }
   tde_class rc = read_smk(root, file, inst, st);
   if (rc == TDE_OK) rc = tde_cloud_read(root, file, &inst->cloud, st);
+  if (rc == TDE_OK) rc = tde_policy_read(root, file, &inst->policy, st);
+  if (rc == TDE_OK) rc = tde_audit_read(root, file, &inst->audit, st);
+  if (rc == TDE_OK) rc = read_identity(root, file, inst, st);
+  if (rc == TDE_OK) rc = read_keys(root, file, inst, st);
   return rc == TDE_OK ? read_protector(root, file, inst, st) : rc;
 }
 
 static void instance_free(tde_instance *inst) {
   if (inst == NULL) return;
   tde_cloud_free(&inst->cloud);
+  free(inst->keys);
   free(inst->dir);
   free(inst);
 }
@@ -451,6 +519,39 @@ const char *tde_instance_dir(const tde_instance *inst) {
 
 const tde_cloud *tde_instance_cloud(const tde_instance *inst) {
   return &inst->cloud;
+}
+
+const tde_policy *tde_instance_policy(const tde_instance *inst) {
+  return &inst->policy;
+}
+
+const tde_audit *tde_instance_audit(const tde_instance *inst) {
+  return &inst->audit;
+}
+
+const char *tde_instance_default_identity(const tde_instance *inst) {
+  return inst->identity[0] != 0 ? inst->identity : NULL;
+}
+
+int tde_instance_nkeys(const tde_instance *inst) {
+  return inst->nkeys;
+}
+
+const tde_key_info *tde_instance_key(const tde_instance *inst, int i) {
+  return &inst->keys[i];
+}
+
+tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st) {
+  size_t nbase = strcspn(inst->smk, "/");
+  int is_smk = strcmp(key_id, TDE_SERVICE_MANAGED) == 0 ||
+               (nbase > 0 && strncmp(key_id, inst->smk, nbase) == 0 &&
+                (key_id[nbase] == 0 || key_id[nbase] == '/'));
+  if (!is_smk || inst->service_managed) return TDE_OK;
+  return tde_fail(st, TDE_MISCONFIGURED,
+                  "name a key of your own, or let the instance use the service-managed key "
+                  "(tde_instance_set_protector('service-managed'))",
+                  "the instance's protector is a customer's key: a single database cannot be put "
+                  "under the service-managed one");
 }
 
 const char *tde_instance_smk(const tde_instance *inst) {

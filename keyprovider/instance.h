@@ -20,17 +20,22 @@
 **   {"version":1,
 **    "default_protector":"service-managed" or a key id,
 **    "service_managed_key":{"name":"smk","version":"<40 hex>","created":<time>}}
-** and what cloud.h tells of key services and identities.
+** what cloud.h tells of key services and identities, policy.h of times, events.h of
+** the audit sink, and keys of the instance's key list.
 */
 #ifndef TDE_INSTANCE_H
 #define TDE_INSTANCE_H
 
 #include "cloud.h"
+#include "events.h"
+#include "policy.h"
 #include "provider.h"
 
 typedef struct tde_instance tde_instance;
 
 #define TDE_SERVICE_MANAGED "service-managed"
+/* Keys of an instance's key list. */
+#define TDE_INSTANCE_KEYS_MAX 100
 /* Bytes that an instance file may have. */
 #define TDE_INSTANCE_TEXT_MAX 60000
 
@@ -46,11 +51,25 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
 const char *tde_instance_dir(const tde_instance *inst);
 /* How it reaches key services, and its identities; lives as long as inst. */
 const tde_cloud *tde_instance_cloud(const tde_instance *inst);
+/* How long DEKs may be used without their key service; lives as long as inst. */
+const tde_policy *tde_instance_policy(const tde_instance *inst);
+/* Where its events go; lives as long as inst. */
+const tde_audit *tde_instance_audit(const tde_instance *inst);
 /* Whole key id of the service-managed key ("local:smk/..."), "" when the file
 ** names none; lives as long as inst. */
 const char *tde_instance_smk(const tde_instance *inst);
 /* True when the default protector is the service-managed key. */
 int tde_instance_is_service_managed(const tde_instance *inst);
+
+/* May this key protect a database of the instance by itself? TDE_MISCONFIGURED: it is
+** the service-managed key, and the instance's default is a customer's. */
+tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st);
+/* The identity that asks for the default protector, NULL: the default one. */
+const char *tde_instance_default_identity(const tde_instance *inst);
+/* The instance's key list: keys that may read backups. Returns their number; i
+** from 0. info->base_id, version, type, thumbprint, created. */
+int tde_instance_nkeys(const tde_instance *inst);
+const tde_key_info *tde_instance_key(const tde_instance *inst, int i);
 
 /* Key id of the default protector ("local:smk/..." or a customer's). Copies. */
 tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],

@@ -270,6 +270,10 @@ tde_json *tde_json_array(void) {
   return ours(json_array());
 }
 
+tde_json *tde_json_null(void) {
+  return ours(json_null());
+}
+
 /* The *_new functions take the value over, also when they fail, and fail on a
 ** NULL container or value: so a chain of builders needs one check at its end. */
 int tde_json_set_text(tde_json *obj, const char *name, const char *v) {
@@ -298,6 +302,10 @@ int tde_json_append_text(tde_json *arr, const char *v) {
 
 int tde_json_remove_at(tde_json *arr, size_t i) {
   return json_array_remove(lib(arr), i);
+}
+
+int tde_json_unset(tde_json *obj, const char *name) {
+  return json_object_get(lib(obj), name) != NULL ? json_object_del(lib(obj), name) : 0;
 }
 
 const char *tde_json_get_text(const tde_json *obj, const char *name) {

@@ -34,6 +34,7 @@ char *tde_json_pretty(const tde_json *j, size_t *n);
 
 tde_json *tde_json_object(void);
 tde_json *tde_json_array(void);
+tde_json *tde_json_null(void);
 
 /* Builders: return 0, or -1 when out of memory or not valid UTF-8. set_json
 ** and append take over v (also on failure); NULL v is a failure. */
@@ -44,6 +45,8 @@ int tde_json_set_json(tde_json *obj, const char *name, tde_json *v);
 int tde_json_append(tde_json *arr, tde_json *v);
 int tde_json_append_text(tde_json *arr, const char *v);
 int tde_json_remove_at(tde_json *arr, size_t i);
+/* Removes a member; one that is not there is fine. */
+int tde_json_unset(tde_json *obj, const char *name);
 
 /* Getters: NULL or the default when absent or of another type. */
 const char *tde_json_get_text(const tde_json *obj, const char *name);

@@ -12,8 +12,15 @@
 **   keys[]         the key list: key_id, version, type, thumbprint, created,
 **                  added, first_used, last_used
 **   identity       null | name, federated_client_id
-**   auto_rotation  enabled
-**   events[]       time, event, key_id, outcome; oldest first
+**   auto_rotation  enabled, checked, rotated, failed, error
+**   events[]       time, event, key_id, outcome, and what the service said; oldest first
+**   regeneration   while units of an older DEK epoch are sealed anew: from, to,
+**                  started, done, all
+**   regenerated    when the last regeneration ended
+**   origin         of a restored database or a copy: kind, uuid, time
+**   backup         in a backup: time
+**   secondary      in a secondary: of, created, synced
+**   secondaries[]  of a primary: path, created, synced
 **
 ** Times are Unix times, 0 for never or unknown. The current protector is the
 ** last wrap of the current epoch.
@@ -27,23 +34,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <strings.h>
 
 #include "../ext/base/bytes.h"
-#include "../ext/base/crypto.h"
 #include "../ext/base/secret.h"
-#include "json.h"
+#include "keydoc_int.h"
 
 #define RESTORE_IT "restore the database, or its header, from a backup"
-#define WRAPPED_TEXT_MAX (4 * ((TDE_WRAPPED_MAX + 2) / 3) + 1)
 #define FIELD_MAX 64
-
-struct tde_keydoc {
-  tde_json *root;
-  uint32_t epoch;
-  int nepochs;
-  uint32_t epochs[TDE_EPOCHS_MAX]; /* ascending */
-};
 
 /* ---- checking a document ---- */
 
@@ -212,6 +210,34 @@ static tde_class check_array(const where *w, const tde_json *root, const char *f
   return rc;
 }
 
+/* Numbers that are not negative, by name. */
+static const char *const regeneration_times[] = {"from", "to", "started", "done", "all", NULL};
+static const char *const backup_times[] = {"time", NULL};
+static const char *const secondary_times[] = {"created", "synced", NULL};
+
+/* An object that may be absent, with these numbers. */
+static tde_class check_object(const where *w, const tde_json *root, const char *field,
+                              const char *const *numbers) {
+  const tde_json *obj = tde_json_get(root, field);
+  where in = {.st = w->st};
+  tde_class rc = TDE_OK;
+  if (obj == NULL) return TDE_OK;
+  snprintf(in.path, sizeof in.path, "%.40s", field);
+  if (!tde_json_is_object(obj)) return bad(w, field, "is no object");
+  for (; *numbers != NULL && rc == TDE_OK; numbers++) rc = check_time(&in, obj, *numbers);
+  return rc;
+}
+
+static tde_class check_secondary(const where *w, const tde_json *entry) {
+  const char *path = tde_json_get_text(entry, "path");
+  if (!tde_json_is_object(entry)) return bad(w, "", "is no object");
+  if (path == NULL || path[0] == 0 || strlen(path) >= TDE_PATH_MAX) {
+    return bad(w, "path", "is missing or too long");
+  }
+  tde_class rc = check_time(w, entry, "created");
+  return rc == TDE_OK ? check_time(w, entry, "synced") : rc;
+}
+
 static tde_class check_rest(const where *w, const tde_json *root) {
   const tde_json *identity = tde_json_get(root, "identity");
   const tde_json *rotation = tde_json_get(root, "auto_rotation");
@@ -227,6 +253,11 @@ static tde_class check_rest(const where *w, const tde_json *root) {
       rc = bad(w, "auto_rotation.enabled", "is missing or no boolean");
     }
   }
+  if (rc == TDE_OK) rc = check_object(w, root, "regeneration", regeneration_times);
+  if (rc == TDE_OK) rc = check_object(w, root, "backup", backup_times);
+  if (rc == TDE_OK) rc = check_object(w, root, "origin", backup_times);
+  if (rc == TDE_OK) rc = check_object(w, root, "secondary", secondary_times);
+  if (rc == TDE_OK) rc = check_array(w, root, "secondaries", check_secondary);
   if (rc == TDE_OK) rc = check_array(w, root, "keys", check_list_entry);
   if (rc == TDE_OK) rc = check_array(w, root, "events", check_event);
   return rc;
@@ -303,175 +334,12 @@ tde_class tde_keydoc_text(const tde_keydoc *doc, char **text, size_t *n, tde_sta
   return rc;
 }
 
-/* The members that a wrap and a key-list entry share. */
-static int put_key(tde_json *obj, const tde_key_info *info) {
-  char thumb[2 * TDE_THUMB_BYTES + 1];
-  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
-  return tde_json_set_text(obj, "key_id", info->base_id) |
-         tde_json_set_text(obj, "version", info->version) |
-         tde_json_set_text(obj, "type", info->type) | tde_json_set_text(obj, "thumbprint", thumb) |
-         tde_json_set_int(obj, "created", info->created);
-}
-
-static tde_json *new_dek(const tde_op *op, int64_t now) {
-  char wrapped[WRAPPED_TEXT_MAX];
-  tde_json *wrap = tde_json_object(), *wraps = tde_json_array(), *dek = tde_json_object();
-  tde_base64url(op->wrapped, op->nwrapped, wrapped);
-  int failed = put_key(wrap, &op->info) |
-               tde_json_set_text(wrap, "algorithm", op->info.algorithm) |
-               tde_json_set_text(wrap, "wrapped", wrapped) | tde_json_set_int(wrap, "created", now);
-  failed |= tde_json_append(wraps, wrap);
-  failed |= tde_json_set_int(dek, "epoch", 1) | tde_json_set_int(dek, "created", now);
-  failed |= tde_json_set_json(dek, "wraps", wraps);
-  if (!failed) return dek;
-  tde_json_free(dek);
-  return NULL;
-}
-
-static tde_json *new_list_entry(const tde_key_info *info, int64_t now) {
-  tde_json *key = tde_json_object();
-  int failed = put_key(key, info) | tde_json_set_int(key, "added", now) |
-               tde_json_set_int(key, "first_used", now) | tde_json_set_int(key, "last_used", now);
-  if (!failed) return key;
-  tde_json_free(key);
-  return NULL;
-}
-
-static tde_json *new_event(const tde_key_info *info, int64_t now) {
-  char full[TDE_KEY_ID_MAX];
-  tde_json *event = tde_json_object();
-  tde_key_full_id(info, full);
-  int failed = tde_json_set_int(event, "time", now) | tde_json_set_text(event, "event", "create") |
-               tde_json_set_text(event, "key_id", full) |
-               tde_json_set_text(event, "outcome", "ok");
-  if (!failed) return event;
-  tde_json_free(event);
-  return NULL;
-}
-
-static int put_identity(tde_json *root, const char *identity) {
-  if (identity == NULL) return tde_json_set_text(root, "identity", NULL);
-  tde_json *id = tde_json_object();
-  int failed = tde_json_set_text(id, "name", identity) |
-               tde_json_set_text(id, "federated_client_id", NULL);
-  return failed | tde_json_set_json(root, "identity", id);
-}
-
-/* An array of one. */
-static tde_json *only(tde_json *v) {
-  tde_json *arr = tde_json_array();
-  if (tde_json_append(arr, v) == 0) return arr;
-  tde_json_free(arr);
-  return NULL;
-}
-
-/* The document of a wrap that is known to work, through the parser: what is
-** written is held to the same rules as what is read. */
-static tde_class new_document(const tde_op *op, const char *mode, const char *identity,
-                              tde_keydoc **out, tde_status *st) {
-  int64_t now = (int64_t)time(NULL);
-  tde_json *root = tde_json_object(), *rotation = tde_json_object();
-  size_t n = 0;
-  int failed = tde_json_set_int(root, "version", 1) | tde_json_set_text(root, "mode", mode) |
-               tde_json_set_int(root, "epoch", 1);
-  failed |= tde_json_set_json(root, "deks", only(new_dek(op, now)));
-  failed |= tde_json_set_json(root, "keys", only(new_list_entry(&op->info, now)));
-  failed |= put_identity(root, identity);
-  failed |= tde_json_set_bool(rotation, "enabled", 0);
-  failed |= tde_json_set_json(root, "auto_rotation", rotation);
-  failed |= tde_json_set_json(root, "events", only(new_event(&op->info, now)));
-  char *text = failed ? NULL : tde_json_text(root, &n);
-  tde_json_free(root);
-  if (text == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-  tde_class rc = tde_keydoc_parse(text, n, out, st);
-  free(text);
-  return rc;
-}
-
-/* ---- creating ---- */
-
-static void operation(tde_op *op, tde_op_kind kind, const tde_instance *inst, const char *identity,
-                      const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek) {
-  memset(op, 0, sizeof *op);
-  op->kind = kind;
-  op->instance = inst;
-  op->identity = identity;
-  op->dek = dek;
-  memcpy(op->context, uuid, TDE_UUID_BYTES);
-}
-
-/* An expired key still unwraps; a key that may not wrap must not become a
-** protector. */
-static tde_class may_wrap(const tde_key_info *info, tde_status *st) {
-  int64_t now = (int64_t)time(NULL);
-  const char *why = NULL;
-  if (!info->enabled) why = "is disabled";
-  else if (info->expires != 0 && now >= info->expires) why = "has expired";
-  else if (info->not_before != 0 && now < info->not_before) why = "is not active yet";
-  if (why == NULL) return TDE_OK;
-  if (st != NULL) tde_key_full_id(info, st->key_id);
-  return tde_fail(st, TDE_DISABLED, "use another key version, or change this one's dates or state",
-                  "the key %.400s %s: it must not wrap a key", info->base_id, why);
-}
-
-/* Wraps dek under key_id and unwraps the result: *wrap holds the wrap. */
-static tde_class wrap_and_prove(const tde_instance *inst, const char *key_id, const char *identity,
-                                const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_op *wrap,
-                                tde_status *st) {
-  char full[TDE_KEY_ID_MAX];
-  tde_op op;
-  operation(&op, TDE_OP_GET, inst, identity, uuid, NULL);
-  tde_class rc = tde_provider_run(&op, key_id, st);
-  if (rc == TDE_OK) rc = may_wrap(&op.info, st);
-  if (rc != TDE_OK) return rc;
-  /* The version that was looked at, not what is the latest a moment later. */
-  tde_key_full_id(&op.info, full);
-  operation(wrap, TDE_OP_WRAP, inst, identity, uuid, dek);
-  rc = tde_provider_run(wrap, full, st);
-  if (rc != TDE_OK) return rc;
-  uint8_t *again = tde_secret_alloc(TDE_KEY_BYTES);
-  if (again == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-  operation(&op, TDE_OP_UNWRAP, inst, identity, uuid, again);
-  memcpy(op.wrapped, wrap->wrapped, wrap->nwrapped);
-  op.nwrapped = wrap->nwrapped;
-  memcpy(op.algorithm, wrap->info.algorithm, sizeof op.algorithm);
-  rc = tde_provider_run(&op, full, st);
-  if (rc == TDE_OK && !tde_equal(again, dek, TDE_KEY_BYTES)) {
-    if (st != NULL) memcpy(st->key_id, full, sizeof full);
-    rc = tde_fail(st, TDE_WRONG_KEY, "use another key", "the key %.400s unwraps something else than it wrapped",
-                  full);
-  }
-  tde_secret_free(again);
-  return rc;
-}
-
-tde_class tde_keydoc_create(const tde_instance *inst, const char *protector, const char *identity,
-                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_keydoc **out,
-                            tde_status *st) {
-  char inherited[TDE_KEY_ID_MAX];
-  tde_op wrap;
-  const char *mode = "database";
-  tde_class rc = TDE_OK;
-  *out = NULL;
-  memset(dek, 0, TDE_KEY_BYTES);
-  if (protector == NULL) {
-    mode = "inherit";
-    rc = tde_instance_protector(inst, inherited, st);
-    protector = inherited;
-  }
-  if (rc == TDE_OK) rc = tde_random(dek, TDE_KEY_BYTES, st);
-  if (rc == TDE_OK) rc = wrap_and_prove(inst, protector, identity, uuid, dek, &wrap, st);
-  if (rc == TDE_OK) rc = new_document(&wrap, mode, identity, out, st);
-  if (rc != TDE_OK) tde_wipe(dek, TDE_KEY_BYTES);
-  return rc;
-}
-
 /* ---- unwrapping ---- */
 
-static const tde_json *dek_of(const tde_keydoc *doc, uint32_t epoch) {
+tde_json *tde_keydoc_dek_of(const tde_keydoc *doc, uint32_t epoch) {
   const tde_json *deks = tde_json_get(doc->root, "deks");
   for (size_t i = 0; i < tde_json_count(deks); i++) {
-    const tde_json *dek = tde_json_at(deks, i);
+    tde_json *dek = tde_json_at(deks, i);
     if (tde_json_get_int(dek, "epoch", 0) == (int64_t)epoch) return dek;
   }
   return NULL;
@@ -483,30 +351,49 @@ static void copy_text(char *out, size_t cap, const tde_json *obj, const char *fi
   snprintf(out, cap, "%s", text != NULL ? text : "");
 }
 
-static void key_info_of(const tde_json *wrap, tde_key_info *info) {
+void tde_keydoc_info_of(const tde_json *wrap, tde_key_info *info) {
   memset(info, 0, sizeof *info);
   copy_text(info->base_id, sizeof info->base_id, wrap, "key_id");
   copy_text(info->version, sizeof info->version, wrap, "version");
   copy_text(info->type, sizeof info->type, wrap, "type");
   copy_text(info->algorithm, sizeof info->algorithm, wrap, "algorithm");
   tde_unhex(tde_json_get_text(wrap, "thumbprint"), info->thumbprint, TDE_THUMB_BYTES);
+  info->created = tde_json_get_int(wrap, "created", 0);
 }
 
-static tde_class unwrap_one(const tde_keydoc *doc, const tde_instance *inst, const tde_json *wrap,
+void tde_keydoc_operation(tde_op *op, tde_op_kind kind, const tde_instance *inst,
+                          const tde_keydoc_asker *who, const uint8_t uuid[TDE_UUID_BYTES],
+                          uint8_t *dek) {
+  memset(op, 0, sizeof *op);
+  op->kind = kind;
+  op->instance = inst;
+  op->identity = who->identity;
+  op->federated_client_id = who->federated_client_id;
+  op->dek = dek;
+  memcpy(op->context, uuid, TDE_UUID_BYTES);
+}
+
+void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out) {
+  const tde_json *identity = tde_json_get(doc->root, "identity");
+  out->identity = tde_json_get_text(identity, "name");
+  out->federated_client_id = tde_json_get_text(identity, "federated_client_id");
+}
+
+/* as: the id to ask under, NULL: the wrap's own. */
+static tde_class unwrap_one(const tde_keydoc_asker *who, const tde_instance *inst,
+                            const tde_json *wrap, const char *as,
                             const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
   char full[TDE_KEY_ID_MAX];
   tde_key_info info;
   tde_op op;
-  const tde_json *identity = tde_json_get(doc->root, "identity");
-  operation(&op, TDE_OP_UNWRAP, inst, tde_json_get_text(identity, "name"), uuid, dek);
-  op.federated_client_id = tde_json_get_text(identity, "federated_client_id");
-  key_info_of(wrap, &info);
+  tde_keydoc_operation(&op, TDE_OP_UNWRAP, inst, who, uuid, dek);
+  tde_keydoc_info_of(wrap, &info);
   tde_key_full_id(&info, full);
   memcpy(op.algorithm, info.algorithm, sizeof op.algorithm);
   const char *text = tde_json_get_text(wrap, "wrapped");
   long n = tde_unbase64url(text, strlen(text), op.wrapped, sizeof op.wrapped);
   op.nwrapped = n > 0 ? (size_t)n : 0;
-  return tde_provider_run(&op, full, st);
+  return tde_provider_run(&op, as != NULL ? as : full, st);
 }
 
 /* True for failures that say nothing about the key: they may pass. */
@@ -521,12 +408,13 @@ static int may_pass(tde_class code) {
   }
 }
 
-tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uint32_t epoch,
-                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
+tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
+                               const tde_keydoc_asker *who, const char *as, uint32_t epoch,
+                               const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
   tde_status own, passing;
   if (st == NULL) st = &own;
   tde_status_clear(&passing);
-  const tde_json *entry = dek_of(doc, epoch);
+  const tde_json *entry = tde_keydoc_dek_of(doc, epoch);
   if (entry == NULL) {
     tde_wipe(dek, TDE_KEY_BYTES);
     return tde_fail(st, TDE_CORRUPT, RESTORE_IT, "the key document names no DEK of epoch %u", epoch);
@@ -534,7 +422,7 @@ tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uin
   const tde_json *wraps = tde_json_get(entry, "wraps");
   tde_class rc = TDE_CORRUPT;
   for (size_t i = tde_json_count(wraps); i > 0; i--) {
-    rc = unwrap_one(doc, inst, tde_json_at(wraps, i - 1), uuid, dek, st);
+    rc = unwrap_one(who, inst, tde_json_at(wraps, i - 1), as, uuid, dek, st);
     if (rc == TDE_OK) return TDE_OK;
     if (may_pass(rc)) passing = *st;
   }
@@ -544,6 +432,13 @@ tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uin
     return passing.code;
   }
   return rc;
+}
+
+tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uint32_t epoch,
+                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
+  tde_keydoc_asker who;
+  tde_keydoc_asker_of(doc, &who);
+  return tde_keydoc_unwrap_as(doc, inst, &who, NULL, epoch, uuid, dek, st);
 }
 
 /* ---- facts ---- */
@@ -558,14 +453,58 @@ int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap) {
 }
 
 tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_status *st) {
-  const tde_json *wraps = tde_json_get(dek_of(doc, doc->epoch), "wraps");
+  const tde_json *wraps = tde_json_get(tde_keydoc_dek_of(doc, doc->epoch), "wraps");
   size_t n = tde_json_count(wraps);
   if (n == 0) return tde_fail(st, TDE_INTERNAL, NULL, "a key document without a protector");
-  key_info_of(tde_json_at(wraps, n - 1), info);
+  tde_keydoc_info_of(tde_json_at(wraps, n - 1), info);
   info->enabled = 1;
   return TDE_OK;
 }
 
 const char *tde_keydoc_mode(const tde_keydoc *doc) {
   return tde_json_get_text(doc->root, "mode");
+}
+
+const tde_json *tde_keydoc_json(const tde_keydoc *doc) {
+  return doc->root;
+}
+
+int tde_keydoc_regenerating(const tde_keydoc *doc) {
+  return tde_json_get(doc->root, "regeneration") != NULL;
+}
+
+int tde_keydoc_is_secondary(const tde_keydoc *doc) {
+  return tde_json_get(doc->root, "secondary") != NULL;
+}
+
+int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked) {
+  const tde_json *rotation = tde_json_get(doc->root, "auto_rotation");
+  int64_t at = tde_json_get_int(rotation, "checked", 0);
+  *checked = at > 0 ? at : 0;
+  return tde_json_get_bool(rotation, "enabled", 0);
+}
+
+int tde_keydoc_needed(const tde_keydoc *doc, tde_key_info *out, int cap) {
+  const tde_json *deks = tde_json_get(doc->root, "deks");
+  int n = 0;
+  for (size_t i = 0; i < tde_json_count(deks); i++) {
+    const tde_json *wraps = tde_json_get(tde_json_at(deks, i), "wraps");
+    tde_key_info info;
+    int known = 0;
+    tde_keydoc_info_of(tde_json_at(wraps, tde_json_count(wraps) - 1), &info);
+    for (int k = 0; k < n && k < cap; k++) {
+      known |= memcmp(out[k].thumbprint, info.thumbprint, TDE_THUMB_BYTES) == 0;
+    }
+    if (!known && n < cap) out[n++] = info;
+  }
+  return n;
+}
+
+int tde_key_named(const tde_key_info *info, const char *key) {
+  char full[TDE_KEY_ID_MAX], hex[2 * TDE_THUMB_BYTES + 1];
+  size_t n = strlen(key);
+  tde_key_full_id(info, full);
+  tde_hex(info->thumbprint, TDE_THUMB_BYTES, hex);
+  return strcmp(key, full) == 0 || strcmp(key, info->base_id) == 0 ||
+         (n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES && strncasecmp(key, hex, n) == 0);
 }

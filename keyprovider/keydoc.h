@@ -15,9 +15,18 @@
 #ifndef TDE_KEYDOC_H
 #define TDE_KEYDOC_H
 
+#include "events.h"
 #include "instance.h"
 
 typedef struct tde_keydoc tde_keydoc;
+
+/* Who asks a key service: the name of an identity of the instance (NULL: its
+** default), and the client id that it acts for in another tenant (NULL: none).
+** Borrowed from where it was taken. */
+typedef struct tde_keydoc_asker {
+  const char *identity;
+  const char *federated_client_id;
+} tde_keydoc_asker;
 
 /* Bounds of a document, in bytes of text and in entries. The text fits a header
 ** slot with room to spare; events beyond their bound make way, oldest first. */
@@ -49,6 +58,13 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector, con
 tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uint32_t epoch,
                             const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st);
 
+/* The same for somebody else, or (as not NULL) under another key's id: of a key of
+** the same material that is kept elsewhere. */
+tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
+                               const tde_keydoc_asker *who, const char *as, uint32_t epoch,
+                               const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st);
+void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out);
+
 /* Facts for status and for stamping WAL and journal. */
 uint32_t tde_keydoc_epoch(const tde_keydoc *doc);           /* current DEK epoch */
 /* Epochs in ascending order into out; returns their number. */
@@ -56,5 +72,59 @@ int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap);
 /* The current protector; info->base_id, version, type, algorithm, thumbprint. */
 tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_status *st);
 const char *tde_keydoc_mode(const tde_keydoc *doc);         /* "inherit" or "database" */
+int tde_keydoc_regenerating(const tde_keydoc *doc);
+int tde_keydoc_is_secondary(const tde_keydoc *doc);
+/* *checked: Unix time of the last look for a new version, 0: never. */
+int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked);
+/* Every thumbprint that some epoch is wrapped under now: what a restore needs. Into
+** out, each once; returns their number. */
+int tde_keydoc_needed(const tde_keydoc *doc, tde_key_info *out, int cap);
+/* The whole document, borrowed: for views. */
+const tde_json *tde_keydoc_json(const tde_keydoc *doc);
+
+/* ---- changing (keydoc_edit.c) ----
+**
+** A change is made to a parsed document, whose text then goes into the header.
+** Those that return int return 0, or -1 when out of memory; a document after a
+** failure is of no more use. No function here asks a key service but
+** tde_keydoc_wrap and tde_keydoc_create. */
+
+/* Probes a key as a protector: get, wrap of dek, unwrap to the same. *wrap gets
+** the wrapped DEK and what is known of the key version. TDE_DISABLED: the key
+** must not wrap. */
+tde_class tde_keydoc_wrap(const tde_instance *inst, const char *key_id,
+                          const tde_keydoc_asker *who, const uint8_t uuid[TDE_UUID_BYTES],
+                          uint8_t *dek, tde_op *wrap, tde_status *st);
+/* An existing epoch's DEK is wrapped by this key alone from now on. */
+int tde_keydoc_set_wrap(tde_keydoc *doc, uint32_t epoch, const tde_op *wrap, int64_t now);
+/* A key is the protector from now on: it joins the key list, and the times of use
+** are noted there. */
+int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now);
+int tde_keydoc_set_mode(tde_keydoc *doc, const char *mode);
+int tde_keydoc_set_identity(tde_keydoc *doc, const tde_keydoc_asker *who);
+/* Adds a key that may read backups. TDE_MISUSE: it is there (the entry is shown). */
+tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t now,
+                              tde_status *st);
+/* Removes one, named by key id (all its versions, or one) or by thumbprint (hex, 40
+** digits or more). TDE_MISUSE: it is the protector; TDE_MISSING: no such entry. */
+tde_class tde_keydoc_list_remove(tde_keydoc *doc, const char *key, tde_status *st);
+int tde_keydoc_set_auto_rotation(tde_keydoc *doc, int on);
+/* A look for a new version ended: error NULL: it went well. */
+int tde_keydoc_rotation_checked(tde_keydoc *doc, int64_t now, int rotated, const char *error);
+int tde_keydoc_add_event(tde_keydoc *doc, const tde_event *e);
+/* A new DEK epoch, current from now on; the units of the old one are to be sealed
+** anew. TDE_MISUSE: a regeneration is under way; TDE_UNSUPPORTED: no number left. */
+tde_class tde_keydoc_begin_epoch(tde_keydoc *doc, const tde_op *wrap, int64_t units, int64_t now,
+                                 tde_status *st);
+int tde_keydoc_epoch_progress(tde_keydoc *doc, int64_t done, int64_t all);
+/* No unit of an older epoch is left. */
+int tde_keydoc_end_epoch(tde_keydoc *doc, int64_t now);
+/* Sets or (v NULL) removes a member that the format does not depend on: origin,
+** backup, secondary, secondaries. Takes v over. */
+int tde_keydoc_set_member(tde_keydoc *doc, const char *name, tde_json *v);
+
+/* True when a key of the list or a protector is meant by this text: a key id
+** with or without version, or a thumbprint. */
+int tde_key_named(const tde_key_info *info, const char *key);
 
 #endif

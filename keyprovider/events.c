@@ -1,0 +1,353 @@
+/*
+** events.c: the ring of recent events, and the audit sink; see events.h.
+**
+** What must hold:
+**  - a line is written by one write(2) to a file opened for appending, under a
+**    lock that all processes of the instance take: lines do not mix, and a
+**    rotation loses none;
+**  - the lock is waited for at most LOCK_WAIT_MS: a process that hangs on to it
+**    must not stop others from opening their databases;
+**  - a failure of the sink is never silent.
+*/
+#include "events.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <syslog.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/log.h"
+
+#define LOCK_WAIT_MS 2000
+#define LOCK_NAP_MS 5
+#define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
+
+/* ---- the event ---- */
+
+static void copy(char *out, size_t cap, const char *text) {
+  snprintf(out, cap, "%s", text != NULL ? text : "");
+}
+
+void tde_event_fill(tde_event *e, const char *event, const uint8_t *uuid, const char *path,
+                    const char *key_id, const char *version, const tde_status *st) {
+  memset(e, 0, sizeof *e);
+  e->time = (int64_t)time(NULL);
+  e->event = event;
+  e->uuid = uuid;
+  e->path = path;
+  copy(e->key_id, sizeof e->key_id, key_id);
+  copy(e->version, sizeof e->version, version);
+  if (st == NULL || st->code == TDE_OK) return;
+  e->code = st->code;
+  e->http_status = st->http_status;
+  copy(e->service_code, sizeof e->service_code, st->service_code);
+  copy(e->request_id, sizeof e->request_id, st->request_id);
+  snprintf(e->message, sizeof e->message, "%.255s", st->message);
+  tde_clean_line(e->message);
+}
+
+void tde_event_key(const tde_event *e, char out[TDE_KEY_ID_MAX]) {
+  snprintf(out, TDE_KEY_ID_MAX, "%.383s%s%.127s", e->key_id, e->version[0] != 0 ? "/" : "",
+           e->version);
+}
+
+static void rfc3339(int64_t t, char out[32]) {
+  struct tm tm;
+  time_t at = (time_t)t;
+  if (gmtime_r(&at, &tm) == NULL || strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0) out[0] = 0;
+}
+
+/* The object of a line. NULL: out of memory. */
+static tde_json *object_of(const tde_event *e) {
+  char text[40], when[32];
+  tde_json *j = tde_json_object();
+  rfc3339(e->time, when);
+  int failed = tde_json_set_text(j, "time", when) | tde_json_set_text(j, "event", e->event);
+  if (e->uuid != NULL) {
+    tde_uuid_text(e->uuid, text);
+    failed |= tde_json_set_text(j, "database", text);
+  }
+  if (e->path != NULL) failed |= tde_json_set_text(j, "path", e->path);
+  if (e->key_id[0] != 0) failed |= tde_json_set_text(j, "key_id", e->key_id);
+  if (e->version[0] != 0) failed |= tde_json_set_text(j, "version", e->version);
+  failed |= tde_json_set_text(j, "outcome", tde_class_name(e->code));
+  if (e->http_status != 0) failed |= tde_json_set_int(j, "http_status", e->http_status);
+  if (e->service_code[0] != 0) failed |= tde_json_set_text(j, "service_code", e->service_code);
+  if (e->request_id[0] != 0) failed |= tde_json_set_text(j, "request_id", e->request_id);
+  if (e->message[0] != 0) failed |= tde_json_set_text(j, "message", e->message);
+  if (!failed) return j;
+  tde_json_free(j);
+  return NULL;
+}
+
+/* ---- the ring ---- */
+
+typedef struct kept {
+  tde_event e;
+  uint8_t uuid[TDE_UUID_BYTES];
+  int has_uuid;
+  char path[256];
+} kept;
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  kept *at; /* TDE_EVENTS_MAX of them; made with the first event */
+  uint64_t n;
+  int64_t last_warning;
+} ring = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&ring.mutex);
+}
+
+static void ring_unlock(void) {
+  pthread_mutex_unlock(&ring.mutex);
+}
+
+/* A child forked while another thread holds the mutex would never get it. */
+static void ring_once(void) {
+  pthread_atfork(raw_lock, ring_unlock, ring_unlock);
+}
+
+static void ring_lock(void) {
+  pthread_once(&ring.once, ring_once);
+  raw_lock();
+}
+
+static void keep(const tde_event *e) {
+  ring_lock();
+  if (ring.at == NULL) ring.at = calloc(TDE_EVENTS_MAX, sizeof *ring.at);
+  if (ring.at != NULL) {
+    kept *k = &ring.at[ring.n++ % TDE_EVENTS_MAX];
+    k->e = *e;
+    k->has_uuid = e->uuid != NULL;
+    if (k->has_uuid) memcpy(k->uuid, e->uuid, TDE_UUID_BYTES);
+    copy(k->path, sizeof k->path, e->path);
+    k->e.uuid = k->has_uuid ? k->uuid : NULL;
+    k->e.path = k->path[0] != 0 ? k->path : NULL;
+  }
+  ring_unlock();
+}
+
+static int is_of(const kept *k, const uint8_t *uuid) {
+  return uuid == NULL || (k->has_uuid && memcmp(k->uuid, uuid, TDE_UUID_BYTES) == 0);
+}
+
+tde_json *tde_events_recent(const uint8_t *uuid) {
+  tde_json *arr = tde_json_array();
+  int failed = arr == NULL;
+  ring_lock();
+  uint64_t from = ring.n > TDE_EVENTS_MAX ? ring.n - TDE_EVENTS_MAX : 0;
+  for (uint64_t i = from; i < ring.n && !failed && ring.at != NULL; i++) {
+    const kept *k = &ring.at[i % TDE_EVENTS_MAX];
+    if (is_of(k, uuid)) failed = tde_json_append(arr, object_of(&k->e)) != 0;
+  }
+  ring_unlock();
+  if (!failed) return arr;
+  tde_json_free(arr);
+  return NULL;
+}
+
+tde_json *tde_events_last_answer(const uint8_t *uuid) {
+  tde_json *found = NULL;
+  ring_lock();
+  uint64_t from = ring.n > TDE_EVENTS_MAX ? ring.n - TDE_EVENTS_MAX : 0;
+  for (uint64_t i = ring.n; i > from && found == NULL && ring.at != NULL; i--) {
+    const kept *k = &ring.at[(i - 1) % TDE_EVENTS_MAX];
+    if (is_of(k, uuid) && k->e.key_id[0] != 0) found = object_of(&k->e);
+  }
+  ring_unlock();
+  return found != NULL ? found : tde_json_null();
+}
+
+/* ---- configuration ---- */
+
+static tde_class bad(tde_status *st, const char *file, const char *field, const char *what) {
+  return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"audit.%s\" %s", file, field, what);
+}
+
+static tde_class flag(const tde_json *obj, const char *file, const char *name, int *out,
+                      tde_status *st) {
+  const tde_json *v = tde_json_get(obj, name);
+  if (v == NULL) return TDE_OK;
+  if (!tde_json_is_bool(v)) return bad(st, file, name, "is neither true nor false");
+  *out = tde_json_get_bool(obj, name, 0);
+  return TDE_OK;
+}
+
+tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out, tde_status *st) {
+  const tde_json *obj = tde_json_get(root, "audit");
+  memset(out, 0, sizeof *out);
+  out->max_bytes = 10 * 1024 * 1024;
+  out->keep = 5;
+  if (obj == NULL) return TDE_OK;
+  if (!tde_json_is_object(obj)) {
+    return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"audit\" is no object", file);
+  }
+  const tde_json *path = tde_json_get(obj, "file");
+  if (path != NULL) {
+    const char *text = tde_json_get_text(obj, "file");
+    if (text == NULL || text[0] != '/' || strlen(text) >= sizeof out->file - 16) {
+      return bad(st, file, "file", "is no absolute path");
+    }
+    memcpy(out->file, text, strlen(text) + 1);
+  }
+  if (tde_json_get(obj, "max_bytes") != NULL) out->max_bytes = tde_json_get_int(obj, "max_bytes", -1);
+  if (out->max_bytes < 4096) return bad(st, file, "max_bytes", "is no number from 4096 on");
+  if (tde_json_get(obj, "keep") != NULL) out->keep = (int)tde_json_get_int(obj, "keep", -1);
+  if (out->keep < 1 || out->keep > 1000) return bad(st, file, "keep", "is no number from 1 to 1000");
+  tde_class rc = flag(obj, file, "sync", &out->sync, st);
+  if (rc == TDE_OK) rc = flag(obj, file, "syslog", &out->syslog, st);
+  if (rc == TDE_OK) rc = flag(obj, file, "required", &out->required, st);
+  if (rc == TDE_OK && out->required && out->file[0] == 0 && !out->syslog) {
+    rc = bad(st, file, "required", "needs \"file\" or \"syslog\"");
+  }
+  return rc;
+}
+
+/* ---- the file ---- */
+
+static tde_class file_failed(const tde_audit *a, const char *what, tde_status *st) {
+  return tde_fail(st, TDE_IO, "make room and check the permissions of the audit file's folder",
+                  "the audit file %.300s %s: %s", a->file, what, strerror(errno));
+}
+
+/* Opens and locks the file that has the name now; -1 with errno. */
+static int open_locked(const tde_audit *a) {
+  struct stat by_fd, by_name;
+  for (int waited = 0;;) {
+    int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+    if (fd < 0) return -1;
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
+      if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return -1;
+      }
+      nanosleep(&nap, NULL);
+      waited += LOCK_NAP_MS;
+    }
+    /* Another process may have rotated it between open and lock. */
+    if (fstat(fd, &by_fd) == 0 && stat(a->file, &by_name) == 0 && by_fd.st_ino == by_name.st_ino &&
+        by_fd.st_dev == by_name.st_dev) {
+      return fd;
+    }
+    close(fd);
+    if (waited >= LOCK_WAIT_MS) return -1;
+    waited++;
+  }
+}
+
+/* FILE.keep goes, FILE.1 becomes FILE.2, ..., FILE becomes FILE.1. */
+static int rotate(const tde_audit *a) {
+  char from[1100], to[1100];
+  for (int i = a->keep - 1; i >= 0; i--) {
+    if (i == 0) snprintf(from, sizeof from, "%s", a->file);
+    else snprintf(from, sizeof from, "%s.%d", a->file, i);
+    snprintf(to, sizeof to, "%s.%d", a->file, i + 1);
+    if (rename(from, to) != 0 && (errno != ENOENT || i == 0)) return -1;
+  }
+  return 0;
+}
+
+static int write_line(int fd, const char *line, size_t n, int sync) {
+  ssize_t done;
+  do {
+    done = write(fd, line, n);
+  } while (done < 0 && errno == EINTR);
+  if (done >= 0 && (size_t)done != n) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return done < 0 || (sync && fdatasync(fd) != 0) ? -1 : 0;
+}
+
+static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_status *st) {
+  struct stat sb;
+  int fd = open_locked(a);
+  if (fd < 0) return file_failed(a, "cannot be opened", st);
+  if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
+    close(fd);
+    errno = EINVAL;
+    return file_failed(a, "is no regular file", st);
+  }
+  if (sb.st_size > 0 && sb.st_size + (int64_t)n > a->max_bytes) {
+    int rotated = rotate(a), saved = errno;
+    close(fd);
+    errno = saved;
+    if (rotated != 0) return file_failed(a, "cannot be rotated", st);
+    fd = open_locked(a);
+    if (fd < 0) return file_failed(a, "cannot be opened", st);
+  }
+  int64_t before = lseek(fd, 0, SEEK_END);
+  int failed = write_line(fd, line, n, a->sync), saved = errno;
+  if (failed && before >= 0 && ftruncate(fd, before) != 0) {
+    tde_log(TDE_LOG_WARNING, "the audit file %s may end with half a line", a->file);
+  }
+  close(fd); /* gives up the lock, too */
+  errno = saved;
+  return failed ? file_failed(a, "cannot be written", st) : TDE_OK;
+}
+
+/* ---- emitting ---- */
+
+static char *line_of(const tde_event *e, size_t *n) {
+  tde_json *j = object_of(e);
+  if (tde_json_set_int(j, "pid", getpid()) != 0 || tde_json_set_int(j, "uid", getuid()) != 0) {
+    tde_json_free(j);
+    return NULL;
+  }
+  char *text = tde_json_text(j, n);
+  tde_json_free(j);
+  char *line = text != NULL ? realloc(text, *n + 2) : NULL;
+  if (line == NULL) {
+    free(text);
+    return NULL;
+  }
+  line[(*n)++] = '\n';
+  line[*n] = 0;
+  return line;
+}
+
+/* Says that the sink fails, but not with every event. */
+static void warn(const tde_status *st) {
+  int64_t now = (int64_t)time(NULL);
+  ring_lock();
+  int due = now - ring.last_warning >= 60;
+  if (due) ring.last_warning = now;
+  ring_unlock();
+  if (due) tde_log_status(TDE_LOG_ERROR, "audit", st);
+}
+
+tde_class tde_event_emit(const tde_audit *audit, const tde_event *e, tde_status *st) {
+  tde_status own;
+  size_t n = 0;
+  tde_class rc = TDE_OK;
+  if (st == NULL) st = &own;
+  keep(e);
+  if (audit == NULL || (audit->file[0] == 0 && !audit->syslog)) return TDE_OK;
+  char *line = line_of(e, &n);
+  if (line == NULL) {
+    rc = tde_fail(st, TDE_NOMEM, NULL, "no memory for an audit line");
+  } else {
+    if (audit->syslog) {
+      syslog(LOG_AUTHPRIV | LOG_NOTICE, "sqlite-tde: %.*s", (int)(n - 1), line);
+    }
+    if (audit->file[0] != 0) rc = to_file(audit, line, n, st);
+  }
+  free(line);
+  if (rc != TDE_OK) warn(st);
+  return rc;
+}
