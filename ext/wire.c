@@ -6,11 +6,28 @@
 */
 #include "wire.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../keyprovider/http.h"
 #include "../keyprovider/keydoc.h"
 #include "../vfs/keysource.h"
+#include "base/secret.h"
+
+/* The event of a new database. Where the audit is required, its failure is the
+** creation's. */
+static tde_class tell_created(const tde_instance *inst, const tde_keydoc *kd, const char *path,
+                              const uint8_t *uuid, tde_status *st) {
+  tde_key_info info;
+  tde_event e;
+  tde_class c = tde_keydoc_protector(kd, &info, st);
+
+  if (c) return c;
+  tde_event_fill(&e, "create", uuid, path, info.base_id, info.version, NULL);
+  c = tde_event_emit(tde_instance_audit(inst), &e, st);
+  return tde_instance_audit(inst)->required ? c : TDE_OK;
+}
 
 static tde_class wire_create(void *ctx, const tde_key_params *params,
                              const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, char **doc,
@@ -19,11 +36,19 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
   tde_keydoc *kd = NULL;
   tde_class c = tde_instance_open(params->instance, 1, &inst, st);
 
+  *doc = NULL;
+
   (void)ctx;
   if (c == TDE_OK) {
     c = tde_keydoc_create(inst, params->protector, params->identity, uuid, dek, &kd, st);
   }
   if (c == TDE_OK) c = tde_keydoc_text(kd, doc, ndoc, st);
+  if (c == TDE_OK) c = tell_created(inst, kd, params->path, uuid, st);
+  if (c) {
+    free(*doc);
+    *doc = NULL;
+    tde_wipe(dek, TDE_KEY_BYTES);
+  }
   tde_keydoc_free(kd);
   return c;
 }
@@ -47,7 +72,9 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
 static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
                                tde_status *st) {
   tde_keydoc *kd = NULL;
+  tde_keydoc_asker who;
   tde_key_info info;
+  const tde_provider *p;
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
   (void)ctx;
@@ -60,6 +87,15 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
     memcpy(out->key_version, info.version, sizeof(out->key_version));
     memcpy(out->mode, mode, n < sizeof(out->mode) ? n : sizeof(out->mode) - 1);
     memcpy(out->thumbprint, info.thumbprint, TDE_THUMB_BYTES);
+    tde_keydoc_asker_of(kd, &who);
+    if (who.identity) {
+      (void)snprintf(out->identity, sizeof(out->identity), "%s", who.identity);
+    }
+    p = tde_provider_find(info.base_id, NULL);
+    out->remote = p && p->reply;
+    out->regenerating = tde_keydoc_regenerating(kd);
+    out->secondary = tde_keydoc_is_secondary(kd);
+    out->auto_rotation = tde_keydoc_auto_rotation(kd, &out->rotation_checked);
     out->epoch = tde_keydoc_epoch(kd);
     out->nepochs = tde_keydoc_epochs(kd, out->epochs, TDE_EPOCHS_MAX);
   }
@@ -67,4 +103,36 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
   return c;
 }
 
-const tde_key_source tde_wire = {NULL, wire_create, wire_unwrap, wire_describe};
+/* Without a readable instance the defaults hold: the DEK of a running database
+** must not hang on an instance file that is being edited. */
+static void wire_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
+  const tde_instance *inst;
+  tde_policy defaults;
+  const tde_policy *p = &defaults;
+
+  (void)ctx;
+  tde_policy_defaults(&defaults);
+  if (tde_instance_open(params->instance, 0, &inst, NULL) == TDE_OK) p = tde_instance_policy(inst);
+  out->check_ms = p->check_s * 1000;
+  out->grace_ms = p->grace_s * 1000;
+  out->heal_ms = p->heal_s * 1000;
+  out->rotation_ms = p->rotation_s * 1000;
+}
+
+static void wire_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
+  const tde_instance *inst;
+  tde_event event;
+  int known = tde_instance_open(params->instance, 0, &inst, NULL) == TDE_OK;
+
+  (void)ctx;
+  tde_event_fill(&event, e->event, e->uuid, params->path, e->key_id, e->version, e->st);
+  (void)tde_event_emit(known ? tde_instance_audit(inst) : NULL, &event, NULL);
+}
+
+static void wire_stop(void *ctx) {
+  (void)ctx;
+  tde_http_stop();
+}
+
+const tde_key_source tde_wire = {NULL,        wire_create, wire_unwrap, wire_describe,
+                                 wire_policy, wire_event,  wire_stop};

@@ -7,7 +7,7 @@
 
 #include "../ext/base/secret.h"
 
-void tde_cryptor_init(tde_cryptor *c, tde_role role, const tde_keys *keys, uint32_t current) {
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, uint32_t current) {
   memset(c, 0, sizeof(*c));
   c->role = (uint8_t)role;
   c->keys = keys;
@@ -28,13 +28,27 @@ tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st) {
   return rc;
 }
 
-void tde_cryptor_clear(tde_cryptor *c) {
+void tde_cryptor_wipe(tde_cryptor *c) {
   for (int i = 0; i < c->n; i++) tde_aead_free(c->list[i].aead);
+  c->n = c->last = 0;
+}
+
+void tde_cryptor_clear(tde_cryptor *c) {
+  tde_cryptor_wipe(c);
   memset(c, 0, sizeof(*c));
 }
 
+/* Room for one more: an epoch that is neither current nor the last used goes. */
+static void make_room(tde_cryptor *c) {
+  for (int i = 0; i < c->n && c->n >= TDE_EPOCHS_MAX; i++) {
+    if (c->list[i].epoch == c->current || i == c->last) continue;
+    tde_aead_free(c->list[i].aead);
+    c->list[i] = c->list[--c->n];
+    if (c->last == c->n) c->last = i;
+  }
+}
+
 tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
-  const tde_epoch_keys *e;
   tde_class rc;
 
   if (c->last < c->n && c->list[c->last].epoch == epoch) {
@@ -48,9 +62,9 @@ tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
       return TDE_OK;
     }
   }
-  e = tde_keys_epoch(c->keys, epoch);
-  if (!e || c->n >= TDE_EPOCHS_MAX) return TDE_WRONG_KEY;
-  rc = tde_aead_new(e->role_key[c->role - 1], e->nonces[c->role - 1], &c->list[c->n].aead, NULL);
+  if (!c->keys) return TDE_WRONG_KEY;
+  make_room(c);
+  rc = tde_keys_aead(c->keys, epoch, c->role, &c->list[c->n].aead);
   if (rc) return rc;
   c->list[c->n].epoch = epoch;
   c->last = c->n++;

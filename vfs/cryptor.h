@@ -9,8 +9,8 @@
 
 typedef struct tde_cryptor {
   uint8_t role;
-  uint32_t current;     /* the epoch that new units are sealed under */
-  const tde_keys *keys; /* borrowed; NULL for a temp file */
+  uint32_t current; /* the epoch that new units are sealed under */
+  tde_keys *keys;   /* borrowed; NULL for a temp file */
   int n, last;
   struct {
     uint32_t epoch;
@@ -18,12 +18,15 @@ typedef struct tde_cryptor {
   } list[TDE_EPOCHS_MAX];
 } tde_cryptor;
 
-void tde_cryptor_init(tde_cryptor *c, tde_role role, const tde_keys *keys, uint32_t current);
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, uint32_t current);
 /* A temp file's: a random key that exists in memory alone. */
 tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st);
 void tde_cryptor_clear(tde_cryptor *c);
+/* Forgets the AEADs; they are made again when the keys are there. */
+void tde_cryptor_wipe(tde_cryptor *c);
 
-/* The AEAD of an epoch. TDE_WRONG_KEY: no such epoch in the key document. */
+/* The AEAD of an epoch. TDE_WRONG_KEY: no such epoch in the key document; another
+** class: the key is away. */
 tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out);
 
 #endif

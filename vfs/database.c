@@ -20,6 +20,7 @@
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "shim.h"
+#include "watch.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -107,38 +108,92 @@ static const char *path_of(const tde_file *f) {
 #define SLOT_GULP 4096
 
 /* Reads the used part of both slots; what lies beyond the file is zero. */
-static int read_slots(tde_file *f, uint8_t *both) {
+static int read_slots(sqlite3_file *lower, tde_counters *counters, uint8_t *both) {
   for (int i = 0; i < 2; i++) {
     uint8_t *slot = both + (size_t)i * TDE_SLOT_STRIDE;
     sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE;
     uint32_t used;
-    int rc = LOWER(f)->xRead(f->lower, slot, SLOT_GULP, at);
+    int rc = lower->pMethods->xRead(lower, slot, SLOT_GULP, at);
 
-    f->s.counters->lower_reads++;
+    counters->lower_reads++;
     used = tde_slot_used(slot);
     if (rc == SQLITE_OK && used > SLOT_GULP) {
-      rc = LOWER(f)->xRead(f->lower, slot + SLOT_GULP, (int)(used - SLOT_GULP), at + SLOT_GULP);
-      f->s.counters->lower_reads++;
+      rc = lower->pMethods->xRead(lower, slot + SLOT_GULP, (int)(used - SLOT_GULP), at + SLOT_GULP);
+      counters->lower_reads++;
     }
     if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   }
   return SQLITE_OK;
 }
 
-/* Puts a parsed header in force with the keys that verify it. */
+/* The newest slot that is whole, of two that were parsed; slot 0 when none is. */
+static int newest_of(const tde_class c[2], const tde_header h[2]) {
+  return c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
+}
+
+/* Parses the newest whole slot without verifying it. */
+static void parse_newest(const uint8_t *both, tde_header *out) {
+  tde_slot_info info;
+  tde_header h[2];
+  tde_class c[2];
+  int first;
+
+  for (int i = 0; i < 2; i++) {
+    c[i] = tde_slot_parse(both + (size_t)i * TDE_SLOT_STRIDE, &h[i], &info);
+    h[i].slot = i;
+  }
+  first = newest_of(c, h);
+  *out = h[first];
+  memset(&h[first], 0, sizeof(h[first]));
+  if (c[first]) tde_header_clear(out);
+  tde_header_clear(&h[!first]);
+}
+
+int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
+  const char *none[1] = {NULL};
+  sqlite3_vfs *v = sqlite3_vfs_find(vfs);
+  tde_counters counters;
+  sqlite3_file *lower = NULL;
+  const char *name;
+  uint8_t *both;
+  int rc = SQLITE_NOMEM;
+
+  memset(out, 0, sizeof(*out));
+  if (!v) return SQLITE_CANTOPEN;
+  memset(&counters, 0, sizeof(counters));
+  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  name = sqlite3_create_filename(path, "", "", 0, none);
+  if (both && name) {
+    memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+    lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
+  }
+  if (lower) {
+    rc = read_slots(lower, &counters, both);
+    (void)lower->pMethods->xClose(lower);
+    sqlite3_free(lower);
+    if (rc == SQLITE_OK) parse_newest(both, out);
+    if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
+  }
+  sqlite3_free_filename((char *)name);
+  sqlite3_free(both);
+  return rc;
+}
+
+/* Puts a parsed header in force with the keys that verify it. AEADs stay while
+** the keys do: somebody further up may be using one. */
 static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   tde_file *f = db->file;
-  int keep = keys == db->keys && db->header.epoch == h->epoch;
 
   if (db->header.slot != h->slot || db->header.sequence != h->sequence) db->slot_durable = 0;
   tde_header_clear(&db->header);
   db->header = *h;
   memset(h, 0, sizeof(*h));
-  if (!keep) {
-    for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+    if (db->crypt[r].keys != keys) {
       tde_cryptor_clear(&db->crypt[r]);
       tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, db->header.epoch);
     }
+    db->crypt[r].current = db->header.epoch;
   }
   if (keys != db->keys) {
     tde_keyring_release(db->keys);
@@ -150,17 +205,29 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   db->head_valid = 0;
 }
 
-/* Unlocks one slot; on success it is in force. */
-static tde_class try_slot(tde_db *db, tde_header *h) {
+/* Unlocks one slot; on success it is in force. forced: a revalidation. */
+static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   tde_keys *keys = NULL;
-  tde_class c = tde_keyring_unlock(&tde_source, &db->params, h, &db->facts, &keys, &db->last);
+  tde_class c = TDE_WRONG_KEY;
 
+  if (db->keys && tde_keys_live(db->keys) && !forced) {
+    c = tde_keyring_follow(db->keys, &tde_source, &db->params, h, &db->facts, &db->last);
+    if (c == TDE_OK) keys = db->keys;
+  }
+  if (c == TDE_WRONG_KEY) { /* or another database stands in this one's place */
+    c = tde_keyring_unlock(&tde_source, &db->params, h, forced, &db->facts, &keys, &db->last);
+    if (keys && keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
+  }
   if (c) {
     /* Status shows whose file it is, although nothing verified that. */
     memcpy(db->header.uuid, h->uuid, TDE_UUID_BYTES);
+    if (keys && keys != db->keys) {
+      tde_db_wipe(db);
+      tde_keyring_release(db->keys);
+      db->keys = keys;
+    }
     return c;
   }
-  if (keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
   take_header(db, h, keys);
   db->state = TDE_STATE_ONLINE;
   return TDE_OK;
@@ -229,7 +296,7 @@ static int not_looked_at(tde_class c) {
 
 /* Takes the newest slot that is whole and unlocks; falls back to the other
 ** when its HMAC does not verify. */
-static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
+static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
   int first;
@@ -238,7 +305,7 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
     c[i] = tde_slot_parse(both + (size_t)i * TDE_SLOT_STRIDE, &h[i], &db->slot[i]);
     h[i].slot = i;
   }
-  first = c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
+  first = newest_of(c, h);
   if (not_looked_at(c[0]) || not_looked_at(c[1])) {
     db->state = TDE_STATE_INACCESSIBLE;
     tde_fail(&db->last, not_looked_at(c[0]) ? c[0] : c[1], NULL,
@@ -251,13 +318,13 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
     }
   } else {
     tde_status_clear(&db->last);
-    rc = try_slot(db, &h[first]);
+    rc = try_slot(db, &h[first], forced);
     if ((rc == TDE_WRONG_KEY || rc == TDE_CORRUPT) && c[!first] == TDE_OK) {
       tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
               path_of(db->file), first, !first);
       (void)snprintf(db->slot[first].found, sizeof(db->slot[first].found), "not authentic");
       db->slot[first].valid = 0;
-      rc = try_slot(db, &h[!first]);
+      rc = try_slot(db, &h[!first], forced);
     }
     if (rc) {
       db->state = TDE_STATE_INACCESSIBLE;
@@ -274,8 +341,9 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size) {
 }
 
 /* Reads the header anew. wait: the creator may be at work (it holds RESERVED):
-** a file without a whole slot is then still new. */
-int tde_db_load(tde_file *f, int wait) {
+** a file without a whole slot is then still new. forced: the key service is asked
+** whatever is known. */
+static int load(tde_file *f, int wait, int forced) {
   tde_db *db = f->db;
   sqlite3_int64 size = 0;
   uint8_t *both;
@@ -289,9 +357,12 @@ int tde_db_load(tde_file *f, int wait) {
   both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
   if (!both) return SQLITE_NOMEM;
   memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
-  rc = read_slots(f, both);
+  rc = read_slots(f->lower, f->s.counters, both);
   if (rc == SQLITE_OK) {
-    choose_slot(db, both, size);
+    for (int i = 0; i < 2; i++) {
+      db->seen_sequence[i] = tde_slot_sequence(both + (size_t)i * TDE_SLOT_STRIDE);
+    }
+    choose_slot(db, both, size, forced);
     if (db->state == TDE_STATE_ONLINE) rc = probe_unit(f, size);
     if (wait && db->state == TDE_STATE_DAMAGED &&
         LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
@@ -306,18 +377,75 @@ int tde_db_load(tde_file *f, int wait) {
   return rc;
 }
 
+int tde_db_load(tde_file *f, int wait) {
+  return load(f, wait, 0);
+}
+
+/* A change of the header goes to the slot that is not in force, so one look at
+** that one's sequence number tells. */
+int tde_db_freshen(tde_file *f) {
+  tde_db *db = f->db;
+  int other = !db->header.slot, rc;
+  uint8_t b[8];
+
+  if (db->state != TDE_STATE_ONLINE) return SQLITE_OK;
+  rc = LOWER(f)->xRead(f->lower, b, sizeof(b),
+                       (sqlite3_int64)other * TDE_SLOT_STRIDE + TDE_SLOT_SEQUENCE_AT);
+  db->counters.lower_reads++;
+  if (rc == SQLITE_OK && tde_get64le(b) == db->seen_sequence[other]) return SQLITE_OK;
+  if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  rc = tde_db_load(f, 0);
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
+  return rc;
+}
+
+/* A unit of an epoch that is not known: another process gave the database a new
+** DEK. Only keys that verify a newer header of this very database are taken. */
+static int learn_epoch(void *ctx, uint32_t epoch) {
+  tde_file *f = ctx;
+  tde_db *db = f->db;
+  uint8_t *both;
+  tde_header h;
+  tde_key_facts *facts;
+  int known = 0;
+
+  if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return 0;
+  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES + sizeof(*facts));
+  if (!both) return 0;
+  facts = (tde_key_facts *)(void *)(both + TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  memset(&h, 0, sizeof(h));
+  if (read_slots(db->file->lower, &db->counters, both) == SQLITE_OK) parse_newest(both, &h);
+  if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
+      tde_keyring_follow(db->keys, &tde_source, &db->params, &h, facts, NULL) == TDE_OK) {
+    db->facts = *facts;
+    for (int i = 0; i < 2; i++) {
+      db->seen_sequence[i] = tde_slot_sequence(both + (size_t)i * TDE_SLOT_STRIDE);
+    }
+    take_header(db, &h, db->keys);
+    known = tde_keys_has(db->keys, epoch);
+  }
+  tde_header_clear(&h);
+  sqlite3_free(both);
+  return known;
+}
+
 /* Writes one slot from byte `from` on; with verify, syncs and reads it back. */
-static int write_slot_from(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
-                           int verify, uint32_t from) {
+static int write_slot_from(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify,
+                           uint32_t from) {
   sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
   uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
+  uint8_t mac_key[TDE_KEY_BYTES];
   tde_class c;
   int rc;
 
   if (!bytes) return SQLITE_NOMEM;
-  c = tde_slot_build(h, mac_key, bytes);
+  c = tde_keys_mac_key(keys, h->epoch, mac_key);
+  if (c == TDE_OK) c = tde_slot_build(h, mac_key, bytes);
+  tde_wipe(mac_key, sizeof(mac_key));
   rc = tde_class_rc(c);
   if (rc == SQLITE_OK) {
+    f->db->seen_sequence[slot] = tde_slot_sequence(bytes);
     rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);
   }
   f->s.counters->lower_writes++;
@@ -335,15 +463,14 @@ static int write_slot_from(tde_file *f, const tde_header *h, int slot, const uin
   return rc;
 }
 
-static int write_slot(tde_file *f, const tde_header *h, int slot, const uint8_t *mac_key,
-                      int verify) {
-  return write_slot_from(f, h, slot, mac_key, verify, 0);
+static int write_slot(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify) {
+  return write_slot_from(f, h, slot, keys, verify, 0);
 }
 
 /* The first header of a file. The magic is durable before anything else, so
 ** that whatever a crash leaves is known for what it is; then slot 0; then slot
 ** 1 and the header's last byte make the header whole. */
-static int create_slots(tde_file *f, const tde_header *h, const uint8_t *mac_key) {
+static int create_slots(tde_file *f, const tde_header *h, tde_keys *keys) {
   static const uint8_t end = 0;
   int rc = LOWER(f)->xTruncate(f->lower, 0);
 
@@ -351,10 +478,37 @@ static int create_slots(tde_file *f, const tde_header *h, const uint8_t *mac_key
     rc = LOWER(f)->xWrite(f->lower, tde_header_magic, sizeof(tde_header_magic), 0);
   }
   if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-  if (rc == SQLITE_OK) rc = write_slot_from(f, h, 0, mac_key, 1, sizeof(tde_header_magic));
-  if (rc == SQLITE_OK) rc = write_slot(f, h, 1, mac_key, 0);
+  if (rc == SQLITE_OK) rc = write_slot_from(f, h, 0, keys, 1, sizeof(tde_header_magic));
+  if (rc == SQLITE_OK) rc = write_slot(f, h, 1, keys, 0);
   if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
   return rc;
+}
+
+/* Tells the key ring what header is in force, as it is on disk. */
+static int note_written(tde_file *f) {
+  tde_db *db = f->db;
+  uint8_t *slot = sqlite3_malloc64(TDE_SLOT_BYTES);
+  uint8_t mac_key[TDE_KEY_BYTES];
+  tde_slot_info info;
+  tde_header h;
+  tde_class c;
+
+  if (!slot) return SQLITE_NOMEM;
+  memset(&h, 0, sizeof(h));
+  c = tde_keys_mac_key(db->keys, db->header.epoch, mac_key);
+  if (c == TDE_OK) c = tde_slot_build(&db->header, mac_key, slot);
+  tde_wipe(mac_key, sizeof(mac_key));
+  if (c == TDE_OK) c = tde_slot_parse(slot, &h, &info);
+  if (c == TDE_OK) {
+    memcpy(db->header.sha, h.sha, TDE_HASH_BYTES);
+    memcpy(db->header.mac, h.mac, TDE_HASH_BYTES);
+    memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
+    db->header.version = h.version;
+    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, &db->facts, &db->last);
+  }
+  tde_header_clear(&h);
+  sqlite3_free(slot);
+  return tde_class_rc(c);
 }
 
 /* Draws the identity and key of a new database. On success h and keys are set. */
@@ -376,7 +530,7 @@ static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
   if (c == TDE_OK) {
     h->epoch = db->facts.epoch;
     h->sequence = 1;
-    c = tde_keyring_adopt(h->uuid, h->epoch, dek, keys, &db->last);
+    c = tde_keyring_adopt(&tde_source, &db->params, h->uuid, h->epoch, dek, keys, &db->last);
   }
   tde_secret_free(dek);
   return c;
@@ -386,7 +540,6 @@ int tde_db_create(tde_file *f) {
   tde_db *db = f->db;
   tde_header h;
   tde_keys *keys = NULL;
-  const tde_epoch_keys *e;
   tde_class c;
   int rc;
 
@@ -403,8 +556,7 @@ int tde_db_create(tde_file *f) {
     tde_header_clear(&h);
     return rc;
   }
-  e = tde_keys_epoch(keys, h.epoch);
-  rc = create_slots(f, &h, e->mac_key);
+  rc = create_slots(f, &h, keys);
   if (rc) {
     (void)LOWER(f)->xTruncate(f->lower, 0);
     tde_keyring_release(keys);
@@ -420,16 +572,14 @@ int tde_db_create(tde_file *f) {
   db->slot_durable = 1; /* slot 0 is */
   db->state = TDE_STATE_ONLINE;
   f->s.size_known = 0;
-  return SQLITE_OK;
+  return note_written(f);
 }
 
 /* Writes db->header with changes as the next sequence into the other slot. */
 static int next_slot(tde_file *f, tde_header *h, int verify) {
   tde_db *db = f->db;
-  const tde_epoch_keys *e = tde_keys_epoch(db->keys, h->epoch);
   int slot = !db->header.slot, rc;
 
-  if (!e) return SQLITE_INTERNAL;
   if (!db->slot_durable) {
     /* The slot in force may be in the system's cache alone, whoever wrote it:
     ** with both torn by a power loss nothing would be left. */
@@ -439,7 +589,7 @@ static int next_slot(tde_file *f, tde_header *h, int verify) {
   }
   h->sequence = db->header.sequence + 1;
   db->slot_durable = 0;
-  rc = write_slot(f, h, slot, e->mac_key, verify);
+  rc = write_slot(f, h, slot, db->keys, verify);
   if (rc) return rc;
   db->slot_durable = verify;
   h->slot = slot;
@@ -523,19 +673,28 @@ static int probe_unit(tde_file *f, sqlite3_int64 size) {
   return rc;
 }
 
-/* Takes RESERVED for a header change. *before: the level to go back to. */
+/* Somebody else has the lock: does the connection's busy handler want to wait? */
+static int wait_busy(tde_db *db) {
+  return db->busy_handler && db->busy_handler(db->busy_arg);
+}
+
+/* Takes RESERVED for a header change. *before: the level to go back to. It waits
+** without any lock: a SHARED lock that is held on would keep the writer, who is
+** waited for, from its EXCLUSIVE one. */
 static int reserve(tde_file *f, int *before) {
   tde_db *db = f->db;
-  int rc = SQLITE_OK;
+  int rc;
 
   *before = db->lock;
   if (db->lock >= SQLITE_LOCK_RESERVED) return SQLITE_OK;
-  if (db->lock == SQLITE_LOCK_NONE) {
+  if (db->lock == SQLITE_LOCK_SHARED) return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  do {
     rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_SHARED);
-    if (rc) return rc;
-  }
-  rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-  if (rc && *before == SQLITE_LOCK_NONE) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
+    if (rc == SQLITE_OK) {
+      rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+      if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
+    }
+  } while ((rc & 0xff) == SQLITE_BUSY && wait_busy(db));
   return rc;
 }
 
@@ -543,15 +702,58 @@ static void unreserve(tde_file *f, int before) {
   if (before < SQLITE_LOCK_RESERVED) (void)LOWER(f)->xUnlock(f->lower, before);
 }
 
-int tde_file_update_header(tde_file *f,
-                           tde_class (*mutate)(void *ctx, const char *doc, size_t ndoc,
-                                               char **newdoc, size_t *nnew, tde_status *st),
-                           void *ctx, tde_status *st) {
+/* Puts h, whose document is this one, into the next slot, synced and read back;
+** with both, into the other one as well. Takes doc over when it is in force. */
+static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_status *st) {
+  tde_db *db = f->db;
+  tde_header h = db->header;
+  tde_class c;
+  int rc;
+
+  if (*doc) {
+    h.doc = *doc;
+    h.ndoc = ndoc;
+    c = tde_source.describe(tde_source.ctx, *doc, ndoc, &db->facts, st);
+    if (c) return tde_class_rc(c);
+    h.epoch = db->facts.epoch;
+  }
+  rc = next_slot(f, &h, 1);
+  if (rc) {
+    tde_fail(st, TDE_IO, "check the disk; the header in force is untouched",
+             "%s: the new header could not be written (SQLite code %d)", path_of(f), rc);
+    return rc;
+  }
+  if (*doc) {
+    free(db->header.doc);
+    *doc = NULL;
+  }
+  db->header = h;
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) db->crypt[r].current = h.epoch;
+  /* The change is in force and durable. Should the second slot fail, it keeps the
+  ** state before, and the next change repairs it. */
+  db->slot_behind = 1;
+  if (both && next_slot(f, &h, 1) == SQLITE_OK) {
+    db->header = h;
+    db->slot_behind = 0;
+  }
+  return note_written(f);
+}
+
+static int not_online(tde_db *db, tde_status *st) {
+  int rc = tde_class_rc(db->last.code);
+
+  if (st) *st = db->last;
+  if (db->state == TDE_STATE_NEW) {
+    tde_fail(st, TDE_MISUSE, "create a table first", "%s: the database is empty",
+             path_of(db->file));
+  }
+  return rc ? rc : SQLITE_ERROR;
+}
+
+static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st) {
   tde_db *db = f->db;
   char *doc = NULL;
   size_t ndoc = 0;
-  tde_header h;
-  tde_class c = TDE_OK;
   int rc, before;
 
   if (db->read_only) {
@@ -560,39 +762,35 @@ int tde_file_update_header(tde_file *f,
   }
   rc = reserve(f, &before);
   if (rc) {
-    tde_fail(st, rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
-             "%s: the header is being changed by another connection", path_of(f));
+    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
+             "%s: another connection is writing", path_of(f));
     return rc;
   }
   rc = tde_db_load(f, 0);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
-    if (st) *st = db->last;
-    rc = tde_class_rc(db->last.code);
-    if (rc == SQLITE_OK) rc = SQLITE_ERROR;
+    rc = not_online(db, st);
+  } else if (rc) {
+    tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read (SQLite code %d)",
+             path_of(f), rc);
   }
   if (rc == SQLITE_OK && mutate) {
-    c = mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st);
-    rc = tde_class_rc(c);
+    rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
   }
-  if (rc == SQLITE_OK) {
-    h = db->header;
-    if (doc) {
-      h.doc = doc;
-      h.ndoc = ndoc;
-      c = tde_source.describe(tde_source.ctx, doc, ndoc, &db->facts, st);
-      h.epoch = db->facts.epoch;
-      rc = tde_class_rc(c);
-    }
-    if (rc == SQLITE_OK) rc = next_slot(f, &h, 1);
-    if (rc == SQLITE_OK && doc) {
-      free(db->header.doc);
-      doc = NULL;
-    }
-    if (rc == SQLITE_OK) db->header = h;
+  if (rc == SQLITE_OK && (doc || !mutate)) {
+    rc = put_document(f, &doc, ndoc, both, st);
+    if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
   }
   free(doc);
-  if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
   unreserve(f, before);
+  return rc;
+}
+
+int tde_file_update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st) {
+  int rc;
+
+  tde_file_enter(f);
+  rc = update_header(f, mutate, ctx, both, st);
+  tde_file_leave(f);
   return rc;
 }
 
@@ -651,6 +849,8 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
   if (oom) return SQLITE_NOMEM;
+  db->params.path = (char *)f->path; /* borrowed, as is the name of the VFS */
+  db->params.vfs = (char *)f->lower_vfs->zName;
   tde_sealed_init(&f->s, f->lower, TDE_ROLE_MAIN, TDE_UNIT_MAIN_MAX, &db->crypt[0], &db->counters,
                   &tde_main_hooks, f);
   rc = tde_db_load(f, 1);
@@ -664,7 +864,7 @@ void tde_db_before_close(tde_file *f) {
   tde_status st;
 
   if (!db || !db->slot_behind || db->read_only || db->state != TDE_STATE_ONLINE) return;
-  if (tde_file_update_header(f, NULL, NULL, &st) == SQLITE_OK) db->slot_behind = 0;
+  if (update_header(f, NULL, NULL, 0, &st) == SQLITE_OK) db->slot_behind = 0;
 }
 
 void tde_db_close(tde_file *f) {
@@ -681,10 +881,58 @@ void tde_db_close(tde_file *f) {
   f->db = NULL;
 }
 
+/* ---- the key is away ---- */
+
+void tde_db_wipe(tde_db *db) {
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_wipe(&db->crypt[r]);
+}
+
+int tde_db_in_transaction(const tde_db *db) {
+  return db->shm_locks > 0 || (db->lock > SQLITE_LOCK_NONE && !db->shm_open) ||
+         db->lock > SQLITE_LOCK_SHARED;
+}
+
+void tde_db_lose(tde_db *db) {
+  tde_key_report r;
+
+  tde_db_wipe(db);
+  tde_sealed_forget(&db->file->s);
+  db->head_valid = 0;
+  db->state = TDE_STATE_INACCESSIBLE;
+  db->retry_at = tde_now_ms() + RETRY_MS;
+  tde_keys_report(db->keys, &r);
+  db->last = r.last;
+  if (r.last.code == TDE_OK) { /* it is being healed at this very moment */
+    tde_fail(&db->last, TDE_UNREACHABLE, "try again", "%s: its key was away until just now",
+             path_of(db->file));
+  }
+}
+
+/* A check that is due and that no thread looks after. */
+static void check_here(tde_db *db) {
+  if (tde_keys_due(db->keys) > tde_now_ms() || tde_watch_kick()) return;
+  if (tde_keyring_claim(db->keys)) (void)tde_keyring_check(db->keys, &tde_source, NULL);
+}
+
+int tde_db_io_gate(tde_file *f) {
+  tde_db *db = f->db;
+
+  if (!db->keys || tde_keys_live(db->keys) || db->state != TDE_STATE_ONLINE) return SQLITE_OK;
+  /* What was under way at the loss may end (its rollback needs the journal's
+  ** key), but not go on for ever. */
+  if (!tde_keys_cut_off(db->keys)) return SQLITE_OK;
+  tde_db_lose(db);
+  return tde_db_report(db);
+}
+
 int tde_db_gate(tde_file *f) {
   tde_db *db = f->db;
   int rc;
 
+  if (db->state == TDE_STATE_ONLINE && db->keys) {
+    check_here(db);
+    if (!tde_keys_live(db->keys)) tde_db_lose(db);
+  }
   switch (db->state) {
     case TDE_STATE_ONLINE:
       if (db->header.unit_size) return SQLITE_OK;
@@ -696,7 +944,7 @@ int tde_db_gate(tde_file *f) {
       if (rc) return rc;
       break;
     case TDE_STATE_INACCESSIBLE:
-      if (tde_now_ms() >= db->retry_at) {
+      if (tde_now_ms() >= db->retry_at || (db->keys && tde_keys_live(db->keys))) {
         rc = tde_db_load(f, 1);
         if (rc) return rc;
       }
@@ -708,6 +956,42 @@ int tde_db_gate(tde_file *f) {
     return SQLITE_OK;
   }
   return tde_db_report(db);
+}
+
+int tde_file_revalidate(tde_file *f, tde_status *st) {
+  tde_db *db = f->db;
+  int rc;
+
+  tde_file_enter(f);
+  rc = load(f, 1, 1);
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = not_online(db, st);
+  tde_file_leave(f);
+  return rc;
+}
+
+tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
+  tde_db *db = f->db;
+  tde_class c = db->keys ? tde_keys_dek(db->keys, epoch, dek) : TDE_WRONG_KEY;
+
+  if (c == TDE_OK) return c;
+  if (db->last.code) {
+    if (st) *st = db->last;
+    return c;
+  }
+  return tde_fail(st, c, NULL, "%s: the DEK of epoch %u is not at hand", path_of(f), epoch);
+}
+
+tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {
+  tde_class c = f->db->keys ? tde_keys_add_epoch(f->db->keys, epoch, dek) : TDE_WRONG_KEY;
+
+  if (c) return tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", path_of(f));
+  return c;
+}
+
+int tde_file_report(tde_file *f, tde_key_report *out) {
+  if (!f->db->keys) return 0;
+  tde_keys_report(f->db->keys, out);
+  return 1;
 }
 
 /* ---- the double-write guard ----
@@ -878,6 +1162,6 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   return tde_class_rc(c);
 }
 
-const tde_sealed_hooks tde_main_hooks = {journal_first, guard, salvage, bad_unit};
-const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit};
-const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit};
+const tde_sealed_hooks tde_main_hooks = {journal_first, guard, salvage, bad_unit, learn_epoch};
+const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, learn_epoch};
+const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL};

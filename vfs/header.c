@@ -30,7 +30,7 @@ enum {
   S_HEADER = 20,
   S_SLOT = 24,
   S_UNIT = 28,
-  S_SEQ = 32,
+  S_SEQ = TDE_SLOT_SEQUENCE_AT,
   S_UUID = 40,
   S_NDOC = 56,
   S_EPOCH = 60,
@@ -75,6 +75,10 @@ uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]) {
 
   if (memcmp(fixed + S_MAGIC, tde_header_magic, sizeof(tde_header_magic)) != 0) return 0;
   return ndoc <= TDE_DOC_MAX ? TDE_SLOT_FIXED + ndoc : 0;
+}
+
+uint64_t tde_slot_sequence(const uint8_t *slot) {
+  return tde_get64le(slot + S_SEQ);
 }
 
 tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *info) {

@@ -1,37 +1,67 @@
 /*
 ** keyring.c: the process-wide registry of live DEKs; see keyring.h.
+**
+** An entry that is being asked for is busy: its header, facts and params then
+** belong to the thread that asks, which holds no lock meanwhile. Everything else
+** of an entry is read and changed under ring_lock, but for the two atomics that
+** a transaction's begin looks at.
 */
 #include "keyring.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "openfiles.h"
+#include "watch.h"
 
-typedef enum entry_state { ENTRY_FETCHING, ENTRY_LIVE, ENTRY_FAILED } entry_state;
+/* The keys of one DEK epoch; secret memory. Wiped: dek is NULL. The nonce sources
+** outlive that: connections' AEADs refer to them. */
+typedef struct epoch_keys {
+  uint32_t epoch;
+  uint8_t *dek;
+  uint8_t *mac_key;
+  uint8_t *role_key[TDE_ROLE_KEYS]; /* index role - 1 */
+  tde_nonce_source *nonces[TDE_ROLE_KEYS];
+} epoch_keys;
+
+/* Nonce sources of epochs that the database has left behind. */
+typedef struct retired {
+  struct retired *next;
+  tde_nonce_source *nonces[TDE_ROLE_KEYS];
+} retired;
 
 struct tde_keys {
   struct tde_keys *next, *prev;
   uint8_t uuid[TDE_UUID_BYTES];
-  entry_state state;
   int refs;
-  uint64_t fork_generation;         /* of the process that fetches */
-  uint8_t slot_sha[TDE_HASH_BYTES]; /* the header last verified, or fetched for */
-  tde_key_facts facts;              /* of that header */
-  tde_status failure;               /* ENTRY_FAILED: shared by those who waited */
-  time_t idle_since;                /* monotonic seconds; meaningful when refs == 0 */
+  int busy;           /* a thread asks the key service for it */
+  uint64_t busy_fork; /* ... of this process */
+  int linked;
+  atomic_int live;
+  _Atomic int64_t cutoff, due; /* ms; see tde_keys_cut_off, tde_keys_due */
+  tde_lease lease;
+  tde_key_policy policy;
+  tde_key_params params; /* of whoever asked first; own copies */
+  tde_header header;     /* last verified, or asked for; doc is a copy */
+  tde_key_facts facts;   /* of that header */
+  tde_status last;       /* how the last check ended */
+  int64_t idle_since;    /* ms; meaningful when refs == 0 */
   int nepochs;
-  tde_epoch_keys epochs[TDE_EPOCHS_MAX];
+  epoch_keys epochs[TDE_EPOCHS_MAX];
+  retired *old;
 };
 
 /* Entries in use and idle, newest first. A short list would do for one
 ** database; thousands of tenants need the hash. */
 #define BUCKETS 1024
 static tde_keys *buckets[BUCKETS];
-static int idle_count;
+static int idle_count; /* live, without users */
 static int live_count;
 static pthread_mutex_t ring_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t ring_changed = PTHREAD_COND_INITIALIZER;
@@ -49,13 +79,10 @@ static void in_child(void) {
   pthread_mutex_unlock(&ring_lock);
 }
 static void ring_init(void) {
+  /* Locks that are taken below this one: their fork handlers come first. */
+  tde_secret_free(tde_secret_alloc(1));
+  (void)tde_watch_threads();
   (void)pthread_atfork(before_fork, after_fork, in_child);
-}
-
-static time_t now_seconds(void) {
-  struct timespec ts;
-  clock_gettime(CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec;
 }
 
 static unsigned bucket_of(const uint8_t *uuid) {
@@ -68,30 +95,23 @@ static void link_entry(tde_keys *k) {
   k->next = buckets[b];
   if (k->next) k->next->prev = k;
   buckets[b] = k;
+  k->linked = 1;
 }
 
 static void unlink_entry(tde_keys *k) {
+  if (!k->linked) return;
   if (k->prev) {
     k->prev->next = k->next;
   } else {
     buckets[bucket_of(k->uuid)] = k->next;
   }
   if (k->next) k->next->prev = k->prev;
+  k->linked = 0;
 }
 
-static void free_entry(tde_keys *k) {
-  for (int i = 0; i < k->nepochs; i++) {
-    tde_epoch_keys *e = &k->epochs[i];
-    tde_secret_free(e->mac_key);
-    for (int r = 0; r < TDE_ROLE_KEYS; r++) {
-      tde_secret_free(e->role_key[r]);
-      tde_nonce_source_free(e->nonces[r]);
-    }
-  }
-  free(k);
-}
+/* ---- key material ---- */
 
-/* Derives the keys of one epoch: HKDF-SHA256, salt = UUID (FORMAT.md, Keys). */
+/* Derives one key: HKDF-SHA256, salt = UUID (FORMAT.md, Keys). */
 static tde_class derive_one(const uint8_t *uuid, const uint8_t *dek, const char *purpose,
                             uint8_t **out) {
   *out = tde_secret_alloc(TDE_KEY_BYTES);
@@ -100,73 +120,187 @@ static tde_class derive_one(const uint8_t *uuid, const uint8_t *dek, const char 
                          strlen(purpose), *out, TDE_KEY_BYTES);
 }
 
-/* Appends an epoch to an entry that no other thread can see yet. */
-static tde_class add_epoch(tde_keys *k, uint32_t epoch, const uint8_t *dek) {
+static void wipe_epoch(epoch_keys *e) {
+  tde_secret_free(e->dek);
+  tde_secret_free(e->mac_key);
+  e->dek = e->mac_key = NULL;
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+    tde_secret_free(e->role_key[r]);
+    e->role_key[r] = NULL;
+  }
+}
+
+static tde_class derive_epoch(const uint8_t *uuid, uint32_t epoch, const uint8_t *dek,
+                              epoch_keys *e) {
   static const char *const purpose[TDE_ROLE_KEYS] = {"sqlite-tde v1 main", "sqlite-tde v1 wal",
                                                      "sqlite-tde v1 journal"};
-  tde_epoch_keys *e;
   tde_class c;
 
-  if (k->nepochs >= TDE_EPOCHS_MAX) return TDE_CORRUPT;
-  e = &k->epochs[k->nepochs++];
+  memset(e, 0, sizeof(*e));
   e->epoch = epoch;
-  c = derive_one(k->uuid, dek, "sqlite-tde v1 header mac", &e->mac_key);
+  e->dek = tde_secret_alloc(TDE_KEY_BYTES);
+  if (!e->dek) return TDE_NOMEM;
+  memcpy(e->dek, dek, TDE_KEY_BYTES);
+  c = derive_one(uuid, dek, "sqlite-tde v1 header mac", &e->mac_key);
   for (int r = 0; c == TDE_OK && r < TDE_ROLE_KEYS; r++) {
-    c = derive_one(k->uuid, dek, purpose[r], &e->role_key[r]);
-    if (c == TDE_OK) {
-      e->nonces[r] = tde_nonce_source_new();
-      if (!e->nonces[r]) c = TDE_NOMEM;
-    }
+    c = derive_one(uuid, dek, purpose[r], &e->role_key[r]);
   }
+  if (c) wipe_epoch(e);
   return c;
 }
 
-const tde_epoch_keys *tde_keys_epoch(const tde_keys *keys, uint32_t epoch) {
-  for (int i = 0; keys && i < keys->nepochs; i++) {
-    if (keys->epochs[i].epoch == epoch) return &keys->epochs[i];
+static epoch_keys *epoch_of(const tde_keys *k, uint32_t epoch) {
+  for (int i = 0; i < k->nepochs; i++) {
+    if (k->epochs[i].epoch == epoch) return (epoch_keys *)&k->epochs[i];
   }
   return NULL;
 }
 
-/* Wipes entries that nobody used for too long. Called with the lock held. */
-static void expire_idle(void) {
-  time_t now = now_seconds();
-  static time_t last;
+static int names_epoch(const tde_key_facts *facts, uint32_t epoch) {
+  for (int i = 0; i < facts->nepochs; i++) {
+    if (facts->epochs[i] == epoch) return 1;
+  }
+  return 0;
+}
 
-  if (idle_count == 0 || (now == last && idle_count <= TDE_IDLE_DEKS)) return;
-  last = now;
+/* Makes room for one more by letting go of an epoch that the header does not
+** name any more. */
+static int retire_one(tde_keys *k) {
+  for (int i = 0; i < k->nepochs; i++) {
+    retired *r;
+    if (names_epoch(&k->facts, k->epochs[i].epoch)) continue;
+    r = malloc(sizeof(*r));
+    if (!r) return 0;
+    memcpy(r->nonces, k->epochs[i].nonces, sizeof(r->nonces));
+    r->next = k->old;
+    k->old = r;
+    wipe_epoch(&k->epochs[i]);
+    k->epochs[i] = k->epochs[--k->nepochs];
+    return 1;
+  }
+  return 0;
+}
+
+/* Takes the keys of `from` over; the lock is held, or nobody else has k. */
+static tde_class install_epoch(tde_keys *k, epoch_keys *from) {
+  epoch_keys *e = epoch_of(k, from->epoch);
+
+  if (!e) {
+    if (k->nepochs >= TDE_EPOCHS_MAX && !retire_one(k)) return TDE_CORRUPT;
+    e = &k->epochs[k->nepochs];
+    memset(e, 0, sizeof(*e));
+    for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+      e->nonces[r] = tde_nonce_source_new();
+      if (e->nonces[r]) continue;
+      while (r > 0) tde_nonce_source_free(e->nonces[--r]);
+      return TDE_NOMEM;
+    }
+    e->epoch = from->epoch;
+    k->nepochs++;
+  }
+  wipe_epoch(e);
+  e->dek = from->dek;
+  e->mac_key = from->mac_key;
+  memcpy(e->role_key, from->role_key, sizeof(e->role_key));
+  memset(from, 0, sizeof(*from));
+  return TDE_OK;
+}
+
+static void wipe_all(tde_keys *k) {
+  for (int i = 0; i < k->nepochs; i++) wipe_epoch(&k->epochs[i]);
+}
+
+void tde_key_params_clear(tde_key_params *p) {
+  free(p->path);
+  free(p->vfs);
+  free(p->instance);
+  free(p->protector);
+  free(p->identity);
+  memset(p, 0, sizeof(*p));
+}
+
+static int copy_one(char **to, const char *from) {
+  if (!from) return 1;
+  *to = strdup(from);
+  return *to != NULL;
+}
+
+static int copy_params(tde_key_params *to, const tde_key_params *from) {
+  memset(to, 0, sizeof(*to));
+  if (copy_one(&to->path, from->path) && copy_one(&to->vfs, from->vfs) &&
+      copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity)) {
+    return 1;
+  }
+  tde_key_params_clear(to);
+  return 0;
+}
+
+static void free_entry(tde_keys *k) {
+  wipe_all(k);
+  for (int i = 0; i < k->nepochs; i++) {
+    for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_nonce_source_free(k->epochs[i].nonces[r]);
+  }
+  while (k->old) {
+    retired *r = k->old;
+    k->old = r->next;
+    for (int i = 0; i < TDE_ROLE_KEYS; i++) tde_nonce_source_free(r->nonces[i]);
+    free(r);
+  }
+  tde_header_clear(&k->header);
+  tde_key_params_clear(&k->params);
+  free(k);
+}
+
+/* ---- state; the lock is held ---- */
+
+/* Keeps the atomics and the counts in step with the lease. */
+static void publish(tde_keys *k) {
+  int now_live = tde_access_is_live(k->lease.access), was = atomic_load(&k->live);
+
+  atomic_store(&k->cutoff, now_live ? INT64_MAX : tde_lease_cutoff(&k->lease, &k->policy));
+  atomic_store(&k->due, k->lease.due_at);
+  atomic_store(&k->live, now_live);
+  if (k->header.doc && k->refs > 0) tde_watch_note(k->lease.due_at, k->facts.remote);
+  if (now_live == was) return;
+  live_count += now_live - was;
+  if (k->refs == 0) idle_count += now_live - was;
+}
+
+static void take_ref(tde_keys *k) {
+  if (k->refs++ == 0 && atomic_load(&k->live)) idle_count--;
+}
+
+/* Without users only a live entry is of use. */
+static void drop_ref(tde_keys *k) {
+  if (--k->refs > 0) return;
+  if (k->linked && atomic_load(&k->live)) {
+    k->idle_since = tde_now_ms();
+    idle_count++;
+    return;
+  }
+  if (atomic_load(&k->live)) live_count--;
+  unlink_entry(k);
+  free_entry(k);
+}
+
+/* Wipes entries that nobody used for too long. */
+static void expire_idle(void) {
+  int64_t now = tde_now_ms();
+  static int64_t last;
+
+  if (idle_count == 0 || (now / 1000 == last && idle_count <= TDE_IDLE_DEKS)) return;
+  last = now / 1000;
   for (unsigned b = 0; b < BUCKETS; b++) {
     tde_keys *k = buckets[b], *next;
     for (; k; k = next) {
       next = k->next;
-      if (k->refs || k->state != ENTRY_LIVE) continue;
-      if (now - k->idle_since < TDE_IDLE_SECONDS && idle_count <= TDE_IDLE_DEKS) continue;
+      if (k->refs || !atomic_load(&k->live)) continue;
+      if (now - k->idle_since < TDE_IDLE_SECONDS * 1000 && idle_count <= TDE_IDLE_DEKS) continue;
       unlink_entry(k);
       idle_count--;
       live_count--;
       free_entry(k);
     }
-  }
-}
-
-static int has_all_epochs(const tde_keys *k, const tde_key_facts *facts) {
-  for (int i = 0; i < facts->nepochs; i++) {
-    if (!tde_keys_epoch(k, facts->epochs[i])) return 0;
-  }
-  return 1;
-}
-
-static void take_ref(tde_keys *k) {
-  if (k->refs++ == 0 && k->state == ENTRY_LIVE) idle_count--;
-}
-
-static void drop_ref(tde_keys *k) {
-  if (--k->refs > 0) return;
-  if (k->state == ENTRY_LIVE) {
-    k->idle_since = now_seconds();
-    idle_count++;
-  } else if (k->state == ENTRY_FAILED) {
-    free_entry(k); /* unlinked when it failed */
   }
 }
 
@@ -186,12 +320,193 @@ int tde_keyring_count(void) {
   return n;
 }
 
+static int is_busy(tde_keys *k) {
+  /* Its thread is one of the parent: nobody will finish it here. */
+  if (k->busy && k->busy_fork != tde_fork_generation()) k->busy = 0;
+  return k->busy;
+}
+
+static void set_busy(tde_keys *k) {
+  k->busy = 1;
+  k->busy_fork = tde_fork_generation();
+}
+
+static void end_busy(tde_keys *k) {
+  k->busy = 0;
+  pthread_cond_broadcast(&ring_changed);
+}
+
+/* Replaces the header that the entry goes by; the document is copied. */
+static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
+  char *doc;
+
+  if (memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0 && k->header.doc) return 1;
+  doc = malloc(h->ndoc + 1);
+  if (!doc) return 0;
+  memcpy(doc, h->doc, h->ndoc);
+  doc[h->ndoc] = 0;
+  free(k->header.doc);
+  k->header = *h;
+  k->header.doc = doc;
+  k->facts = *facts;
+  return 1;
+}
+
+/* ---- asking the key service; no lock is held ---- */
+
+/* What a fetch brings. */
+typedef struct fetched {
+  int n;
+  epoch_keys epochs[TDE_EPOCHS_MAX];
+} fetched;
+
+static void fetched_clear(fetched *f) {
+  for (int i = 0; i < f->n; i++) wipe_epoch(&f->epochs[i]);
+  f->n = 0;
+}
+
+static tde_class fetch_epoch(const tde_key_source *source, const tde_key_params *params,
+                             const tde_header *h, uint32_t epoch, fetched *out, tde_status *st) {
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class c;
+
+  if (!dek) {
+    return tde_fail(st, TDE_NOMEM, "close other databases or give the process more memory",
+                    "no memory for the database's key");
+  }
+  c = source->unwrap(source->ctx, params, h->uuid, h->doc, h->ndoc, epoch, dek, st);
+  if (c == TDE_OK) {
+    c = derive_epoch(h->uuid, epoch, dek, &out->epochs[out->n]);
+    if (c) {
+      (void)tde_fail(st, c, NULL, "the keys of epoch %u could not be derived", epoch);
+    } else {
+      out->n++;
+    }
+  }
+  tde_secret_free(dek);
+  return c;
+}
+
+/* Does this MAC key verify the header? */
+static tde_class check_header(const tde_header *h, const uint8_t *mac_key, const char *key_id,
+                              tde_status *st) {
+  tde_class c = tde_header_check_mac(h, mac_key);
+
+  if (c == TDE_WRONG_KEY) {
+    return tde_fail(st, c, "restore the header's other slot or a backup; the key itself answered",
+                    "key %s unwraps a DEK that does not verify this header", key_id);
+  }
+  if (c) return tde_fail(st, c, NULL, "the header's authentication could not be computed");
+  return TDE_OK;
+}
+
+/* Fetches the DEKs of the epochs named, of which the header's own verifies it. */
+static tde_class fetch(const tde_key_source *source, const tde_key_params *params,
+                       const tde_header *h, const tde_key_facts *facts, const uint32_t *epochs,
+                       int n, fetched *out, tde_status *st) {
+  tde_class c = TDE_OK;
+
+  out->n = 0;
+  for (int i = 0; c == TDE_OK && i < n; i++) {
+    c = fetch_epoch(source, params, h, epochs[i], out, st);
+  }
+  for (int i = 0; c == TDE_OK && i < out->n; i++) {
+    if (out->epochs[i].epoch == h->epoch) {
+      return check_header(h, out->epochs[i].mac_key, facts->key_id, st);
+    }
+  }
+  if (c == TDE_OK && !names_epoch(facts, h->epoch)) {
+    c = tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
+                 "the key document names no key for epoch %u", h->epoch);
+  }
+  if (c) fetched_clear(out);
+  return c;
+}
+
+static void tell(const tde_key_source *source, const tde_key_params *params, const char *what,
+                 const uint8_t *uuid, const tde_key_facts *facts, const tde_status *st) {
+  tde_key_event e = {what, uuid, facts->key_id, facts->key_version, st};
+  if (what) source->event(source->ctx, params, &e);
+}
+
+/* ---- answers ---- */
+
+static const char *act_name(tde_access before, tde_access after) {
+  if (before == after) return NULL;
+  switch (after) {
+    case TDE_ACCESS_LIVE:
+      return before == TDE_ACCESS_GRACE ? "outage-over" : "healed";
+    case TDE_ACCESS_GRACE:
+      return "outage";
+    case TDE_ACCESS_WAITING:
+      return "grace-over";
+    case TDE_ACCESS_LOST:
+      return "key-lost";
+    case TDE_ACCESS_CLOSED:
+      return "heal-window-over";
+  }
+  return NULL;
+}
+
+/* Applies the answer c to a busy entry, and ends its being busy. */
+static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class c, int forced,
+                           fetched *got, tde_status *st) {
+  tde_access before;
+  tde_lease_act act;
+  const char *what;
+
+  pthread_mutex_lock(&ring_lock);
+  before = k->lease.access;
+  act = tde_lease_answer(&k->lease, c, forced, tde_now_ms(), &k->policy);
+  for (int i = 0; act == TDE_LEASE_HEAL && i < got->n; i++) {
+    tde_class c2 = install_epoch(k, &got->epochs[i]);
+    if (c2) { /* not healed after all */
+      wipe_all(k);
+      c = tde_fail(st, c2, NULL, "no memory for the database's key");
+      tde_lease_refused(&k->lease, c2, tde_now_ms(), &k->policy);
+      act = TDE_LEASE_KEEP;
+    }
+  }
+  if (act == TDE_LEASE_WIPE) wipe_all(k);
+  if (c) {
+    k->last = *st;
+    k->last.code = c;
+  } else {
+    tde_status_clear(&k->last);
+  }
+  what = act_name(before, k->lease.access);
+  publish(k);
+  pthread_mutex_unlock(&ring_lock);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
+  tell(source, &k->params, what, k->uuid, &k->facts, c ? st : NULL);
+  pthread_mutex_lock(&ring_lock);
+  end_busy(k);
+  pthread_mutex_unlock(&ring_lock);
+  return act;
+}
+
+/* ---- finding ---- */
+
+static int same_protector(const tde_key_facts *a, const tde_key_facts *b) {
+  return strcmp(a->key_id, b->key_id) == 0 && strcmp(a->key_version, b->key_version) == 0;
+}
+
+static int same_text(const char *a, const char *b) {
+  return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+/* An idle entry whose check is overdue is as good as none: nobody looked after
+** it meanwhile. */
+static int usable(const tde_keys *k) {
+  return atomic_load(&k->live) && (k->refs > 0 || tde_now_ms() < k->lease.due_at);
+}
+
 /* A live entry that verified exactly this header before: nothing to parse and
 ** nothing to compute. With a reference; or NULL. */
 static tde_keys *find_known(const tde_header *h) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (k->state == ENTRY_LIVE && memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 &&
-        memcmp(k->slot_sha, h->sha, TDE_HASH_BYTES) == 0) {
+    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && usable(k) &&
+        memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0) {
       take_ref(k);
       return k;
     }
@@ -199,147 +514,200 @@ static tde_keys *find_known(const tde_header *h) {
   return NULL;
 }
 
-/* A live entry whose DEK verifies this header, with a reference; or NULL. */
+static int has_all_epochs(const tde_keys *k, const tde_key_facts *facts) {
+  for (int i = 0; i < facts->nepochs; i++) {
+    const epoch_keys *e = epoch_of(k, facts->epochs[i]);
+    if (!e || !e->dek) return 0;
+  }
+  return 1;
+}
+
+/* A live entry of this protector whose DEK verifies this header, with a
+** reference; or NULL. */
 static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    const tde_epoch_keys *e;
-    if (k->state != ENTRY_LIVE || memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) != 0) continue;
-    e = tde_keys_epoch(k, h->epoch);
-    if (!e || !has_all_epochs(k, facts)) continue;
-    if (tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
-    memcpy(k->slot_sha, h->sha, TDE_HASH_BYTES);
-    k->facts = *facts;
+    const epoch_keys *e;
+    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) != 0 || !usable(k)) continue;
+    if (!same_protector(&k->facts, facts) || !has_all_epochs(k, facts)) continue;
+    e = epoch_of(k, h->epoch);
+    if (!e || tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
+    if (!is_busy(k) && !note_header(k, h, facts)) continue;
     take_ref(k);
     return k;
   }
   return NULL;
 }
 
-static tde_keys *find_fetching(const tde_header *h) {
-  uint64_t generation = tde_fork_generation();
-  tde_keys *k, *next;
-
-  for (k = buckets[bucket_of(h->uuid)]; k; k = next) {
-    next = k->next;
-    if (k->state != ENTRY_FETCHING || memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) != 0) continue;
-    if (k->fork_generation != generation) {
-      /* Its fetcher is a thread of the parent: nobody will finish it here. */
-      unlink_entry(k);
-      continue;
+/* An entry without its DEK that was asked for in the same way. */
+static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
+                             const tde_key_params *params) {
+  for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
+    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && !atomic_load(&k->live) &&
+        same_protector(&k->facts, facts) && same_text(k->params.instance, params->instance)) {
+      return k;
     }
-    if (memcmp(k->slot_sha, h->sha, TDE_HASH_BYTES) == 0) return k;
   }
   return NULL;
 }
 
-static tde_keys *new_entry(const uint8_t *uuid) {
+static tde_keys *new_entry(const uint8_t *uuid, const tde_key_params *params,
+                           const tde_key_policy *policy) {
   tde_keys *k = calloc(1, sizeof(*k));
+
   if (!k) return NULL;
+  if (!copy_params(&k->params, params)) {
+    free(k);
+    return NULL;
+  }
   memcpy(k->uuid, uuid, TDE_UUID_BYTES);
-  k->state = ENTRY_FETCHING;
   k->refs = 1;
-  k->fork_generation = tde_fork_generation();
+  k->policy = *policy;
+  k->lease.access = TDE_ACCESS_WAITING;
+  k->lease.due_at = INT64_MAX;
+  atomic_store(&k->cutoff, INT64_MAX);
+  atomic_store(&k->due, INT64_MAX);
   return k;
 }
 
-/* Asks for every epoch's DEK; no lock is held. */
-static tde_class fetch(tde_keys *k, const tde_key_source *source, const tde_key_params *params,
-                       const tde_header *h, const tde_key_facts *facts, tde_status *st) {
-  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  const tde_epoch_keys *e;
-  tde_class c = dek ? TDE_OK : TDE_NOMEM;
+/* ---- unlocking ---- */
 
-  if (c)
-    tde_fail(st, TDE_NOMEM, "close other databases or give the process more memory",
-             "no memory for the database's key");
-  for (int i = 0; c == TDE_OK && i < facts->nepochs; i++) {
-    c = source->unwrap(source->ctx, params, h->uuid, h->doc, h->ndoc, facts->epochs[i], dek, st);
-    if (c == TDE_OK) {
-      c = add_epoch(k, facts->epochs[i], dek);
-      if (c) tde_fail(st, c, NULL, "the keys of epoch %u could not be derived", facts->epochs[i]);
+/* The failure of an entry that has no DEK. */
+static tde_class not_live(const tde_keys *k, tde_status *st) {
+  tde_class c = k->last.code ? k->last.code : TDE_UNREACHABLE;
+
+  if (st) {
+    *st = k->last;
+    st->code = c;
+    if (k->lease.access == TDE_ACCESS_CLOSED) {
+      (void)snprintf(st->remedy, sizeof(st->remedy),
+                     "when the key is back, run SELECT tde_revalidate()");
     }
   }
-  tde_secret_free(dek);
-  if (c) return c;
-  e = tde_keys_epoch(k, h->epoch);
-  if (!e) {
-    return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
-                    "the key document names no key for epoch %u", h->epoch);
-  }
-  c = tde_header_check_mac(h, e->mac_key);
-  if (c && c != TDE_WRONG_KEY) {
-    return tde_fail(st, c, NULL, "the header's authentication could not be computed");
-  }
-  if (c) {
-    return tde_fail(st, TDE_WRONG_KEY,
-                    "restore the header's other slot or a backup; the key itself answered",
-                    "key %s unwraps a DEK that does not verify this header", facts->key_id);
-  }
-  return TDE_OK;
-}
-
-/* Publishes the outcome of a fetch. Called with the lock held. */
-static void settle(tde_keys *k, tde_class c, const tde_status *st) {
-  if (c == TDE_OK) {
-    k->state = ENTRY_LIVE;
-    live_count++;
-  } else {
-    k->state = ENTRY_FAILED;
-    k->failure = *st;
-    k->failure.code = c;
-    unlink_entry(k);
-  }
-  pthread_cond_broadcast(&ring_changed);
-}
-
-/* Waits for another thread's fetch; its reference is ours on success. */
-static tde_class wait_for(tde_keys *k, tde_keys **out, tde_status *st) {
-  tde_class c = TDE_OK;
-
-  k->refs++;
-  while (k->state == ENTRY_FETCHING) pthread_cond_wait(&ring_changed, &ring_lock);
-  if (k->state == ENTRY_LIVE) {
-    *out = k;
-    return TDE_OK;
-  }
-  c = k->failure.code;
-  if (st) *st = k->failure;
-  drop_ref(k);
   return c;
 }
 
-/* The way of a header that no live entry verified before. The lock is held on
-** entry and on return, and given up while a key service is asked. */
-static tde_class unlock_new(const tde_key_source *source, const tde_key_params *params,
-                            const tde_header *header, const tde_key_facts *facts, tde_keys **out,
-                            tde_status *st) {
-  tde_keys *k = find_live(header, facts);
+/* A key that needs no network is asked for again by whoever begins a
+** transaction, at most this often. */
+#define LOCAL_RETRY_MS 1000
+
+/* What unlock does with an entry that is there, or new. */
+typedef enum plan { PLAN_ASK, PLAN_DONE, PLAN_FAIL } plan;
+
+/* The lock is held, and k has our reference. */
+static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *facts, int forced) {
+  int first = k->lease.checked_at == 0;
+
+  if (is_busy(k) && (first || forced)) {
+    while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
+    if (!atomic_load(&k->live) && !forced) return PLAN_FAIL; /* the outcome waited for */
+  }
+  if (atomic_load(&k->live)) return PLAN_DONE;
+  if (is_busy(k)) return PLAN_FAIL;
+  if (memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) != 0) {
+    /* Somebody changed the keys, or revalidated. */
+    if (!note_header(k, h, facts)) return PLAN_FAIL;
+    tde_lease_reopen(&k->lease, tde_now_ms());
+    publish(k);
+  }
+  if (!forced) {
+    int64_t now = tde_now_ms();
+    (void)tde_lease_tick(&k->lease, now, &k->policy);
+    publish(k);
+    if (facts->remote || k->lease.access == TDE_ACCESS_CLOSED ||
+        (now < k->lease.due_at && now - k->lease.checked_at < LOCAL_RETRY_MS)) {
+      return PLAN_FAIL;
+    }
+  }
+  set_busy(k);
+  return PLAN_ASK;
+}
+
+/* The outcome of the first fetch of a busy entry. */
+static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status *st) {
+  pthread_mutex_lock(&ring_lock);
+  for (int i = 0; c == TDE_OK && i < got->n; i++) {
+    c = install_epoch(k, &got->epochs[i]);
+    if (c) (void)tde_fail(st, c, NULL, "no memory for the database's key");
+  }
+  if (c == TDE_OK) {
+    tde_lease_begin(&k->lease, tde_now_ms(), &k->policy);
+    tde_status_clear(&k->last);
+  } else {
+    wipe_all(k);
+    tde_lease_refused(&k->lease, c, tde_now_ms(), &k->policy);
+    k->last = *st;
+    k->last.code = c;
+  }
+  publish(k);
+  end_busy(k);
+  pthread_mutex_unlock(&ring_lock);
+  return c;
+}
+
+/* Asks for a busy entry's DEKs, and applies the answer. */
+static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced, tde_status *st) {
+  fetched got;
+  int first = k->lease.checked_at == 0;
   tde_class c;
 
-  *out = k;
-  if (k) return TDE_OK;
-  k = find_fetching(header);
-  if (k) return wait_for(k, out, st);
-  k = new_entry(header->uuid);
-  if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
-  memcpy(k->slot_sha, header->sha, TDE_HASH_BYTES);
-  k->facts = *facts;
-  link_entry(k);
-  pthread_mutex_unlock(&ring_lock);
-  c = fetch(k, source, params, header, facts, st);
-  pthread_mutex_lock(&ring_lock);
-  settle(k, c, st);
-  if (c) {
-    drop_ref(k);
-    k = NULL;
+  tde_status_clear(st);
+  c = fetch(source, &k->params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
+  if (c) st->code = c;
+  if (first) {
+    tell(source, &k->params, "unwrap", k->uuid, &k->facts, c ? st : NULL);
+    c = settle_first(k, c, &got, st);
+  } else {
+    if (forced) tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
+    (void)apply(k, source, c, forced, &got, st);
+  }
+  fetched_clear(&got);
+  return c;
+}
+
+/* Failures that say nothing of the key: there is nothing to wait for. */
+static int keeps_entry(tde_class c) {
+  return c != TDE_NOMEM && c != TDE_CRYPTO && c != TDE_RANDOM && c != TDE_INTERNAL;
+}
+
+static tde_class unlock_absent(const tde_key_source *source, const tde_key_params *params,
+                               const tde_key_policy *policy, const tde_header *h, int forced,
+                               const tde_key_facts *facts, tde_keys **out, tde_status *st) {
+  tde_keys *k = find_absent(h, facts, params);
+  plan p = PLAN_ASK;
+  tde_class c = TDE_OK;
+
+  if (k) {
+    take_ref(k);
+    k->policy = *policy;
+    p = plan_absent(k, h, facts, forced);
+  } else {
+    k = new_entry(h->uuid, params, policy);
+    if (k && !note_header(k, h, facts)) {
+      free_entry(k);
+      k = NULL;
+    }
+    if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
+    set_busy(k);
+    link_entry(k);
   }
   *out = k;
+  if (p == PLAN_FAIL) c = not_live(k, st);
+  if (p != PLAN_ASK) return c;
+  pthread_mutex_unlock(&ring_lock);
+  c = ask_all(k, source, forced, st);
+  pthread_mutex_lock(&ring_lock);
+  if (c == TDE_OK && !atomic_load(&k->live)) c = not_live(k, st);
+  if (c && !keeps_entry(c)) {
+    drop_ref(k);
+    *out = NULL;
+  }
   return c;
 }
 
 tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
-                             const tde_header *header, tde_key_facts *facts, tde_keys **out,
-                             tde_status *st) {
+                             const tde_header *header, int forced, tde_key_facts *facts,
+                             tde_keys **out, tde_status *st) {
+  tde_key_policy policy;
   tde_status local;
   tde_class c = TDE_OK;
 
@@ -347,7 +715,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
   expire_idle();
-  *out = find_known(header);
+  *out = forced ? NULL : find_known(header);
   if (*out) *facts = (*out)->facts;
   pthread_mutex_unlock(&ring_lock);
   if (*out) return TDE_OK;
@@ -355,31 +723,414 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   tde_status_clear(st);
   c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
   if (c) return c;
+  source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
-  c = unlock_new(source, params, header, facts, out, st);
+  *out = find_live(header, facts);
+  if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   pthread_mutex_unlock(&ring_lock);
   return c;
 }
 
-tde_class tde_keyring_adopt(const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
+tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *params,
+                            const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
                             tde_keys **out, tde_status *st) {
+  tde_key_policy policy;
+  epoch_keys e;
   tde_keys *k;
   tde_class c;
 
   *out = NULL;
   pthread_once(&ring_once, ring_init);
-  k = new_entry(uuid);
+  source->policy(source->ctx, params, &policy);
+  k = new_entry(uuid, params, &policy);
   if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
-  c = add_epoch(k, epoch, dek);
+  c = derive_epoch(uuid, epoch, dek, &e);
+  if (c == TDE_OK) c = install_epoch(k, &e);
   if (c) {
+    wipe_epoch(&e);
     free_entry(k);
     return tde_fail(st, c, NULL, "the new database's keys could not be derived");
   }
   pthread_mutex_lock(&ring_lock);
-  k->state = ENTRY_LIVE;
-  live_count++;
+  tde_lease_begin(&k->lease, tde_now_ms(), &policy);
   link_entry(k);
+  publish(k);
   pthread_mutex_unlock(&ring_lock);
   *out = k;
   return TDE_OK;
+}
+
+/* ---- another header of the same database ---- */
+
+/* The epochs that facts names and the entry lacks. */
+static int missing_epochs(const tde_keys *k, const tde_key_facts *facts,
+                          uint32_t out[TDE_EPOCHS_MAX]) {
+  int n = 0;
+
+  for (int i = 0; i < facts->nepochs; i++) {
+    const epoch_keys *e = epoch_of(k, facts->epochs[i]);
+    if (!e || !e->dek) out[n++] = facts->epochs[i];
+  }
+  return n;
+}
+
+/* Verifies the header with the entry's keys and takes it. The lock is held. */
+static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
+                             tde_status *st) {
+  const epoch_keys *e = epoch_of(k, h->epoch);
+  tde_class c;
+
+  if (!e || !e->mac_key) {
+    return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
+                    "the key document names no key for epoch %u", h->epoch);
+  }
+  c = check_header(h, e->mac_key, facts->key_id, st);
+  if (c || is_busy(k)) return c; /* busy: the next check takes it */
+  if (!same_protector(&k->facts, facts)) {
+    /* Nobody asked this protector yet: soon. */
+    k->lease.due_at = tde_now_ms();
+  }
+  if (!note_header(k, h, facts)) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  publish(k);
+  return TDE_OK;
+}
+
+tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
+                             const tde_key_params *params, const tde_header *header,
+                             tde_key_facts *facts, tde_status *st) {
+  uint32_t lacking[TDE_EPOCHS_MAX];
+  fetched got = {0};
+  tde_class c;
+  int n, known;
+
+  pthread_mutex_lock(&ring_lock);
+  known = atomic_load(&keys->live) && memcmp(keys->header.sha, header->sha, TDE_HASH_BYTES) == 0;
+  if (known) *facts = keys->facts;
+  pthread_mutex_unlock(&ring_lock);
+  if (known) return TDE_OK;
+  if (memcmp(keys->uuid, header->uuid, TDE_UUID_BYTES) != 0) {
+    return tde_fail(st, TDE_WRONG_KEY, NULL, "the header is another database's");
+  }
+  c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
+  if (c) return c;
+  pthread_mutex_lock(&ring_lock);
+  n = missing_epochs(keys, facts, lacking);
+  pthread_mutex_unlock(&ring_lock);
+  if (n) c = fetch(source, params, header, facts, lacking, n, &got, st);
+  pthread_mutex_lock(&ring_lock);
+  if (c == TDE_OK && !atomic_load(&keys->live)) c = not_live(keys, st);
+  for (int i = 0; c == TDE_OK && i < got.n; i++) {
+    c = install_epoch(keys, &got.epochs[i]);
+    if (c) (void)tde_fail(st, c, NULL, "no memory for the database's key");
+  }
+  if (c == TDE_OK) c = take_header(keys, header, facts, st);
+  pthread_mutex_unlock(&ring_lock);
+  fetched_clear(&got);
+  return c;
+}
+
+tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek) {
+  epoch_keys e;
+  tde_class c = derive_epoch(keys->uuid, epoch, dek, &e);
+
+  if (c) return c;
+  pthread_mutex_lock(&ring_lock);
+  c = atomic_load(&keys->live) ? install_epoch(keys, &e) : not_live(keys, NULL);
+  pthread_mutex_unlock(&ring_lock);
+  wipe_epoch(&e);
+  return c;
+}
+
+/* ---- using the keys ---- */
+
+int tde_keys_live(const tde_keys *keys) {
+  return atomic_load_explicit(&((tde_keys *)keys)->live, memory_order_acquire);
+}
+
+int tde_keys_cut_off(const tde_keys *keys) {
+  int64_t at = atomic_load(&((tde_keys *)keys)->cutoff);
+  return at != INT64_MAX && tde_now_ms() >= at;
+}
+
+int64_t tde_keys_due(const tde_keys *keys) {
+  return atomic_load_explicit(&((tde_keys *)keys)->due, memory_order_relaxed);
+}
+
+int tde_keys_has(const tde_keys *keys, uint32_t epoch) {
+  int has;
+
+  if (!keys) return 0;
+  pthread_mutex_lock(&ring_lock);
+  has = epoch_of(keys, epoch) != NULL;
+  pthread_mutex_unlock(&ring_lock);
+  return has;
+}
+
+/* The epoch's keys, or why there are none. The lock is held. */
+static tde_class keys_of(const tde_keys *k, uint32_t epoch, const epoch_keys **out) {
+  *out = k ? epoch_of(k, epoch) : NULL;
+  if (!*out) return TDE_WRONG_KEY;
+  return (*out)->dek ? TDE_OK : not_live(k, NULL);
+}
+
+tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out) {
+  const epoch_keys *e;
+  tde_class c;
+
+  pthread_mutex_lock(&ring_lock);
+  c = keys_of(keys, epoch, &e);
+  if (c == TDE_OK) c = tde_aead_new(e->role_key[role - 1], e->nonces[role - 1], out, NULL);
+  pthread_mutex_unlock(&ring_lock);
+  return c;
+}
+
+tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]) {
+  const epoch_keys *e;
+  tde_class c;
+
+  pthread_mutex_lock(&ring_lock);
+  c = keys_of(keys, epoch, &e);
+  if (c == TDE_OK) memcpy(out, e->mac_key, TDE_KEY_BYTES);
+  pthread_mutex_unlock(&ring_lock);
+  return c;
+}
+
+tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out) {
+  const epoch_keys *e;
+  tde_class c;
+
+  pthread_mutex_lock(&ring_lock);
+  c = keys_of(keys, epoch, &e);
+  if (c == TDE_OK) memcpy(out, e->dek, TDE_KEY_BYTES);
+  pthread_mutex_unlock(&ring_lock);
+  return c;
+}
+
+/* A moment of the ring's clock as Unix time. */
+static int64_t unix_of(int64_t ms, int64_t now_ms, int64_t now_unix) {
+  if (ms == 0 || ms == INT64_MAX) return 0;
+  return now_unix + (ms - now_ms) / 1000;
+}
+
+void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
+  int64_t ms = tde_now_ms(), now = (int64_t)time(NULL);
+  const tde_lease *l = &keys->lease;
+
+  memset(out, 0, sizeof(*out));
+  pthread_mutex_lock(&ring_lock);
+  out->access = l->access;
+  out->checking = keys->busy;
+  out->since = unix_of(l->since, ms, now);
+  out->checked_at = unix_of(l->checked_at, ms, now);
+  out->next_check = unix_of(l->due_at, ms, now);
+  if (l->access == TDE_ACCESS_GRACE) {
+    out->until = unix_of(l->since + keys->policy.grace_ms, ms, now);
+  } else if (l->access == TDE_ACCESS_LOST) {
+    out->until = unix_of(l->since + keys->policy.heal_ms, ms, now);
+  }
+  out->last = keys->last;
+  pthread_mutex_unlock(&ring_lock);
+}
+
+/* ---- checks ---- */
+
+tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
+  static unsigned cursor; /* where the last search ended: nobody is passed over for long */
+  tde_keys *found = NULL;
+
+  *next_due = INT64_MAX;
+  pthread_once(&ring_once, ring_init);
+  pthread_mutex_lock(&ring_lock);
+  for (unsigned i = 0; i < BUCKETS && !found; i++) {
+    cursor = (cursor + (i > 0)) % BUCKETS;
+    for (tde_keys *k = buckets[cursor]; k && !found; k = k->next) {
+      if (k->refs == 0 || is_busy(k) || !k->header.doc) continue;
+      if (k->lease.due_at <= now) {
+        found = k;
+      } else if (k->lease.due_at < *next_due) {
+        *next_due = k->lease.due_at;
+      }
+    }
+  }
+  if (found) {
+    take_ref(found);
+    set_busy(found);
+  }
+  pthread_mutex_unlock(&ring_lock);
+  return found;
+}
+
+/* Recent good answers and outages of a protector: many databases may hang on
+** one key, which is asked once for all of them. */
+#define RECENT 64
+#define OUTAGE_SHARED_MS 900
+typedef struct recent_answer {
+  uint8_t key[TDE_HASH_BYTES];
+  int64_t at;
+  tde_status st; /* code TDE_OK: it went well */
+} recent_answer;
+static recent_answer recent[RECENT];
+static unsigned recent_next;
+
+/* Names the protector together with whoever asks it. */
+static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
+  char text[2 * TDE_KEY_ID_MAX + TDE_PATH_MAX];
+  int n = snprintf(text, sizeof(text), "%s|%s|%s|%s", k->facts.key_id, k->facts.key_version,
+                   k->facts.identity, k->params.instance ? k->params.instance : "");
+  return n > 0 && n < (int)sizeof(text) && tde_sha256(text, (size_t)n, key) == TDE_OK;
+}
+
+static int recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t max_age, tde_status *st) {
+  int found = 0;
+
+  pthread_mutex_lock(&ring_lock);
+  for (int i = 0; i < RECENT && !found; i++) {
+    recent_answer *a = &recent[i];
+    if (!a->at || memcmp(a->key, key, TDE_HASH_BYTES) != 0) continue;
+    if (tde_now_ms() - a->at > max_age) break;
+    *st = a->st;
+    found = 1;
+  }
+  pthread_mutex_unlock(&ring_lock);
+  return found;
+}
+
+static void recent_put(const uint8_t key[TDE_HASH_BYTES], tde_class c, const tde_status *st) {
+  recent_answer *a = NULL;
+
+  pthread_mutex_lock(&ring_lock);
+  for (int i = 0; i < RECENT && !a; i++) {
+    if (memcmp(recent[i].key, key, TDE_HASH_BYTES) == 0) a = &recent[i];
+  }
+  if (!a) a = &recent[recent_next++ % RECENT];
+  memcpy(a->key, key, TDE_HASH_BYTES);
+  /* A denial is each database's own to find: its header may name another key
+  ** by now. */
+  a->at = tde_class_is_denial(c) ? 0 : tde_now_ms();
+  a->st = *st;
+  a->st.code = c;
+  pthread_mutex_unlock(&ring_lock);
+}
+
+/* Is the DEK that came back the one in use? */
+static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
+  const epoch_keys *e;
+  int same = 0;
+
+  pthread_mutex_lock(&ring_lock);
+  e = epoch_of(k, k->header.epoch);
+  if (e && e->dek && got->n == 1) same = tde_equal(e->dek, got->epochs[0].dek, TDE_KEY_BYTES);
+  pthread_mutex_unlock(&ring_lock);
+  if (same) return TDE_OK;
+  return tde_fail(st, TDE_WRONG_KEY, "use the key that wrapped this database's DEK",
+                  "the protector unwraps something else than this database's DEK");
+}
+
+/* Asks about a live DEK. */
+static tde_class ask_live(tde_keys *k, const tde_key_source *source, fetched *got, tde_status *st) {
+  uint8_t key[TDE_HASH_BYTES];
+  int named = recent_key(k, key);
+  tde_class c;
+
+  if (named && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
+  c = fetch(source, &k->params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
+  if (c == TDE_OK) c = compare(k, got, st);
+  fetched_clear(got);
+  if (named) recent_put(key, c, st);
+  return c;
+}
+
+/* Asks for a DEK that is away. Where the key service did not answer another
+** database a moment ago, it is not waited for again. */
+static tde_class ask_absent(tde_keys *k, const tde_key_source *source, fetched *got,
+                            tde_status *st) {
+  uint8_t key[TDE_HASH_BYTES];
+  int named = recent_key(k, key);
+  tde_class c;
+
+  if (named && recent_get(key, OUTAGE_SHARED_MS, st) && st->code) return st->code;
+  c = fetch(source, &k->params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, got, st);
+  if (c && named) recent_put(key, c, st);
+  return c;
+}
+
+/* Takes the header that is on disk now. The entry is busy, so is nobody else's. */
+static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_header *newer) {
+  tde_key_facts *facts;
+  tde_status st;
+
+  if (memcmp(newer->sha, k->header.sha, TDE_HASH_BYTES) == 0) return;
+  if (memcmp(newer->uuid, k->uuid, TDE_UUID_BYTES) != 0) return;
+  facts = malloc(sizeof(*facts));
+  if (!facts) return;
+  tde_status_clear(&st);
+  if (source->describe(source->ctx, newer->doc, newer->ndoc, facts, &st) == TDE_OK) {
+    pthread_mutex_lock(&ring_lock);
+    if (atomic_load(&k->live)) {
+      /* Only what verifies counts; an epoch that is new here waits for a
+      ** connection that needs it. */
+      const epoch_keys *e = epoch_of(k, newer->epoch);
+      if (e && e->mac_key && tde_header_check_mac(newer, e->mac_key) == TDE_OK) {
+        (void)note_header(k, newer, facts);
+      }
+    } else if (note_header(k, newer, facts)) {
+      tde_lease_reopen(&k->lease, tde_now_ms());
+    }
+    pthread_mutex_unlock(&ring_lock);
+  }
+  free(facts);
+}
+
+tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
+                                const tde_header *newer) {
+  tde_access before, after;
+  tde_lease_act act;
+  fetched got = {0};
+  tde_status st;
+  tde_class c;
+
+  source->policy(source->ctx, &k->params, &k->policy);
+  if (newer) follow_disk(k, source, newer);
+  tde_status_clear(&st);
+  pthread_mutex_lock(&ring_lock);
+  before = k->lease.access;
+  act = tde_lease_tick(&k->lease, tde_now_ms(), &k->policy);
+  if (act == TDE_LEASE_WIPE) wipe_all(k);
+  after = k->lease.access;
+  publish(k);
+  pthread_mutex_unlock(&ring_lock);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
+  tell(source, &k->params, act_name(before, after), k->uuid, &k->facts, &k->last);
+  if (after == TDE_ACCESS_CLOSED) {
+    pthread_mutex_lock(&ring_lock);
+    end_busy(k);
+    pthread_mutex_unlock(&ring_lock);
+    return TDE_LEASE_KEEP;
+  }
+  c = tde_access_is_live(after) ? ask_live(k, source, &got, &st) : ask_absent(k, source, &got, &st);
+  act = apply(k, source, c, 0, &got, &st);
+  fetched_clear(&got);
+  return act;
+}
+
+int tde_keyring_claim(tde_keys *keys) {
+  int mine;
+
+  pthread_mutex_lock(&ring_lock);
+  mine = !is_busy(keys) && keys->header.doc && keys->lease.due_at <= tde_now_ms();
+  if (mine) set_busy(keys);
+  pthread_mutex_unlock(&ring_lock);
+  return mine;
+}
+
+tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,
+                         tde_key_params *params) {
+  int ok;
+
+  pthread_mutex_lock(&ring_lock);
+  memcpy(uuid, keys->uuid, TDE_UUID_BYTES);
+  *facts = keys->facts;
+  ok = copy_params(params, &keys->params);
+  pthread_mutex_unlock(&ring_lock);
+  return ok ? TDE_OK : TDE_NOMEM;
 }

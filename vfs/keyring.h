@@ -1,14 +1,19 @@
 /*
 ** keyring.h: the DEKs that are live in this process.
 **
-** One entry per database UUID and set of DEK epochs, shared by every
-** connection of the process. Invariants:
+** One entry per database UUID and protector, shared by every connection of the
+** process. A backup of the same database under an older protector is an entry of
+** its own: it asks for its own key. Invariants:
 **  - an entry's DEKs have verified the HMAC of the header they were fetched
 **    for; a lookup verifies the caller's header again;
 **  - no lock is held while a key service is asked; concurrent openers of one
 **    database wait for the one fetch and share its outcome;
-**  - key material stands in secret memory; an entry without users is wiped
-**    after TDE_IDLE_SECONDS, or when more than TDE_IDLE_DEKS wait.
+**  - key material stands in secret memory, and is copied or used under the ring's
+**    lock only: at the loss of a key it is wiped at once, whoever holds a
+**    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or when
+**    more than TDE_IDLE_DEKS wait;
+**  - an entry without its DEK stays as long as somebody has the database open,
+**    and is asked for again on its lease (lease.h).
 */
 #ifndef TDE_KEYRING_H
 #define TDE_KEYRING_H
@@ -16,37 +21,79 @@
 #include "../ext/base/crypto.h"
 #include "header.h"
 #include "keysource.h"
+#include "lease.h"
 
 #define TDE_ROLE_KEYS 3 /* main, WAL, journal */
-
-/* The keys of one DEK epoch. */
-typedef struct tde_epoch_keys {
-  uint32_t epoch;
-  uint8_t *mac_key;                 /* secret memory */
-  uint8_t *role_key[TDE_ROLE_KEYS]; /* secret memory; index role - 1 */
-  tde_nonce_source *nonces[TDE_ROLE_KEYS];
-} tde_epoch_keys;
 
 typedef struct tde_keys tde_keys;
 
 /* Finds or fetches the keys for this header and checks its HMAC. *out is a
-** reference: release it with tde_keyring_release. facts gets what the key
-** document says, on failure too where the document could be read. */
+** reference, to be released. On a failure of the key service it may be one, too:
+** an entry without its DEK, which heals; else NULL. facts gets what the key
+** document says, on failure too where the document could be read. forced: a
+** revalidation, which asks the service now, whatever the lease says. */
 tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
-                             const tde_header *header, tde_key_facts *facts, tde_keys **out,
-                             tde_status *st);
+                             const tde_header *header, int forced, tde_key_facts *facts,
+                             tde_keys **out, tde_status *st);
+
+/* Another header of the database whose live keys these are: its HMAC must
+** verify. The key service is asked for DEK epochs that are new in it alone. From
+** here on the entry's protector is this header's. TDE_WRONG_KEY: another
+** database, or forged. */
+tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
+                             const tde_key_params *params, const tde_header *header,
+                             tde_key_facts *facts, tde_status *st);
 
 /* Takes a fresh DEK (secret memory; copied, the caller still frees its own)
 ** of a database being created into the ring. */
-tde_class tde_keyring_adopt(const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
+tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *params,
+                            const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
                             tde_keys **out, tde_status *st);
 
 void tde_keyring_release(tde_keys *keys); /* NULL is allowed */
 
-/* The keys of one epoch, or NULL. Valid while the reference is held. */
-const tde_epoch_keys *tde_keys_epoch(const tde_keys *keys, uint32_t epoch);
+/* True while the DEK is at hand. One load: for each transaction. */
+int tde_keys_live(const tde_keys *keys);
+/* True when what was under way at the loss may not go on any more. */
+int tde_keys_cut_off(const tde_keys *keys);
+
+int tde_keys_has(const tde_keys *keys, uint32_t epoch);
+/* A new AEAD for one role and epoch, the caller's. TDE_WRONG_KEY: there is no
+** such epoch. The class of the loss when the DEK is away. */
+tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out);
+/* Copies of one epoch's header MAC key, and of its DEK: the caller wipes them. */
+tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]);
+tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out);
+/* A new DEK epoch, before the header that names it is written. */
+tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek);
+
+/* For status. */
+void tde_keys_report(const tde_keys *keys, tde_key_report *out);
 
 /* DEKs live now, for status and tests. */
 int tde_keyring_count(void);
+
+/* ---- for watch.c and the gate ---- */
+
+/* When the key service is to be asked about this entry again (tde_now_ms);
+** INT64_MAX: not by itself. One load. */
+int64_t tde_keys_due(const tde_keys *keys);
+/* An entry whose check is due, with a reference, for tde_keyring_check; or NULL,
+** and *next_due gets the time of the next one (INT64_MAX: none). */
+tde_keys *tde_keyring_due(int64_t now, int64_t *next_due);
+/* The same for one entry: true when its check is due and now the caller's. */
+int tde_keyring_claim(tde_keys *keys);
+/* Asks the key service about an entry that is the caller's to check, and applies
+** the answer. newer: the header
+** as it is on disk now (its document is copied), or NULL. Returns what became of
+** the entry; after TDE_LEASE_WIPE no key of it is left in secret memory, nor in
+** connections that are idle. */
+tde_lease_act tde_keyring_check(tde_keys *keys, const tde_key_source *source,
+                                const tde_header *newer);
+/* What an entry is about, copied; the text of params is the caller's
+** (tde_key_params_clear). */
+tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,
+                         tde_key_params *params);
+void tde_key_params_clear(tde_key_params *p);
 
 #endif

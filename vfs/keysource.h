@@ -5,7 +5,7 @@
 ** the shim hands over the database's UUID, the key document from its header
 ** (opaque bytes here) and what the URI said, and gets a DEK in secret memory.
 ** The callbacks may do network I/O: they are called with no lock of the shim
-** held that another database could need.
+** held that another database could need. They are called from any thread.
 */
 #ifndef TDE_KEYSOURCE_H
 #define TDE_KEYSOURCE_H
@@ -16,8 +16,11 @@
 #include "../ext/base/limits.h"
 #include "../ext/base/status.h"
 
-/* What the URI said of keys. Each string may be NULL; owned by the file. */
+/* Where a database is, and what its URI said of keys. Each string may be NULL; the
+** file owns them. */
 typedef struct tde_key_params {
+  char *path;
+  char *vfs;       /* the name of the VFS below */
   char *instance;  /* tde_instance= */
   char *protector; /* tde_protector=, for a new database */
   char *identity;  /* tde_identity=, for a new database */
@@ -28,11 +31,34 @@ typedef struct tde_key_facts {
   char key_id[TDE_KEY_ID_MAX];
   char key_version[128];
   char mode[16];
+  char identity[256]; /* "" : the instance's default */
   uint8_t thumbprint[TDE_THUMB_BYTES];
   uint32_t epoch; /* the current one */
   int nepochs;
   uint32_t epochs[TDE_EPOCHS_MAX]; /* ascending */
+  int remote;                      /* the protector is asked over a network */
+  int regenerating;                /* units of an older epoch are being sealed anew */
+  int secondary;                   /* a copy that follows another database */
+  int auto_rotation;
+  int64_t rotation_checked; /* Unix time of the last look for a new version, or 0 */
 } tde_key_facts;
+
+/* How long a DEK may be used without its key service; from the instance. */
+typedef struct tde_key_policy {
+  int64_t check_ms;    /* between checks of the protector */
+  int64_t grace_ms;    /* how long an outage is waited out */
+  int64_t heal_ms;     /* how long a denied key may come back by itself */
+  int64_t rotation_ms; /* between looks for a new version of the protector */
+} tde_key_policy;
+
+/* Something that happened to a database's keys, for the audit sink. */
+typedef struct tde_key_event {
+  const char *event; /* "unwrap", "grace", "key-lost", "healed", ... */
+  const uint8_t *uuid;
+  const char *key_id;   /* base id */
+  const char *version;  /* or "" */
+  const tde_status *st; /* NULL: it went well */
+} tde_key_event;
 
 typedef struct tde_key_source {
   void *ctx;
@@ -46,6 +72,13 @@ typedef struct tde_key_source {
   /* Reads the document; TDE_CORRUPT when it is malformed. */
   tde_class (*describe)(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
                         tde_status *st);
+  /* The instance's policy, or the defaults where it cannot be read. */
+  void (*policy)(void *ctx, const tde_key_params *params, tde_key_policy *out);
+  /* Tells the audit sink. Never fails; never called under a lock of the shim. */
+  void (*event)(void *ctx, const tde_key_params *params, const tde_key_event *e);
+  /* The process ends: what is being asked of key services in the background is
+  ** given up soon. */
+  void (*stop)(void *ctx);
 } tde_key_source;
 
 #endif

@@ -25,6 +25,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
+#include "../ext/base/secret.h"
 #include "shim.h"
 
 SQLITE_EXTENSION_INIT3
@@ -64,20 +65,23 @@ static int refuse_log(tde_file *f, tde_class c, const char *why) {
 /* The prefix parsed: is it a generation of this database? */
 static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   tde_db *db = f->db;
-  const tde_epoch_keys *e;
+  uint8_t mac_key[TDE_KEY_BYTES];
   tde_class c;
 
   if (memcmp(p->uuid, db->header.uuid, TDE_UUID_BYTES) != 0) {
     return refuse_log(f, TDE_WRONG_KEY, "belongs to another database");
   }
-  e = tde_keys_epoch(db->keys, p->epoch);
-  if (!e) {
+  if (!tde_keys_has(db->keys, p->epoch)) {
     int rc = tde_db_load(db->file, 1); /* a newer epoch, perhaps */
     if (rc) return rc;
-    e = tde_keys_epoch(db->keys, p->epoch);
-    if (!e) return refuse_log(f, TDE_WRONG_KEY, "is sealed under a key epoch that is not known");
   }
-  c = unit_ok(f, p->unit_size) ? tde_prefix_check_mac(b, e->mac_key) : TDE_WRONG_KEY;
+  c = tde_keys_mac_key(db->keys, p->epoch, mac_key);
+  if (c == TDE_WRONG_KEY) {
+    return refuse_log(f, c, "is sealed under a key epoch that is not known");
+  }
+  if (c) return tde_class_rc(c);
+  c = unit_ok(f, p->unit_size) ? tde_prefix_check_mac(b, mac_key) : TDE_WRONG_KEY;
+  tde_wipe(mac_key, sizeof(mac_key));
   if (c == TDE_WRONG_KEY) {
     tde_log(TDE_LOG_WARNING, "%s: its prefix is not authentic: read as empty", f->path);
     return SQLITE_OK;
@@ -143,12 +147,18 @@ int tde_log_refresh(tde_file *f) {
 /* Begins a generation; its prefix goes out in front of unit 0. */
 static int new_generation(tde_file *f, uint32_t unit) {
   tde_db *db = f->db;
-  const tde_epoch_keys *e = tde_keys_epoch(db->keys, db->header.epoch);
+  uint8_t mac_key[TDE_KEY_BYTES];
   tde_prefix p;
   tde_class c;
+  int rc;
 
-  if (!e) return SQLITE_IOERR_AUTH;
   if (!unit_ok(f, unit)) return SQLITE_CORRUPT;
+  if (f->role == TDE_ROLE_WAL) {
+    /* It is stamped with the protector and epoch of now. (A journal's RESERVED
+    ** lock has seen to that.) */
+    rc = tde_db_freshen(db->file);
+    if (rc) return rc;
+  }
   tde_sealed_drop(&f->s);
   memset(&p, 0, sizeof(p));
   p.epoch = db->header.epoch;
@@ -156,7 +166,9 @@ static int new_generation(tde_file *f, uint32_t unit) {
   memcpy(p.uuid, db->header.uuid, TDE_UUID_BYTES);
   memcpy(p.thumbprint, db->facts.thumbprint, TDE_THUMB_BYTES);
   c = tde_random(p.salt, TDE_SALT_BYTES, &db->last);
-  if (c == TDE_OK) c = tde_prefix_build(&p, f->role, e->mac_key, f->s.prefix);
+  if (c == TDE_OK) c = tde_keys_mac_key(db->keys, p.epoch, mac_key);
+  if (c == TDE_OK) c = tde_prefix_build(&p, f->role, mac_key, f->s.prefix);
+  tde_wipe(mac_key, sizeof(mac_key));
   if (c) {
     f->gen.valid = f->gen.checked = 0;
     return tde_class_rc(c);

@@ -13,6 +13,17 @@ SQLITE_EXTENSION_INIT3
 static tde_file *buckets[BUCKETS];
 static int own_bases; /* files whose lower VFS is not the default one */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t list_once = PTHREAD_ONCE_INIT;
+
+static void before_fork(void) {
+  pthread_mutex_lock(&list_lock);
+}
+static void after_fork(void) {
+  pthread_mutex_unlock(&list_lock);
+}
+static void list_init(void) {
+  (void)pthread_atfork(before_fork, after_fork, after_fork);
+}
 
 static unsigned bucket_of(const char *path, size_t n) {
   uint32_t h = 2166136261u; /* FNV-1a */
@@ -23,6 +34,7 @@ static unsigned bucket_of(const char *path, size_t n) {
 void tde_openfiles_add(tde_file *f) {
   unsigned b = bucket_of(f->path, strlen(f->path));
 
+  pthread_once(&list_once, list_init);
   pthread_mutex_lock(&list_lock);
   f->next_open = buckets[b];
   if (f->next_open) f->next_open->prev_open = f;
@@ -90,6 +102,33 @@ tde_file *tde_openfiles_owner(const char *name) {
   }
   pthread_mutex_unlock(&list_lock);
   return f;
+}
+
+/* The next main database in use with these keys, whose thread is kept out until
+** tde_file_leave; NULL at the end. *bucket and *after say where the search goes
+** on. The lock is held. */
+static tde_file *next_with(const tde_keys *keys, unsigned *bucket, tde_file *after) {
+  for (;; (*bucket)++, after = NULL) {
+    tde_file *f;
+    if (*bucket >= BUCKETS) return NULL;
+    for (f = after ? after->next_open : buckets[*bucket]; f; f = f->next_open) {
+      if (!tde_file_try_enter(f)) continue; /* its own thread is at work */
+      if (f->db && f->db->keys == keys) return f;
+      tde_file_leave(f);
+    }
+  }
+}
+
+void tde_openfiles_wipe(const tde_keys *keys) {
+  unsigned bucket = 0;
+  tde_file *f = NULL;
+
+  pthread_mutex_lock(&list_lock);
+  while ((f = next_with(keys, &bucket, f)) != NULL) {
+    if (!tde_db_in_transaction(f->db)) tde_db_wipe(f->db);
+    tde_file_leave(f);
+  }
+  pthread_mutex_unlock(&list_lock);
 }
 
 sqlite3_vfs *tde_openfiles_vfs(const char *name) {

@@ -18,6 +18,10 @@ void tde_openfiles_remove(tde_file *f);
 ** on one path it is the one whose own file name stands beside this one. */
 tde_file *tde_openfiles_owner(const char *name);
 
+/* The keys are lost: wipes what connections derived from them, except where a
+** transaction or a call is under way; those connections do it themselves. */
+void tde_openfiles_wipe(const tde_keys *keys);
+
 /* The VFS below that has this file: that of the database it belongs to, else
 ** the default one. */
 sqlite3_vfs *tde_openfiles_vfs(const char *name);

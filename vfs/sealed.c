@@ -94,9 +94,13 @@ static tde_unit_place place_of(const tde_sealed *s, uint64_t i) {
 
 tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out) {
   tde_unit_place at = place_of(s, i);
+  uint32_t epoch = tde_unit_epoch(record);
   tde_aead *aead;
-  tde_class c = tde_cryptor_get(s->crypt, tde_unit_epoch(record), &aead);
+  tde_class c = tde_cryptor_get(s->crypt, epoch, &aead);
 
+  if (c == TDE_WRONG_KEY && s->hooks->learn && s->hooks->learn(s->ctx, epoch)) {
+    c = tde_cryptor_get(s->crypt, epoch, &aead);
+  }
   if (c == TDE_WRONG_KEY) c = TDE_TAMPERED; /* an epoch nobody wrote */
   if (c == TDE_OK) c = tde_unit_open(aead, &at, record, tde_unit_size(&s->geo, i), out);
   if (c == TDE_OK) {

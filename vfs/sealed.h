@@ -41,6 +41,9 @@ typedef struct tde_sealed_hooks {
   int (*salvage)(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
   /* A unit that does not open: log it, and say what the read returns. */
   int (*bad)(void *ctx, uint64_t index, tde_class c);
+  /* A record names a DEK epoch that is not known. True when it is now. NULL: no
+  ** other epochs in this role. */
+  int (*learn)(void *ctx, uint32_t epoch);
 } tde_sealed_hooks;
 
 typedef struct tde_sealed {
@@ -62,7 +65,7 @@ typedef struct tde_sealed {
   uint32_t last_pad;
   uint32_t tail; /* bytes of an incomplete record behind the last one */
 
-  uint64_t own_from, own_to;        /* log: units sealed by this handle, this generation */
+  uint64_t own_from, own_to; /* log: units sealed by this handle, this generation */
 
   uint8_t cur_active, cur_dirty;
   uint64_t cur_index;

@@ -48,7 +48,8 @@ const char *tde_vfs_base_name(void) {
 
 int64_t tde_now_ms(void) {
   struct timespec ts;
-  clock_gettime(CLOCK_MONOTONIC, &ts);
+  /* Goes on while the machine sleeps, as a key's grace does. */
+  clock_gettime(CLOCK_BOOTTIME, &ts);
   return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
@@ -304,9 +305,9 @@ static int do_main_lock(sqlite3_file *pf, int level) {
     tde_sealed_forget(&f->s);
     db->guard_ready = 0;
   }
-  rc = tde_db_gate(f);
-  if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && db->state == TDE_STATE_NEW) {
-    rc = tde_db_create(f);
+  rc = before == SQLITE_LOCK_NONE ? tde_db_gate(f) : tde_db_io_gate(f);
+  if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && before < SQLITE_LOCK_RESERVED) {
+    rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : tde_db_freshen(f);
   }
   if (rc) {
     if (before < level) (void)LOWER(f)->xUnlock(f->lower, before);
@@ -315,7 +316,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   return rc;
 }
 
-static int main_unlock(sqlite3_file *pf, int level) {
+static int do_main_unlock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   int rc = SQLITE_OK, rc2;
 
@@ -365,7 +366,7 @@ static int control_mmap_size(tde_file *f, sqlite3_int64 *size) {
   return SQLITE_OK;
 }
 
-static int main_control(sqlite3_file *pf, int op, void *arg) {
+static int do_main_control(sqlite3_file *pf, int op, void *arg) {
   tde_file *f = file_of(pf);
   int rc;
 
@@ -381,6 +382,10 @@ static int main_control(sqlite3_file *pf, int op, void *arg) {
       return SQLITE_OK; /* would make bytes below that nobody sealed */
     case SQLITE_FCNTL_MMAP_SIZE:
       return control_mmap_size(f, arg);
+    case SQLITE_FCNTL_BUSYHANDLER:
+      f->db->busy_handler = (int (*)(void *))((void **)arg)[0];
+      f->db->busy_arg = ((void **)arg)[1];
+      break;
     case SQLITE_FCNTL_POWERSAFE_OVERWRITE:
       if (*(int *)arg == 0) {
         tde_log(TDE_LOG_WARNING,
@@ -422,8 +427,8 @@ static int any_traits(sqlite3_file *pf) {
                    SQLITE_IOCAP_IMMUTABLE | SQLITE_IOCAP_SEQUENTIAL);
 }
 
-static int main_close(sqlite3_file *pf) {
-  tde_file *f = file_of(pf);
+/* Also of a file whose opening failed half-way, which is in use already. */
+static int close_main(tde_file *f) {
   int rc = SQLITE_OK, rc2;
 
   if (!f->plain && f->db && f->db->state == TDE_STATE_ONLINE) {
@@ -439,6 +444,13 @@ static int main_close(sqlite3_file *pf) {
   return rc ? rc : rc2;
 }
 
+/* For good: nobody else touches it from here on. */
+static int main_close(sqlite3_file *pf) {
+  tde_file *f = file_of(pf);
+  tde_file_enter(f);
+  return close_main(f);
+}
+
 /* Shared memory: the wal-index passes through; the gate stands here, too,
 ** since a WAL connection keeps its SHARED lock between transactions. */
 static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
@@ -451,21 +463,32 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   return rc;
 }
 
-/* SQLite's WAL_WRITE_LOCK (wal.c). */
+/* SQLite's WAL_WRITE_LOCK and WAL_CKPT_LOCK (wal.c). */
 #define WRITE_LOCK_SLOT 0
+#define CKPT_LOCK_SLOT 1
 
 static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_file *f = file_of(pf);
   int rc;
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
-    rc = tde_db_gate(f);
+    rc = f->db->shm_locks ? tde_db_io_gate(f) : tde_db_gate(f);
     if (rc) return rc;
   }
   rc = LOWER(f)->xShmLock(f->lower, offset, n, flags);
   if (f->plain) return rc;
   tde_sealed_forget(&f->s);
+  if (rc == SQLITE_OK) f->db->shm_locks += flags & SQLITE_SHM_LOCK ? n : -n;
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
+    if (offset == CKPT_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) {
+      /* A checkpoint writes the database: under the newest epoch. */
+      rc = tde_db_freshen(f);
+      if (rc) {
+        (void)LOWER(f)->xShmLock(f->lower, offset, n, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        f->db->shm_locks -= n;
+        return rc;
+      }
+    }
     /* Others may have written since, or died at it: look at the guards and the
     ** WAL's generation again before they are used. */
     if (flags & SQLITE_SHM_EXCLUSIVE) f->db->guard_ready = 0;
@@ -575,8 +598,7 @@ static int side_control(sqlite3_file *pf, int op, void *arg) {
   return LOWER(f)->xFileControl(f->lower, op, arg);
 }
 
-static int side_close(sqlite3_file *pf) {
-  tde_file *f = file_of(pf);
+static int do_side_close(tde_file *f) {
   int rc = SQLITE_OK, rc2;
 
   if (!f->plain && f->role == TDE_ROLE_JOURNAL && f->gen.valid) {
@@ -595,46 +617,105 @@ static int side_close(sqlite3_file *pf) {
   return rc ? rc : rc2;
 }
 
-/* ---- the methods, with codes that SQLite's pager understands ---- */
+/* ---- the methods, with codes that SQLite's pager understands ----
+**
+** Each marks the database as in use by this thread (shim.h); those that move
+** content also ask whether the key is still there.
+*/
+
+/* The main file whose keys this file goes by; NULL: none. */
+static tde_file *keys_file(const tde_file *f) {
+  return f->db ? f->db->file : NULL;
+}
+
+static tde_file *enter(sqlite3_file *pf) {
+  tde_file *m = keys_file(file_of(pf));
+  if (m) tde_file_enter(m);
+  return m;
+}
+
+static int leave(tde_file *m, int rc) {
+  if (m) tde_file_leave(m);
+  return rc;
+}
+
+static int io_gate(tde_file *m) {
+  return m ? tde_db_io_gate(m) : SQLITE_OK;
+}
 
 static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
-  return read_code(file_of(pf), do_main_read(pf, buf, n, off));
+  tde_file *m = enter(pf);
+  int rc = io_gate(m);
+
+  if (rc) {
+    memset(buf, 0, (size_t)n);
+  } else {
+    rc = do_main_read(pf, buf, n, off);
+  }
+  return leave(m, read_code(file_of(pf), rc));
 }
 static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
-  return io_code(do_main_write(pf, buf, n, off));
+  tde_file *m = enter(pf);
+  int rc = io_gate(m);
+  return leave(m, io_code(rc ? rc : do_main_write(pf, buf, n, off)));
 }
 static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
-  return io_code(do_main_truncate(pf, size));
+  tde_file *m = enter(pf);
+  return leave(m, io_code(do_main_truncate(pf, size)));
 }
 static int main_sync(sqlite3_file *pf, int flags) {
-  return io_code(do_main_sync(pf, flags));
+  tde_file *m = enter(pf);
+  return leave(m, io_code(do_main_sync(pf, flags)));
 }
 static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
-  return read_code(file_of(pf), do_main_size(pf, size));
+  tde_file *m = enter(pf);
+  return leave(m, read_code(file_of(pf), do_main_size(pf, size)));
 }
 static int main_lock(sqlite3_file *pf, int level) {
-  return early_code(do_main_lock(pf, level));
+  tde_file *m = enter(pf);
+  return leave(m, early_code(do_main_lock(pf, level)));
+}
+static int main_unlock(sqlite3_file *pf, int level) {
+  tde_file *m = enter(pf);
+  return leave(m, do_main_unlock(pf, level));
+}
+static int main_control(sqlite3_file *pf, int op, void *arg) {
+  tde_file *m = enter(pf);
+  return leave(m, do_main_control(pf, op, arg));
 }
 static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {
-  return early_code(do_main_shm_map(pf, region, size, extend, out));
+  tde_file *m = enter(pf);
+  return leave(m, early_code(do_main_shm_map(pf, region, size, extend, out)));
 }
 static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
-  return early_code(do_main_shm_lock(pf, offset, n, flags));
+  tde_file *m = enter(pf);
+  return leave(m, early_code(do_main_shm_lock(pf, offset, n, flags)));
 }
 static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
-  return io_code(do_side_read(pf, buf, n, off));
+  tde_file *m = enter(pf);
+  int rc = io_gate(m);
+  return leave(m, io_code(rc ? rc : do_side_read(pf, buf, n, off)));
 }
 static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
-  return io_code(do_side_write(pf, buf, n, off));
+  tde_file *m = enter(pf);
+  int rc = io_gate(m);
+  return leave(m, io_code(rc ? rc : do_side_write(pf, buf, n, off)));
 }
 static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
-  return io_code(do_side_truncate(pf, size));
+  tde_file *m = enter(pf);
+  return leave(m, io_code(do_side_truncate(pf, size)));
 }
 static int side_sync(sqlite3_file *pf, int flags) {
-  return io_code(do_side_sync(pf, flags));
+  tde_file *m = enter(pf);
+  return leave(m, io_code(do_side_sync(pf, flags)));
 }
 static int side_size(sqlite3_file *pf, sqlite3_int64 *size) {
-  return io_code(do_side_size(pf, size));
+  tde_file *m = enter(pf);
+  return leave(m, io_code(do_side_size(pf, size)));
+}
+static int side_close(sqlite3_file *pf) {
+  tde_file *f = file_of(pf), *m = f->owned_owner ? NULL : enter(pf);
+  return leave(m, do_side_close(f));
 }
 
 /* A table without shared memory, for lower files that have none. */
@@ -832,11 +913,13 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int f
   h->f = f;
   f->path = name;
   f->role = tde_role_of(flags);
+  tde_file_enter(f);
   rc = open_role(f, name, flags, out_flags);
   if (rc == SQLITE_OK) {
     h->base.pMethods = f->role == TDE_ROLE_MAIN ? main_methods_for(f) : &side_methods;
+    tde_file_leave(f);
   } else if (f->lower) {
-    (void)(f->role == TDE_ROLE_MAIN ? main_close(pf) : side_close(pf));
+    (void)(f->role == TDE_ROLE_MAIN ? close_main(f) : do_side_close(f));
   } else {
     sqlite3_free(f);
   }
@@ -995,6 +1078,8 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   tde_db *db = f->db;
 
   memset(out, 0, sizeof(*out));
+  tde_file_enter(f);
+  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
   if (refresh && db->lock < SQLITE_LOCK_RESERVED) (void)tde_db_load(f, 1);
   out->state = db->state;
   out->last = db->last;
@@ -1008,6 +1093,7 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   out->counters = db->counters;
   out->path = f->path;
   out->lower_vfs = f->lower_vfs->zName;
+  tde_file_leave(f);
 }
 
 const char *tde_file_keydoc(tde_file *f, size_t *n) {

@@ -4,6 +4,9 @@
 #ifndef TDE_SHIM_H
 #define TDE_SHIM_H
 
+#include <sched.h>
+#include <stdatomic.h>
+
 #include "header.h"
 #include "keyring.h"
 #include "sealed.h"
@@ -19,21 +22,25 @@ typedef struct tde_db {
   tde_header header; /* in force; header.doc NULL while new */
   tde_slot_info slot[2];
   tde_key_facts facts;
-  tde_keys *keys; /* reference, or NULL */
+  tde_keys *keys; /* reference, or NULL; its DEK may be away */
   tde_cryptor crypt[TDE_ROLE_KEYS];
   tde_counters counters;
   struct tde_file *wal; /* this connection's open WAL and journal */
   struct tde_file *journal;
+  int (*busy_handler)(void *); /* the connection's, from SQLITE_FCNTL_BUSYHANDLER */
+  void *busy_arg;
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int plain_allowed;
+  int shm_locks;                    /* wal-index locks that this connection holds */
+  uint64_t seen_sequence[2];        /* of both slots when the header was read */
   int shm_open;                     /* xShmMap was called: WAL readers may be about */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
   int slot_durable;  /* the slot in force is known to be synced */
   int slot_behind;   /* the slot not in force does not know U yet */
-  int journal_lost;           /* a journal was closed that could not be written */
+  int journal_lost;  /* a journal was closed that could not be written */
   int write_failed;  /* a page may be torn: see heal.c */
   int damaged_zeros; /* tde_damaged=zeros: read-only salvage */
   int guard_next;    /* which double-write area comes next */
@@ -58,6 +65,7 @@ typedef struct tde_handle {
 
 struct tde_file {
   tde_file *next_open, *prev_open; /* openfiles.c */
+  atomic_int use;                  /* 1: a thread is inside of a method; see below */
   tde_role role;
   int plain;               /* passed through as it is */
   const char *path;        /* SQLite's; NULL for a temp file */
@@ -74,16 +82,42 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+/* A connection's files belong to one thread at a time, but when its key is lost
+** another thread wipes what the connection derived from it (openfiles.c). So each
+** method marks the main file as in use; the other thread keeps out of those. */
+static inline int tde_file_try_enter(tde_file *f) {
+  int idle = 0;
+  return atomic_compare_exchange_strong_explicit(&f->use, &idle, 1, memory_order_acquire,
+                                                 memory_order_relaxed);
+}
+static inline void tde_file_enter(tde_file *f) {
+  while (!tde_file_try_enter(f)) sched_yield();
+}
+static inline void tde_file_leave(tde_file *f) {
+  atomic_store_explicit(&f->use, 0, memory_order_release);
+}
+
 /* database.c: a main database's header, keys and locks */
 int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
-int tde_db_gate(tde_file *f);   /* SQLITE_OK when reads and writes may go on */
-int tde_db_create(tde_file *f); /* a new database's header, under RESERVED */
+int tde_db_gate(tde_file *f);    /* SQLITE_OK when a transaction may begin */
+int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
+int tde_db_create(tde_file *f);  /* a new database's header, under RESERVED */
 int tde_db_fix_unit(tde_file *f, int64_t first_write);
 int tde_db_report(tde_db *db); /* logs db->last, returns its rc */
 int tde_db_after_sync(tde_file *f);
+/* Reads the header again if another connection changed it; for those who are
+** about to write. */
+int tde_db_freshen(tde_file *f);
+/* The key is away: nothing that was derived from it stays. */
+void tde_db_lose(tde_db *db);
+void tde_db_wipe(tde_db *db);
+int tde_db_in_transaction(const tde_db *db);
+/* The newest whole header slot of a file that is not open here, not verified;
+** out->doc NULL: there is none. vfs: the VFS below, by name. */
+int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 
 /* heal.c: free pages that a crash tore and no journal restores */

@@ -10,6 +10,7 @@
 #include "../ext/base/limits.h"
 #include "../ext/base/status.h"
 #include "keysource.h"
+#include "lease.h"
 
 #define TDE_VFS_NAME "tde"
 
@@ -100,15 +101,28 @@ int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
                     int (*progress)(void *, uint64_t done, uint64_t all), void *ctx,
                     tde_verify_result *out, tde_status *st);
 
-/* Changes the header under RESERVED on this connection's own lower handle:
-** reads the newest header, lets mutate replace the key document (malloc'd;
-** NULL: keep it, which repairs a damaged slot), writes the other slot, syncs,
-** reads it back. mutate runs with the lock held and must not block for long.
+/* What a change of the header does to the key document: *newdoc gets the new one
+** (malloc'd), or stays NULL when there is nothing to change. It runs with the lock
+** held, and asks no key service. */
+typedef tde_class (*tde_mutation)(void *ctx, const char *doc, size_t ndoc, char **newdoc,
+                                  size_t *nnew, tde_status *st);
+
+/* Changes the header under RESERVED on this connection's own lower handle (the
+** connection's busy handler decides how long it waits): reads the newest header,
+** lets mutate change the key document (mutate NULL: keep it, which repairs a
+** damaged slot), writes the other slot, syncs, reads it back. both: afterwards the
+** slot that was in force, too, so that nothing of the old document stays.
 ** Returns an SQLite code; on failure the old header is in force. */
-int tde_file_update_header(tde_file *f,
-                           tde_class (*mutate)(void *ctx, const char *doc, size_t ndoc,
-                                               char **newdoc, size_t *nnew, tde_status *st),
-                           void *ctx, tde_status *st);
+int tde_file_update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st);
+
+/* How the database's key stands. Returns 0 when nothing was ever asked for. */
+int tde_file_report(tde_file *f, tde_key_report *out);
+/* Asks the key service now, whatever the lease says. Returns an SQLite code. */
+int tde_file_revalidate(tde_file *f, tde_status *st);
+/* Copies the DEK of one epoch (TDE_KEY_BYTES) into the caller's secret memory. */
+tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st);
+/* Makes a new epoch's DEK known, before the header that names it is written. */
+tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st);
 
 /* The SQLite result code that a class maps to. */
 int tde_class_rc(tde_class c);

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "../../ext/tde.h"
+#include "../../vfs/watch.h"
 #include "crashvfs.h"
 #include "run.h"
 
@@ -248,6 +249,7 @@ static int start_job(int job) {
     (void)fprintf(stderr, "crash: the VFSes could not be registered\n");
     return 1;
   }
+  tde_watch_forbid(); /* the disk has one user at a time */
   work(job);
   disk_format();
   return 0;

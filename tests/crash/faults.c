@@ -33,6 +33,7 @@
 #include "../../ext/base/crypto.h"
 #include "../../ext/base/secret.h"
 #include "../../ext/tde.h"
+#include "../../vfs/watch.h"
 #include "crashvfs.h"
 #include "run.h"
 
@@ -200,6 +201,7 @@ static int install(void) {
   if (rc == SQLITE_OK) rc = sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
   if (rc == SQLITE_OK) rc = crash_vfs_register();
   if (rc == SQLITE_OK) rc = tde_register();
+  tde_watch_forbid(); /* faults are counted: nobody else may meet them */
   tde_test_alloc_hook = base_alloc;
   tde_test_random_hook = random_draw;
   return rc;

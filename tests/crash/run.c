@@ -362,7 +362,7 @@ static void repair_header(run *r) {
   if (r->stop || !r->tde) return;
   tde_status_clear(&st);
   rc = sqlite3_file_control(r->db, "main", TDE_FCNTL_FILE, &f);
-  if (rc == SQLITE_OK) rc = tde_file_update_header(f, NULL, NULL, &st);
+  if (rc == SQLITE_OK) rc = tde_file_update_header(f, NULL, NULL, 0, &st);
   if (r->verbose) (void)fprintf(stderr, "[%ld] header repair -> %d\n", disk_ops(), rc);
   if (rc) failed(r, NULL, rc, "header repair");
 }

@@ -236,7 +236,7 @@ static void update_header(session *se) {
 
   tde_status_clear(&st);
   if (sqlite3_file_control(se->db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
-    (void)tde_file_update_header(f, NULL, NULL, &st);
+    (void)tde_file_update_header(f, NULL, NULL, 0, &st);
     fuzz_check_status(&st);
   }
 }

@@ -585,7 +585,10 @@ static void parse_slots(scene *s) {
 }
 
 void scene_setup(void) {
-  tde_key_source fixed = {NULL, fixed_create, fixed_unwrap, tde_wire.describe};
+  tde_key_source fixed = tde_wire;
+
+  fixed.create = fixed_create;
+  fixed.unwrap = fixed_unwrap;
 
   FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_LOG, on_log, NULL) == SQLITE_OK);
   /* For speed: there is one thread. */

@@ -1,0 +1,455 @@
+/*
+** test_lease.c: leases (what becomes of a DEK when its key service answers, denies
+** or is silent), and the key ring under a key source of the test's own.
+*/
+#include <pthread.h>
+
+#include "../../ext/base/crypto.h"
+#include "../../ext/base/secret.h"
+#include "../../vfs/keyring.h"
+#include "../../vfs/watch.h"
+#include "unit.h"
+
+static const tde_key_policy policy = {300000, 86400000, 1800000, 0};
+
+/* ---- leases: pure, with a clock of the test's own ---- */
+
+static void steady(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 1000, &policy);
+  CHECK(l.access == TDE_ACCESS_LIVE && l.due_at == 301000);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 301000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_LIVE && l.due_at == 601000 && l.since == 1000);
+}
+
+static void denial_is_confirmed(void) {
+  static const tde_class denials[] = {TDE_UNAUTHENTICATED, TDE_DENIED, TDE_DISABLED, TDE_MISSING,
+                                      TDE_WRONG_KEY};
+  for (size_t i = 0; i < COUNT(denials); i++) {
+    tde_lease l;
+    tde_lease_begin(&l, 0, &policy);
+    CHECK(tde_lease_answer(&l, denials[i], 0, 300000, &policy) == TDE_LEASE_KEEP);
+    CHECK(l.access == TDE_ACCESS_LIVE && l.due_at == 302000);
+    CHECK(tde_lease_answer(&l, denials[i], 0, 302000, &policy) == TDE_LEASE_WIPE);
+    CHECK(l.access == TDE_ACCESS_LOST && l.since == 302000);
+    CHECK(tde_lease_cutoff(&l, &policy) == 602000);
+  }
+}
+
+static void denial_that_passes(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_DENIED, 0, 300000, &policy);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 302000, &policy) == TDE_LEASE_KEEP);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 602000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_LIVE); /* the first of two again */
+}
+
+static void outage_has_grace(void) {
+  static const tde_class outages[] = {TDE_UNREACHABLE, TDE_THROTTLED,     TDE_NOMEM,      TDE_IO,
+                                      TDE_CORRUPT,     TDE_MISCONFIGURED, TDE_UNSUPPORTED};
+  for (size_t i = 0; i < COUNT(outages); i++) {
+    tde_lease l;
+    int64_t now = 300000;
+    tde_lease_begin(&l, 0, &policy);
+    CHECK(tde_lease_answer(&l, outages[i], 0, now, &policy) == TDE_LEASE_KEEP);
+    CHECK(l.access == TDE_ACCESS_GRACE && l.since == now);
+    while (l.due_at < now + 86400000 && l.access == TDE_ACCESS_GRACE) {
+      CHECK(tde_lease_answer(&l, outages[i], 0, l.due_at, &policy) == TDE_LEASE_KEEP);
+    }
+    CHECK(l.due_at == now + 86400000); /* on time, whatever the interval */
+    CHECK(tde_lease_tick(&l, l.due_at - 1, &policy) == TDE_LEASE_KEEP);
+    CHECK(tde_lease_tick(&l, l.due_at, &policy) == TDE_LEASE_WIPE);
+    CHECK(l.access == TDE_ACCESS_WAITING);
+    /* It heals however long that took. */
+    CHECK(tde_lease_answer(&l, TDE_OK, 0, now + 900000000, &policy) == TDE_LEASE_HEAL);
+    CHECK(l.access == TDE_ACCESS_LIVE);
+  }
+}
+
+static void outage_over(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_UNREACHABLE, 0, 300000, &policy);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 600000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_LIVE && l.since == 600000 && l.due_at == 900000);
+}
+
+static void denied_in_grace(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_UNREACHABLE, 0, 300000, &policy);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 600000, &policy) == TDE_LEASE_KEEP);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 602000, &policy) == TDE_LEASE_WIPE);
+  CHECK(l.access == TDE_ACCESS_LOST);
+}
+
+static void heals_within_the_window(void) {
+  tde_lease l;
+  tde_lease_refused(&l, TDE_DENIED, 1000, &policy);
+  CHECK(l.access == TDE_ACCESS_LOST && l.due_at == 2000);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 2000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.due_at == 4000); /* 2 s on, then 4, 8, ... */
+  CHECK(tde_lease_tick(&l, 1000 + 1799999, &policy) == TDE_LEASE_KEEP);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 1000 + 1799999, &policy) == TDE_LEASE_HEAL);
+  CHECK(l.access == TDE_ACCESS_LIVE);
+}
+
+static void closes_after_the_window(void) {
+  tde_lease l;
+  tde_lease_refused(&l, TDE_DENIED, 1000, &policy);
+  CHECK(tde_lease_tick(&l, 1801000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_CLOSED && l.due_at == INT64_MAX);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 1801000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_CLOSED);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 1, 1802000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_CLOSED);
+  CHECK(tde_lease_answer(&l, TDE_OK, 1, 1803000, &policy) == TDE_LEASE_HEAL);
+  CHECK(l.access == TDE_ACCESS_LIVE && l.due_at == 2103000);
+}
+
+static void checks_reach_the_window(void) {
+  tde_lease l;
+  tde_lease_refused(&l, TDE_DENIED, 0, &policy);
+  while (l.access == TDE_ACCESS_LOST) {
+    int64_t now = l.due_at;
+    CHECK(now <= 1800000);
+    tde_lease_tick(&l, now, &policy);
+    if (l.access == TDE_ACCESS_LOST) tde_lease_answer(&l, TDE_DENIED, 0, now, &policy);
+  }
+  CHECK(l.since == 1800000);
+}
+
+static void waits_out_an_outage_at_open(void) {
+  tde_lease l;
+  tde_lease_refused(&l, TDE_UNREACHABLE, 0, &policy);
+  CHECK(l.access == TDE_ACCESS_WAITING);
+  for (int i = 0; i < 100; i++) tde_lease_answer(&l, TDE_UNREACHABLE, 0, l.due_at, &policy);
+  CHECK(l.access == TDE_ACCESS_WAITING && l.retry_ms == 300000);
+  tde_lease_answer(&l, TDE_DENIED, 0, l.due_at, &policy);
+  CHECK(l.access == TDE_ACCESS_LOST);
+}
+
+static void reopened_by_a_new_header(void) {
+  tde_lease l;
+  tde_lease_refused(&l, TDE_DENIED, 0, &policy);
+  tde_lease_tick(&l, 1800000, &policy);
+  tde_lease_reopen(&l, 1900000);
+  CHECK(l.access == TDE_ACCESS_WAITING && l.due_at == 1900000);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 1900000, &policy) == TDE_LEASE_HEAL);
+}
+
+/* ---- the ring ---- */
+
+/* The document is one line: "key version dek-byte epoch[,epoch]". What the source
+** answers is set by the test. */
+static struct {
+  pthread_mutex_t mutex;
+  tde_class answer;
+  int asked, events;
+  char last_event[32];
+} fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint8_t *uuid,
+                             const char *doc, size_t ndoc, uint32_t epoch, uint8_t *dek,
+                             tde_status *st) {
+  (void)ctx, (void)params, (void)uuid, (void)ndoc, (void)epoch;
+  pthread_mutex_lock(&fake.mutex);
+  tde_class c = fake.answer;
+  fake.asked++;
+  pthread_mutex_unlock(&fake.mutex);
+  usleep(20000);
+  if (c) return tde_fail(st, c, "do", "the fake says no");
+  memset(dek, strrchr(doc, ' ')[1], TDE_KEY_BYTES);
+  dek[0] = (uint8_t)epoch;
+  return TDE_OK;
+}
+
+static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
+                               tde_status *st) {
+  (void)ctx, (void)ndoc, (void)st;
+  memset(out, 0, sizeof(*out));
+  (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
+  (void)snprintf(out->key_version, sizeof(out->key_version), "1");
+  out->remote = 1;
+  out->nepochs = 1;
+  out->epoch = out->epochs[0] = 1;
+  return TDE_OK;
+}
+
+static tde_key_policy fast;
+static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
+  (void)ctx, (void)params;
+  *out = fast;
+}
+
+static void fake_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
+  (void)ctx, (void)params;
+  pthread_mutex_lock(&fake.mutex);
+  fake.events++;
+  (void)snprintf(fake.last_event, sizeof(fake.last_event), "%s", e->event);
+  pthread_mutex_unlock(&fake.mutex);
+}
+
+static const tde_key_source source = {NULL,        NULL,       fake_unwrap, fake_describe,
+                                      fake_policy, fake_event, NULL};
+static tde_key_params params;
+
+/* A header of database `id` whose document is doc, authenticated by its DEK. */
+static void make_header(tde_header *h, uint8_t id, const char *doc, uint64_t sequence) {
+  uint8_t dek[TDE_KEY_BYTES], mac[TDE_KEY_BYTES], *slot = malloc(TDE_SLOT_BYTES);
+  tde_header draft;
+  tde_slot_info info;
+  memset(&draft, 0, sizeof(draft));
+  memset(draft.uuid, id, TDE_UUID_BYTES);
+  draft.epoch = 1;
+  draft.sequence = sequence;
+  draft.doc = (char *)doc;
+  draft.ndoc = strlen(doc);
+  memset(dek, strrchr(doc, ' ')[1], sizeof(dek));
+  dek[0] = 1;
+  CHECK(tde_hkdf_sha256(draft.uuid, TDE_UUID_BYTES, dek, sizeof(dek),
+                        (const uint8_t *)"sqlite-tde v1 header mac", 24, mac, sizeof(mac)) == 0);
+  CHECK(tde_slot_build(&draft, mac, slot) == TDE_OK);
+  CHECK(tde_slot_parse(slot, h, &info) == TDE_OK);
+  free(slot);
+}
+
+static tde_class unlock(const tde_header *h, int forced, tde_keys **keys, tde_status *st) {
+  tde_key_facts facts;
+  return tde_keyring_unlock(&source, &params, h, forced, &facts, keys, st);
+}
+
+static void set_answer(tde_class c) {
+  pthread_mutex_lock(&fake.mutex);
+  fake.answer = c;
+  pthread_mutex_unlock(&fake.mutex);
+}
+
+static int asked(void) {
+  pthread_mutex_lock(&fake.mutex);
+  int n = fake.asked;
+  fake.asked = 0;
+  pthread_mutex_unlock(&fake.mutex);
+  return n;
+}
+
+/* Checks the entry now, as a thread of the watch would. */
+static tde_lease_act check_now(tde_keys *k, const tde_header *newer) {
+  for (int i = 0; i < 200 && !tde_keyring_claim(k); i++) usleep(10000);
+  return tde_keyring_check(k, &source, newer);
+}
+
+static void begin(void) {
+  fast = (tde_key_policy){100, 400, 500, 0};
+  set_answer(TDE_OK);
+  asked();
+}
+
+static void *open_one(void *arg) {
+  tde_keys *k = NULL;
+  CHECK(unlock(arg, 0, &k, NULL) == TDE_OK);
+  return k;
+}
+
+static void one_fetch_for_many(void) {
+  tde_header h;
+  pthread_t t[8];
+  void *k[8];
+  begin();
+  make_header(&h, 1, "key:a A", 1);
+  for (size_t i = 0; i < COUNT(t); i++) CHECK(pthread_create(&t[i], NULL, open_one, &h) == 0);
+  for (size_t i = 0; i < COUNT(t); i++) pthread_join(t[i], &k[i]);
+  CHECK(asked() == 1);
+  for (size_t i = 0; i < COUNT(t); i++) {
+    CHECK(k[i] == k[0]);
+    tde_keyring_release(k[i]);
+  }
+  tde_header_clear(&h);
+}
+
+static void another_protector_is_asked(void) {
+  tde_header now, backup;
+  tde_keys *a = NULL, *b = NULL;
+  begin();
+  make_header(&now, 2, "key:new A", 2);
+  make_header(&backup, 2, "key:old A", 1);
+  CHECK(unlock(&now, 0, &a, NULL) == TDE_OK);
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&backup, 0, &b, NULL) == TDE_DENIED);
+  CHECK(b != NULL && b != a && !tde_keys_live(b) && tde_keys_live(a));
+  tde_keyring_release(b);
+  tde_keyring_release(a);
+  tde_header_clear(&now);
+  tde_header_clear(&backup);
+}
+
+static void loss_wipes_and_heals(void) {
+  uint8_t copy[TDE_KEY_BYTES];
+  tde_header h;
+  tde_keys *k = NULL, *again = NULL;
+  tde_aead *aead = NULL;
+  tde_key_report r;
+  tde_status st;
+  begin();
+  make_header(&h, 3, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  set_answer(TDE_DENIED);
+  CHECK(check_now(k, NULL) == TDE_LEASE_KEEP);
+  CHECK(tde_keys_live(k));
+  CHECK(check_now(k, NULL) == TDE_LEASE_WIPE);
+  CHECK(!tde_keys_live(k) && strcmp(fake.last_event, "key-lost") == 0);
+  CHECK(tde_keys_dek(k, 1, copy) == TDE_DENIED);
+  CHECK(tde_keys_mac_key(k, 1, copy) == TDE_DENIED);
+  CHECK(tde_keys_aead(k, 1, 1, &aead) == TDE_DENIED && aead == NULL);
+  tde_keys_report(k, &r);
+  CHECK(r.access == TDE_ACCESS_LOST && r.last.code == TDE_DENIED && r.until > 0);
+  /* Opening it elsewhere in the process asks nobody. */
+  asked();
+  CHECK(unlock(&h, 0, &again, &st) == TDE_DENIED && again == k && asked() == 0);
+  tde_keyring_release(again);
+  set_answer(TDE_OK);
+  CHECK(check_now(k, NULL) == TDE_LEASE_HEAL);
+  CHECK(tde_keys_live(k) && strcmp(fake.last_event, "healed") == 0);
+  CHECK(tde_keys_dek(k, 1, copy) == TDE_OK && copy[1] == 'A');
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+static void closed_until_revalidated(void) {
+  tde_header h;
+  tde_keys *k = NULL, *again = NULL;
+  tde_status st;
+  begin();
+  make_header(&h, 4, "key:a A", 1);
+  set_answer(TDE_MISSING);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_MISSING);
+  REQUIRE(k != NULL);
+  usleep(550000);
+  (void)check_now(k, NULL);
+  set_answer(TDE_OK);
+  asked();
+  CHECK(unlock(&h, 0, &again, &st) == TDE_MISSING && asked() == 0);
+  CHECK(strstr(st.remedy, "tde_revalidate") != NULL);
+  tde_keyring_release(again);
+  CHECK(unlock(&h, 1, &again, &st) == TDE_OK && again == k && asked() == 1);
+  CHECK(tde_keys_live(k));
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+static void closed_until_the_header_changes(void) {
+  tde_header h, revalidated;
+  tde_keys *k = NULL, *again = NULL;
+  begin();
+  make_header(&h, 5, "key:a A", 1);
+  make_header(&revalidated, 5, "key:a A", 2);
+  set_answer(TDE_MISSING);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_MISSING);
+  usleep(550000);
+  (void)check_now(k, NULL);
+  set_answer(TDE_OK);
+  /* Another process revalidated: the newer header says so. The watch asks. */
+  CHECK(unlock(&revalidated, 0, &again, NULL) == TDE_MISSING && again == k);
+  CHECK(check_now(k, NULL) == TDE_LEASE_HEAL);
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&revalidated);
+}
+
+static void protector_changed_elsewhere(void) {
+  tde_header h, rotated;
+  tde_keys *k = NULL, *again = NULL;
+  begin();
+  make_header(&h, 6, "key:old A", 1);
+  make_header(&rotated, 6, "key:new A", 2);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  /* The check goes by the header on disk: the old key may be gone by now. */
+  CHECK(check_now(k, &rotated) == TDE_LEASE_KEEP);
+  asked();
+  CHECK(unlock(&rotated, 0, &again, NULL) == TDE_OK && again == k && asked() == 0);
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&rotated);
+}
+
+static void a_forged_header_is_not_followed(void) {
+  tde_header h, forged;
+  tde_key_facts facts;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 7, "key:a A", 1);
+  make_header(&forged, 7, "key:evil B", 9);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  CHECK(tde_keyring_follow(k, &source, &params, &forged, &facts, NULL) == TDE_WRONG_KEY);
+  CHECK(check_now(k, &forged) == TDE_LEASE_KEEP);
+  CHECK(tde_keys_live(k));
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&forged);
+}
+
+static void idle_keys_are_not_trusted_for_long(void) {
+  tde_header h;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 8, "key:a A", 1);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  asked();
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_OK && asked() == 0);
+  tde_keyring_release(k);
+  usleep(150000); /* longer than the check interval: nobody looked meanwhile */
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_DENIED);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+static void epochs_come_and_go(void) {
+  uint8_t dek[TDE_KEY_BYTES], copy[TDE_KEY_BYTES];
+  tde_header h;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 9, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  for (uint32_t e = 2; e < 60; e++) {
+    memset(dek, (int)e, sizeof(dek));
+    REQUIRE(tde_keys_add_epoch(k, e, dek) == TDE_OK);
+    CHECK(tde_keys_dek(k, e, copy) == TDE_OK && copy[0] == e);
+    CHECK(tde_keys_has(k, 1)); /* named by the header: it stays */
+  }
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"steady", steady},
+      {"denial_is_confirmed", denial_is_confirmed},
+      {"denial_that_passes", denial_that_passes},
+      {"outage_has_grace", outage_has_grace},
+      {"outage_over", outage_over},
+      {"denied_in_grace", denied_in_grace},
+      {"heals_within_the_window", heals_within_the_window},
+      {"closes_after_the_window", closes_after_the_window},
+      {"checks_reach_the_window", checks_reach_the_window},
+      {"waits_out_an_outage_at_open", waits_out_an_outage_at_open},
+      {"reopened_by_a_new_header", reopened_by_a_new_header},
+      {"one_fetch_for_many", one_fetch_for_many},
+      {"another_protector_is_asked", another_protector_is_asked},
+      {"loss_wipes_and_heals", loss_wipes_and_heals},
+      {"closed_until_revalidated", closed_until_revalidated},
+      {"closed_until_the_header_changes", closed_until_the_header_changes},
+      {"protector_changed_elsewhere", protector_changed_elsewhere},
+      {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
+      {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
+      {"epochs_come_and_go", epochs_come_and_go},
+  };
+  if (tde_crypto_init(NULL) != TDE_OK) return 2;
+  tde_watch_forbid();
+  return unit_main(argc, argv, tests, COUNT(tests));
+}

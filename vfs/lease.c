@@ -1,0 +1,134 @@
+/*
+** lease.c: how long a DEK may be used without its key service; see lease.h.
+*/
+#include "lease.h"
+
+#include <string.h>
+
+/* A denial is believed when it is repeated after this long. */
+#define CONFIRM_MS 2000
+/* The first pause before an absent DEK is asked for again; it doubles. */
+#define RETRY_FIRST_MS 1000
+
+const char *tde_access_name(tde_access a) {
+  switch (a) {
+    case TDE_ACCESS_LIVE:
+      return "Online";
+    case TDE_ACCESS_GRACE:
+      return "Grace";
+    case TDE_ACCESS_LOST:
+      return "KeyLost";
+    case TDE_ACCESS_WAITING:
+    case TDE_ACCESS_CLOSED:
+      return "Inaccessible";
+  }
+  return "Unknown";
+}
+
+int tde_class_is_denial(tde_class c) {
+  switch (c) {
+    case TDE_UNAUTHENTICATED:
+    case TDE_DENIED:
+    case TDE_DISABLED:
+    case TDE_MISSING:
+    case TDE_WRONG_KEY:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+static int64_t at_most(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+static void become(tde_lease *l, tde_access a, int64_t now) {
+  if (l->access == a) return;
+  l->access = a;
+  l->since = now;
+  l->denials = 0;
+  l->retry_ms = 0;
+}
+
+/* Without a DEK: soon at first, then no more often than the checks. */
+static void plan_retry(tde_lease *l, int64_t now, const tde_key_policy *p) {
+  l->retry_ms = at_most(l->retry_ms ? 2 * l->retry_ms : RETRY_FIRST_MS, p->check_ms);
+  l->due_at = now + l->retry_ms;
+  if (l->access == TDE_ACCESS_LOST) l->due_at = at_most(l->due_at, l->since + p->heal_ms);
+}
+
+void tde_lease_begin(tde_lease *l, int64_t now, const tde_key_policy *p) {
+  memset(l, 0, sizeof(*l));
+  l->access = TDE_ACCESS_LIVE;
+  l->checked_at = l->since = now;
+  l->due_at = now + p->check_ms;
+}
+
+void tde_lease_refused(tde_lease *l, tde_class c, int64_t now, const tde_key_policy *p) {
+  memset(l, 0, sizeof(*l));
+  l->access = tde_class_is_denial(c) ? TDE_ACCESS_LOST : TDE_ACCESS_WAITING;
+  l->checked_at = l->since = now;
+  plan_retry(l, now, p);
+}
+
+/* An answer while the DEK is live. */
+static tde_lease_act answer_live(tde_lease *l, tde_class c, int64_t now, const tde_key_policy *p) {
+  if (c == TDE_OK) {
+    become(l, TDE_ACCESS_LIVE, now);
+    l->denials = 0;
+    l->due_at = now + p->check_ms;
+    return TDE_LEASE_KEEP;
+  }
+  if (tde_class_is_denial(c)) {
+    if (++l->denials < 2) {
+      l->due_at = now + at_most(CONFIRM_MS, p->check_ms);
+      return TDE_LEASE_KEEP;
+    }
+    become(l, TDE_ACCESS_LOST, now);
+    plan_retry(l, now, p);
+    return TDE_LEASE_WIPE;
+  }
+  become(l, TDE_ACCESS_GRACE, now);
+  l->due_at = at_most(now + p->check_ms, l->since + p->grace_ms);
+  return tde_lease_tick(l, now, p);
+}
+
+tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t now,
+                               const tde_key_policy *p) {
+  l->checked_at = now;
+  if (tde_access_is_live(l->access)) return answer_live(l, c, now, p);
+  if (l->access == TDE_ACCESS_CLOSED && !forced) return TDE_LEASE_KEEP;
+  if (c == TDE_OK) {
+    become(l, TDE_ACCESS_LIVE, now);
+    l->due_at = now + p->check_ms;
+    return TDE_LEASE_HEAL;
+  }
+  if (l->access == TDE_ACCESS_CLOSED) return TDE_LEASE_KEEP; /* a revalidation that failed */
+  if (l->access == TDE_ACCESS_WAITING && tde_class_is_denial(c)) become(l, TDE_ACCESS_LOST, now);
+  plan_retry(l, now, p);
+  return TDE_LEASE_KEEP;
+}
+
+tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p) {
+  if (l->access == TDE_ACCESS_GRACE && now - l->since >= p->grace_ms) {
+    become(l, TDE_ACCESS_WAITING, now);
+    plan_retry(l, now, p);
+    return TDE_LEASE_WIPE;
+  }
+  if (l->access == TDE_ACCESS_LOST && now - l->since >= p->heal_ms) {
+    become(l, TDE_ACCESS_CLOSED, now);
+    l->due_at = INT64_MAX;
+  }
+  return TDE_LEASE_KEEP;
+}
+
+void tde_lease_reopen(tde_lease *l, int64_t now) {
+  if (tde_access_is_live(l->access)) return;
+  become(l, TDE_ACCESS_WAITING, now);
+  l->retry_ms = 0;
+  l->due_at = now;
+}
+
+int64_t tde_lease_cutoff(const tde_lease *l, const tde_key_policy *p) {
+  return l->since + p->check_ms;
+}

@@ -1,0 +1,86 @@
+/*
+** lease.h: how long a DEK may be used without its key service. Pure.
+**
+** A DEK that was unwrapped is live on a lease: its protector is asked again
+** every check interval. What comes of the answers:
+**
+**   Live     the last check went well
+**   Grace    the key service does not answer (an outage): the DEK goes on
+**            serving until the outage grace is over
+**   Waiting  no DEK, and nobody denied it: an outage outlasted its grace, or
+**            there was one when the database was opened. Heals by itself
+**   Lost     the service denied the key, twice: the DEK is wiped. Heals by itself
+**            when the key is back within the heal window
+**   Closed   the heal window is over: only a revalidation asks again
+**
+** This module decides; keyring.c keeps one lease an entry, under its lock, and
+** watch.c asks. Times are milliseconds of one clock that does not jump
+** (tde_now_ms). Rules 13 to 16 of the key lifecycle.
+*/
+#ifndef TDE_LEASE_H
+#define TDE_LEASE_H
+
+#include <stdint.h>
+
+#include "../ext/base/status.h"
+#include "keysource.h"
+
+typedef enum tde_access {
+  TDE_ACCESS_LIVE,
+  TDE_ACCESS_GRACE,
+  TDE_ACCESS_WAITING,
+  TDE_ACCESS_LOST,
+  TDE_ACCESS_CLOSED
+} tde_access;
+
+/* The names that people see: "Online", "Grace", "Inaccessible", "KeyLost". */
+const char *tde_access_name(tde_access a);
+
+static inline int tde_access_is_live(tde_access a) {
+  return a == TDE_ACCESS_LIVE || a == TDE_ACCESS_GRACE;
+}
+
+typedef struct tde_lease {
+  tde_access access;
+  int denials;        /* in a row, while live */
+  int64_t checked_at; /* the last answer */
+  int64_t due_at;     /* the next check; INT64_MAX: none */
+  int64_t since;      /* when this access began */
+  int64_t retry_ms;   /* the last pause while there is no DEK */
+} tde_lease;
+
+/* How it stands, for people. */
+typedef struct tde_key_report {
+  tde_access access;
+  int checking;  /* the key service is being asked just now */
+  int64_t since; /* Unix times, 0: never */
+  int64_t checked_at;
+  int64_t next_check;
+  int64_t until;   /* end of the grace or of the heal window, or 0 */
+  tde_status last; /* of the last check; TDE_OK: it went well */
+} tde_key_report;
+/* What the owner of a DEK has to do. */
+typedef enum tde_lease_act { TDE_LEASE_KEEP, TDE_LEASE_WIPE, TDE_LEASE_HEAL } tde_lease_act;
+
+/* A DEK was fetched. */
+void tde_lease_begin(tde_lease *l, int64_t now, const tde_key_policy *p);
+/* The first fetch failed with this class. */
+void tde_lease_refused(tde_lease *l, tde_class c, int64_t now, const tde_key_policy *p);
+/* A check (or a new fetch) ended with this class. forced: a revalidation, which
+** heals whatever the access. WIPE: the DEK must go. HEAL: the DEK that was
+** fetched may be used from now on. */
+tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t now,
+                               const tde_key_policy *p);
+/* Time passed: WIPE when a grace is over; the heal window closes here, too. */
+tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p);
+/* The header changed: what was lost or closed may be asked for again, now. */
+void tde_lease_reopen(tde_lease *l, int64_t now);
+
+/* A transaction that was under way at the loss may go on until here. */
+int64_t tde_lease_cutoff(const tde_lease *l, const tde_key_policy *p);
+
+/* Classes that deny the key. Everything else says nothing about it: the
+** network, this machine's memory, a configuration that is being edited. */
+int tde_class_is_denial(tde_class c);
+
+#endif

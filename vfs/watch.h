@@ -1,0 +1,33 @@
+/*
+** watch.h: asks key services about the DEKs of open databases in the background.
+**
+** A thread of the process's own, started when there is something to ask over a
+** network, or when a check is overdue; a few more join it while a key service
+** keeps it waiting. It never holds a lock that a query needs while it waits. It
+** ends with the process, bounded in time; a forked child starts its own.
+**
+** Where no thread can be started the check is made at the begin of a transaction.
+*/
+#ifndef TDE_WATCH_H
+#define TDE_WATCH_H
+
+#include "keyring.h"
+
+/* A check is due at this time; start: a thread is to be there by then. */
+void tde_watch_note(int64_t due, int start);
+/* A transaction begins and a check is overdue. Returns 0 where no thread looks
+** after it. */
+int tde_watch_kick(void);
+
+/* What is to be done for an open database beside checks (a new version of its
+** protector, the instance's new default protector): called from a thread of the
+** watch, with no lock held, after each check that went well. Set once at start-up. */
+typedef void (*tde_watch_job)(const tde_key_facts *facts, const tde_key_params *params);
+void tde_watch_set_job(tde_watch_job job);
+
+/* For tests: no thread is started any more. */
+void tde_watch_forbid(void);
+/* For tests: threads running now. */
+int tde_watch_threads(void);
+
+#endif
