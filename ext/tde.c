@@ -13,8 +13,11 @@
 
 #include "../keyprovider/http.h"
 #include "../keyprovider/provider.h"
+#include "../sql/change.h"
 #include "../sql/functions.h"
+#include "../sql/progress.h"
 #include "../vfs/tdevfs.h"
+#include "../vfs/watch.h"
 #include "wire.h"
 
 #include "sqlite3ext.h"
@@ -52,6 +55,7 @@ static int start(char **error) {
   } else {
     rc = tde_vfs_register(&tde_wire);
   }
+  if (rc == SQLITE_OK) tde_watch_set_job(tde_change_job);
   if (rc == SQLITE_OK) rc = sqlite3_auto_extension((void (*)(void))on_connection);
   if (rc && error && !*error) {
     *error = sqlite3_mprintf("tde: could not start: %s",
@@ -97,4 +101,10 @@ EXPORT int tde_register(void) {
 EXPORT int tde_make_default(int on) {
   int rc = tde_register();
   return rc == SQLITE_OK ? tde_vfs_make_default(on) : rc;
+}
+
+EXPORT void tde_set_progress(int (*callback)(void *ctx, const char *operation, const char *path,
+                                             long long done, long long total),
+                             void *ctx) {
+  tde_progress_set(callback, ctx);
 }

@@ -27,6 +27,15 @@ int tde_register(void);
 ** Returns an SQLite result code. */
 int tde_make_default(int on);
 
+/* Told of long operations (encrypt, decrypt, verify, backup, restore, copy, a new
+** DEK) some times a second, from the thread that runs them: what is done of how
+** much, in units of the operation's own. A result other than 0 interrupts it, as
+** sqlite3_interrupt does. NULL: nobody is told. The texts live until it returns.
+** The callback uses no SQLite connection. */
+void tde_set_progress(int (*callback)(void *ctx, const char *operation, const char *path,
+                                      long long done, long long total),
+                      void *ctx);
+
 #ifdef __cplusplus
 }
 #endif

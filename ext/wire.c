@@ -57,6 +57,7 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
                              const uint8_t uuid[TDE_UUID_BYTES], const char *doc, size_t ndoc,
                              uint32_t epoch, uint8_t *dek, tde_status *st) {
   const tde_instance *inst;
+  tde_keydoc_asker who;
   tde_keydoc *kd = NULL;
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
@@ -64,7 +65,12 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
   /* Opening a database never makes an instance: a missing one means that the
   ** key is elsewhere, and the error says so. */
   if (c == TDE_OK) c = tde_instance_open(params->instance, 0, &inst, st);
-  if (c == TDE_OK) c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);
+  if (c == TDE_OK && params->as_key) {
+    tde_keydoc_asker_of(kd, &who);
+    c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
+  } else if (c == TDE_OK) {
+    c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);
+  }
   tde_keydoc_free(kd);
   return c;
 }

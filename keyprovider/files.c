@@ -170,8 +170,18 @@ static int take_name(int dirfd, const char *temp, const char *name) {
   return renameat2(dirfd, temp, dirfd, name, RENAME_NOREPLACE);
 }
 
-tde_class tde_file_create(const char *dir, const char *name, const char *text, size_t n,
-                          tde_status *st) {
+/* The finished file in the place of another, whose mode it keeps. */
+static int take_place(int dirfd, const char *temp, const char *name) {
+  struct stat sb;
+  if (fstatat(dirfd, name, &sb, 0) == 0 &&
+      fchmodat(dirfd, temp, (sb.st_mode & 0755) | 0600, 0) != 0) {
+    return -1;
+  }
+  return renameat(dirfd, temp, dirfd, name);
+}
+
+static tde_class put_file(const char *dir, const char *name, const char *text, size_t n,
+                          int (*take)(int, const char *, const char *), tde_status *st) {
   uint8_t salt[8];
   char temp[32], hex[17], path[TDE_PATH_MAX + 128];
   tde_class rc = tde_random(salt, sizeof salt, st);
@@ -189,13 +199,23 @@ tde_class tde_file_create(const char *dir, const char *name, const char *text, s
   }
   int bad = write_all(fd, text, n), err = errno;
   if (close(fd) != 0 && !bad) bad = -1, err = errno;
-  if (!bad && take_name(dirfd, temp, name) != 0) bad = -1, err = errno;
+  if (!bad && take(dirfd, temp, name) != 0) bad = -1, err = errno;
   if (!bad && fsync(dirfd) != 0) bad = -1, err = errno;
   if (bad) unlinkat(dirfd, temp, 0);
   close(dirfd);
   if (!bad) return TDE_OK;
   if (err == EEXIST) return tde_fail(st, TDE_BUSY, NULL, "%s is there already", path);
   return os_fail(st, err, "create", path);
+}
+
+tde_class tde_file_create(const char *dir, const char *name, const char *text, size_t n,
+                          tde_status *st) {
+  return put_file(dir, name, text, n, take_name, st);
+}
+
+tde_class tde_file_replace(const char *dir, const char *name, const char *text, size_t n,
+                           tde_status *st) {
+  return put_file(dir, name, text, n, take_place, st);
 }
 
 /* Makes the entry of path durable in its parent. */

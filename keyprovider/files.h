@@ -49,6 +49,12 @@ tde_class tde_file_read(const char *path, tde_file_privacy privacy, size_t max, 
 tde_class tde_file_create(const char *dir, const char *name, const char *text, size_t n,
                           tde_status *st);
 
+/* Replaces dir/name, or creates it, in one step: mode 0600, or that of the file that
+** was there without others' right to write; durable when it returns
+** TDE_OK; a crash leaves the old content or the new one. */
+tde_class tde_file_replace(const char *dir, const char *name, const char *text, size_t n,
+                           tde_status *st);
+
 /* Makes a directory with mode 0700, durable in its parent; an existing one is
 ** fine. */
 tde_class tde_dir_make(const char *path, tde_status *st);

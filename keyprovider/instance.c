@@ -513,6 +513,59 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
   return publish(inst, &mark, out, st);
 }
 
+/* Reads, edits and checks; the lock is held. *text: the new content. */
+static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, tde_status *),
+                      void *ctx, char **text, size_t *n, tde_status *st) {
+  char *old = NULL;
+  tde_json *root = NULL;
+  tde_instance draft;
+  tde_status inner;
+  memset(&draft, 0, sizeof draft);
+  tde_class rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &old, n, NULL, st);
+  if (rc != TDE_OK) return rc;
+  tde_status_clear(&inner);
+  rc = tde_json_parse(old, *n, "file", &root, &inner);
+  if (rc != TDE_OK) rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
+  tde_secret_free(old);
+  if (rc == TDE_OK) rc = change(ctx, root, st);
+  if (rc == TDE_OK) rc = read_root(root, file, &draft, st);
+  if (rc == TDE_OK) {
+    *text = tde_json_pretty(root, n);
+    if (*text == NULL) rc = nomem(st);
+  }
+  if (rc == TDE_OK && *n > TDE_INSTANCE_TEXT_MAX) {
+    rc = tde_fail(st, TDE_MISUSE, "remove keys or identities that are not needed",
+                  "the instance file would be %zu bytes long; at most %d are", *n,
+                  TDE_INSTANCE_TEXT_MAX);
+  }
+  tde_cloud_free(&draft.cloud);
+  free(draft.keys);
+  tde_json_free(root);
+  return rc;
+}
+
+tde_class tde_instance_change(const char *path,
+                              tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
+                              void *ctx, tde_status *st) {
+  const tde_instance *inst;
+  char file[FILE_PATH_MAX], *text = NULL;
+  size_t n = 0;
+  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  if (rc != TDE_OK) return rc;
+  int lock = lock_take(inst->dir);
+  if (lock < 0) {
+    return tde_fail(st, TDE_BUSY, "try again; check the permissions of the directory",
+                    "the instance %s is being changed by another process, or cannot be locked",
+                    inst->dir);
+  }
+  snprintf(file, sizeof file, "%s/" INSTANCE_FILE, inst->dir);
+  rc = edit(file, change, ctx, &text, &n, st);
+  if (rc == TDE_OK) rc = tde_file_replace(inst->dir, INSTANCE_FILE, text, n, st);
+  lock_release(lock);
+  free(text);
+  return rc;
+}
+
 const char *tde_instance_dir(const tde_instance *inst) {
   return inst->dir;
 }

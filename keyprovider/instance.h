@@ -47,6 +47,13 @@ typedef struct tde_instance tde_instance;
 ** The result stays valid for the process's life: do not free. */
 tde_class tde_instance_open(const char *path, int create, const tde_instance **out,
                             tde_status *st);
+/* Changes the file: change edits the parsed object under the lock file; the result
+** must be a valid instance, and replaces the file in one step. An instance that does
+** not exist is made first. TDE_BUSY: another process holds the lock. On failure the
+** file is unchanged. instance_edit.h has the changes that people make. */
+tde_class tde_instance_change(const char *path,
+                              tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
+                              void *ctx, tde_status *st);
 /* Absolute path of the directory; lives as long as inst. */
 const char *tde_instance_dir(const tde_instance *inst);
 /* How it reaches key services, and its identities; lives as long as inst. */

@@ -97,6 +97,9 @@ tde_class tde_keydoc_wrap(const tde_instance *inst, const char *key_id,
                           uint8_t *dek, tde_op *wrap, tde_status *st);
 /* An existing epoch's DEK is wrapped by this key alone from now on. */
 int tde_keydoc_set_wrap(tde_keydoc *doc, uint32_t epoch, const tde_op *wrap, int64_t now);
+/* The wraps of every epoch are to be unwrapped under this key from now on, which
+** holds the same material elsewhere. */
+int tde_keydoc_move_wraps(tde_keydoc *doc, const tde_key_info *info);
 /* A key is the protector from now on: it joins the key list, and the times of use
 ** are noted there. */
 int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now);

@@ -166,6 +166,7 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector, con
     mode = "inherit";
     rc = tde_instance_protector(inst, inherited, st);
     protector = inherited;
+    if (who.identity == NULL) who.identity = tde_instance_default_identity(inst);
   } else {
     rc = tde_instance_may_protect(inst, protector, st);
   }
@@ -182,6 +183,19 @@ int tde_keydoc_set_wrap(tde_keydoc *doc, uint32_t epoch, const tde_op *wrap, int
   tde_json *dek = tde_keydoc_dek_of(doc, epoch);
   if (dek == NULL) return -1;
   return tde_json_set_json(dek, "wraps", only(new_wrap(wrap, now)));
+}
+
+int tde_keydoc_move_wraps(tde_keydoc *doc, const tde_key_info *info) {
+  tde_json *deks = tde_json_get(doc->root, "deks");
+  int failed = 0;
+  for (size_t i = 0; i < tde_json_count(deks); i++) {
+    tde_json *wraps = tde_json_get(tde_json_at(deks, i), "wraps");
+    tde_json *last = tde_json_at(wraps, tde_json_count(wraps) - 1);
+    int64_t wrapped_at = tde_json_get_int(last, "created", 0);
+    while (tde_json_count(wraps) > 1) failed |= tde_json_remove_at(wraps, 0);
+    failed |= put_key(last, info) | tde_json_set_int(last, "created", wrapped_at);
+  }
+  return failed;
 }
 
 /* The key list, made when it is absent. */

@@ -138,6 +138,16 @@ tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st);
 tde_class tde_provider_run_with(const tde_provider *provider, tde_op *op, const char *key_id,
                                 tde_status *st);
 
+/* How the last operation on a key version ended in this process, for people. Returns
+** 0 when there was none that is remembered. */
+typedef struct tde_key_outcome {
+  tde_class code;
+  int64_t at;          /* Unix time */
+  int http_status;
+  char message[256];
+} tde_key_outcome;
+int tde_provider_outcome(const char *key_id, tde_key_outcome *out);
+
 /* Checks the table's mandatory entries at start-up; one provider's for tests. */
 tde_class tde_providers_check(tde_status *st);
 tde_class tde_provider_check(const tde_provider *provider, tde_status *st);

@@ -7,8 +7,11 @@
 ** class, the key and the next step; a provider's defect is reported as
 ** TDE_INTERNAL and never passes for a success.
 */
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "../ext/base/secret.h"
 #include "provider.h"
@@ -158,6 +161,84 @@ static tde_class drive(const tde_provider *p, tde_op *op, tde_status *st) {
   return st->code != TDE_OK ? st->code : defect(p, st, "failed without saying why");
 }
 
+/* ---- how it went last ---- */
+
+#define OUTCOMES 256
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  uint64_t clock;
+  struct {
+    char key_id[TDE_KEY_ID_MAX];
+    uint64_t used;
+    tde_key_outcome o;
+  } *at; /* OUTCOMES of them, made with the first */
+} outcomes = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&outcomes.mutex);
+}
+
+static void outcomes_unlock(void) {
+  pthread_mutex_unlock(&outcomes.mutex);
+}
+
+/* A child forked while another thread holds the mutex would never get it. */
+static void outcomes_once(void) {
+  pthread_atfork(raw_lock, outcomes_unlock, outcomes_unlock);
+}
+
+static void outcomes_lock(void) {
+  pthread_once(&outcomes.once, outcomes_once);
+  raw_lock();
+}
+
+static void note_outcome(const tde_op *op, tde_class rc, const tde_status *st) {
+  char full[TDE_KEY_ID_MAX];
+  tde_key_info id;
+  int at = 0;
+  if (op->base_id[0] == 0) return;
+  memcpy(id.base_id, op->base_id, sizeof id.base_id);
+  memcpy(id.version, op->version, sizeof id.version);
+  if (op->info.version[0] != 0) memcpy(id.version, op->info.version, sizeof id.version);
+  tde_key_full_id(&id, full);
+  outcomes_lock();
+  if (outcomes.at == NULL) outcomes.at = calloc(OUTCOMES, sizeof *outcomes.at);
+  for (int i = 0; outcomes.at != NULL && i < OUTCOMES; i++) {
+    if (strcmp(outcomes.at[i].key_id, full) == 0) {
+      at = i;
+      break;
+    }
+    if (outcomes.at[i].used < outcomes.at[at].used) at = i;
+  }
+  if (outcomes.at != NULL) {
+    tde_key_outcome *o = &outcomes.at[at].o;
+    memcpy(outcomes.at[at].key_id, full, sizeof full);
+    outcomes.at[at].used = ++outcomes.clock;
+    o->code = rc;
+    o->at = (int64_t)time(NULL);
+    o->http_status = st->http_status;
+    snprintf(o->message, sizeof o->message, "%.255s", rc != TDE_OK ? st->message : "");
+    tde_clean_line(o->message);
+  }
+  outcomes_unlock();
+}
+
+int tde_provider_outcome(const char *key_id, tde_key_outcome *out) {
+  int found = 0;
+  outcomes_lock();
+  for (int i = 0; outcomes.at != NULL && i < OUTCOMES && !found; i++) {
+    if (strcmp(outcomes.at[i].key_id, key_id) != 0) continue;
+    *out = outcomes.at[i].o;
+    found = 1;
+  }
+  outcomes_unlock();
+  return found;
+}
+
+/* ---- an operation ---- */
+
 static const char *default_remedy(tde_class code) {
   switch (code) {
     case TDE_UNREACHABLE: return "check the network and the key service, then try again";
@@ -187,6 +268,7 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   if (rc == TDE_OK) rc = drive(p, op, st);
   if (p->finish != NULL) p->finish(op);
   op->state = NULL;
+  note_outcome(op, rc, st);
   if (rc == TDE_OK) {
     /* A try that the provider recovered from is no result. */
     tde_status_clear(st);

@@ -29,6 +29,7 @@
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
 #include "result.h"
+#include "subject.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -89,31 +90,9 @@ static int fail_errno(conversion *c, const char *what) {
   return fail(c, errno == ENOSPC ? SQLITE_FULL : SQLITE_IOERR, TDE_IO, NULL, text);
 }
 
-/* A file name as the path of a URI (RFC 3986: everything but the unreserved
-** characters and '/' is escaped). */
-static char *uri_of(const char *path, const char *params) {
-  static const char keep[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
-  size_t n = strlen(path);
-  char *out = sqlite3_malloc64(3 * n + strlen(params) + 8), *p = out;
-
-  if (!out) return NULL;
-  memcpy(p, "file:", 5);
-  p += 5;
-  for (size_t i = 0; i < n; i++) {
-    if (strchr(keep, path[i])) {
-      *p++ = path[i];
-    } else {
-      (void)snprintf(p, 4, "%%%02X", (unsigned char)path[i]);
-      p += 3;
-    }
-  }
-  (void)memcpy(p, params, strlen(params) + 1);
-  return out;
-}
-
 static int open_db(conversion *c, const char *path, const char *params, const char *vfs, int flags,
                    sqlite3 **db) {
-  char *uri = uri_of(path, params);
+  char *uri = tde_uri_of(path, params);
   int rc = SQLITE_NOMEM;
 
   if (uri) rc = sqlite3_open_v2(uri, db, flags | SQLITE_OPEN_URI, vfs);
@@ -129,8 +108,8 @@ static char *collect_params(const char *filename) {
   for (int i = 0; all && i < 3; i++) {
     const char *v = sqlite3_uri_parameter(filename, names[i]);
     if (v) {
-      char *escaped = uri_of(v, "");
-      all = escaped ? sqlite3_mprintf("%z%s=%s&", all, names[i], escaped + 5) : NULL;
+      char *escaped = tde_uri_value(v);
+      all = escaped ? sqlite3_mprintf("%z%s=%s&", all, names[i], escaped) : NULL;
       sqlite3_free(escaped);
     }
   }

@@ -16,7 +16,11 @@
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
 #include "convert.h"
+#include "instance_fn.h"
+#include "lifecycle.h"
 #include "result.h"
+#include "rotate_dek.h"
+#include "views.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -140,6 +144,64 @@ static int put_error(tde_json *j, const tde_status *st) {
   return bad | tde_json_set_json(j, "error", o);
 }
 
+/* How the key stands: what status calls the state of a database whose file is
+** sound. */
+static const char *state_of(tde_file *f, const tde_file_info *info, tde_key_report *r) {
+  if ((info->state != TDE_STATE_ONLINE && info->state != TDE_STATE_INACCESSIBLE) ||
+      !tde_file_report(f, r)) {
+    return tde_state_name(info->state);
+  }
+  if (!tde_access_is_live(r->access) && r->checking) return "Revalidating";
+  return tde_access_name(r->access);
+}
+
+static int put_lease(tde_json *j, const tde_key_report *r) {
+  tde_json *o = tde_json_object();
+  int bad = 0;
+
+  bad |= tde_view_set_time(o, "since", r->since) | tde_view_set_time(o, "checked", r->checked_at) |
+         tde_view_set_time(o, "next_check", r->next_check) |
+         tde_view_set_time(o, "until", r->until);
+  bad |= tde_json_set_text(o, "last_check", tde_class_name(r->last.code));
+  bad |= tde_json_set_bool(o, "needs_revalidation", r->access == TDE_ACCESS_CLOSED);
+  return bad | tde_json_set_json(j, "key", o);
+}
+
+/* What the key document says beside keys. */
+static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
+  size_t n = 0;
+  const char *text = tde_file_keydoc(f, &n);
+  tde_keydoc *doc = NULL;
+  const tde_json *root, *rotation, *regen;
+  tde_json *o;
+  const tde_instance *inst;
+  int64_t checked;
+  int bad = 0;
+
+  if (!text || tde_keydoc_parse(text, n, &doc, NULL)) return 0;
+  root = tde_keydoc_json(doc);
+  rotation = tde_json_get(root, "auto_rotation");
+  o = tde_json_object();
+  bad |= tde_json_set_bool(o, "enabled", tde_keydoc_auto_rotation(doc, &checked)) |
+         tde_view_set_time(o, "last_check", checked) |
+         tde_view_set_time(o, "last_rotation", tde_json_get_int(rotation, "rotated", 0));
+  if (info->facts.auto_rotation &&
+      tde_instance_open(tde_file_instance(f), 0, &inst, NULL) == TDE_OK) {
+    bad |= tde_view_set_time(o, "next_check", checked + tde_instance_policy(inst)->rotation_s);
+  }
+  bad |= tde_json_set_text(o, "error", tde_json_get_text(rotation, "error"));
+  bad |= tde_json_set_json(j, "auto_rotation", o);
+  regen = tde_json_get(root, "regeneration");
+  if (regen) {
+    int64_t done = tde_json_get_int(regen, "done", 0), all = tde_json_get_int(regen, "all", 0);
+    bad |= tde_json_set_int(j, "regeneration_percent", all ? 100 * done / all : 0);
+  }
+  bad |= tde_json_set_text(j, "identity", info->facts.identity[0] ? info->facts.identity : NULL);
+  bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc));
+  tde_keydoc_free(doc);
+  return bad;
+}
+
 static int put_keys(tde_json *j, const tde_file_info *info) {
   char uuid[40], thumb[2 * TDE_THUMB_SHOWN + 1];
   int bad = 0;
@@ -175,17 +237,22 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     bad |= tde_json_set_text(j, "state", "NotEncrypted");
     bad |= tde_json_set_text(j, "message", "opened through another VFS than tde");
   } else {
+    tde_key_report report;
+    memset(&report, 0, sizeof(report));
     tde_file_info_get(f, 1, info);
-    bad |= tde_json_set_text(j, "state", tde_state_name(info->state));
+    bad |= tde_json_set_text(j, "state", state_of(f, info, &report));
     bad |= tde_json_set_text(j, "path", info->path);
     bad |= tde_json_set_text(j, "lower_vfs", info->lower_vfs);
     if (info->facts.key_id[0]) bad |= put_keys(j, info);
+    if (report.checked_at || report.since) bad |= put_lease(j, &report);
+    bad |= put_document(j, f, info);
     bad |= tde_json_set_int(j, "format", info->format_version);
     bad |= tde_json_set_int(j, "sequence", (int64_t)info->sequence);
     bad |= tde_json_set_int(j, "unit_size", info->unit_size);
     bad |= put_slots(j, info);
     bad |= put_counters(j, &info->counters);
     bad |= put_error(j, &info->last);
+    bad |= tde_json_set_json(j, "last_answer", tde_events_last_answer(info->uuid));
   }
   bad |= tde_json_set_bool(j, "memory_locked", tde_secret_locked());
   sqlite3_free(info);
@@ -299,6 +366,42 @@ static const struct {
     {"tde_decrypt", 2, SQLITE_DIRECTONLY, tde_sql_decrypt},
     {"tde_default", 0, SQLITE_DIRECTONLY, fn_default},
     {"tde_default", 1, SQLITE_DIRECTONLY, fn_default},
+    {"tde_set_protector", 1, SQLITE_DIRECTONLY, tde_sql_set_protector},
+    {"tde_set_protector", 2, SQLITE_DIRECTONLY, tde_sql_set_protector},
+    {"tde_revert", 0, SQLITE_DIRECTONLY, tde_sql_revert},
+    {"tde_revert", 1, SQLITE_DIRECTONLY, tde_sql_revert},
+    {"tde_add_key", 1, SQLITE_DIRECTONLY, tde_sql_add_key},
+    {"tde_add_key", 2, SQLITE_DIRECTONLY, tde_sql_add_key},
+    {"tde_remove_key", 1, SQLITE_DIRECTONLY, tde_sql_remove_key},
+    {"tde_remove_key", 2, SQLITE_DIRECTONLY, tde_sql_remove_key},
+    {"tde_set_identity", 1, SQLITE_DIRECTONLY, tde_sql_set_identity},
+    {"tde_set_identity", 2, SQLITE_DIRECTONLY, tde_sql_set_identity},
+    {"tde_set_identity", 3, SQLITE_DIRECTONLY, tde_sql_set_identity},
+    {"tde_auto_rotation", 1, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
+    {"tde_auto_rotation", 2, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
+    {"tde_revalidate", 0, SQLITE_DIRECTONLY, tde_sql_revalidate},
+    {"tde_revalidate", 1, SQLITE_DIRECTONLY, tde_sql_revalidate},
+    {"tde_revalidate", 2, SQLITE_DIRECTONLY, tde_sql_revalidate},
+    {"tde_rotate_dek", 0, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
+    {"tde_rotate_dek", 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
+    {"tde_instance", 0, SQLITE_DIRECTONLY, tde_sql_instance},
+    {"tde_instance", 1, SQLITE_DIRECTONLY, tde_sql_instance},
+    {"tde_instance_set_protector", 1, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
+    {"tde_instance_set_protector", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
+    {"tde_instance_set_protector", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
+    {"tde_instance_add_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
+    {"tde_instance_add_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
+    {"tde_instance_add_key", 3, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
+    {"tde_instance_remove_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
+    {"tde_instance_remove_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
+    {"tde_instance_new_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
+    {"tde_instance_new_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
+    {"tde_instance_set_policy", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
+    {"tde_instance_set_policy", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
+    {"tde_instance_set_identity", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
+    {"tde_instance_set_identity", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
+    {"tde_instance_set_audit", 1, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
+    {"tde_instance_set_audit", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
 };
 
 int tde_sql_register(sqlite3 *db, char **error) {
@@ -309,6 +412,7 @@ int tde_sql_register(sqlite3 *db, char **error) {
                                     SQLITE_UTF8 | functions[i].flags, NULL, functions[i].call, NULL,
                                     NULL, NULL);
   }
+  if (rc == SQLITE_OK) rc = tde_views_register(db);
   if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");
   return rc;
 }

@@ -19,6 +19,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "redo.h"
 #include "shim.h"
 #include "watch.h"
 
@@ -177,6 +178,21 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   sqlite3_free_filename((char *)name);
   sqlite3_free(both);
   return rc;
+}
+
+int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
+  tde_header h;
+  int rc = tde_db_peek(path, vfs ? vfs : tde_vfs_base_name(), &h);
+
+  memset(out, 0, sizeof(*out));
+  if (rc) return rc;
+  memcpy(out->uuid, h.uuid, TDE_UUID_BYTES);
+  out->sequence = h.sequence;
+  out->unit_size = h.unit_size;
+  out->epoch = h.epoch;
+  out->doc = h.doc;
+  out->ndoc = h.ndoc;
+  return SQLITE_OK;
 }
 
 /* Puts a parsed header in force with the keys that verify it. AEADs stay while
@@ -383,7 +399,7 @@ int tde_db_load(tde_file *f, int wait) {
 
 /* A change of the header goes to the slot that is not in force, so one look at
 ** that one's sequence number tells. */
-int tde_db_freshen(tde_file *f) {
+static int freshen(tde_file *f) {
   tde_db *db = f->db;
   int other = !db->header.slot, rc;
   uint8_t b[8];
@@ -396,6 +412,22 @@ int tde_db_freshen(tde_file *f) {
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   rc = tde_db_load(f, 0);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
+  return rc;
+}
+
+int tde_db_follow(tde_file *f) {
+  return freshen(f);
+}
+
+/* What an interrupted sweep left in its log is put in place before anything is
+** written over it. */
+int tde_db_freshen(tde_file *f) {
+  int rc = freshen(f);
+
+  if (rc == SQLITE_OK && f->db->state == TDE_STATE_ONLINE && f->db->facts.regenerating &&
+      !f->db->read_only) {
+    rc = tde_redo_settle(f, 0);
+  }
   return rc;
 }
 
@@ -674,14 +706,14 @@ static int probe_unit(tde_file *f, sqlite3_int64 size) {
 }
 
 /* Somebody else has the lock: does the connection's busy handler want to wait? */
-static int wait_busy(tde_db *db) {
+int tde_db_wait_busy(tde_db *db) {
   return db->busy_handler && db->busy_handler(db->busy_arg);
 }
 
 /* Takes RESERVED for a header change. *before: the level to go back to. It waits
 ** without any lock: a SHARED lock that is held on would keep the writer, who is
 ** waited for, from its EXCLUSIVE one. */
-static int reserve(tde_file *f, int *before) {
+int tde_db_reserve(tde_file *f, int *before) {
   tde_db *db = f->db;
   int rc;
 
@@ -694,11 +726,11 @@ static int reserve(tde_file *f, int *before) {
       rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
       if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
     }
-  } while ((rc & 0xff) == SQLITE_BUSY && wait_busy(db));
+  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
   return rc;
 }
 
-static void unreserve(tde_file *f, int before) {
+void tde_db_unreserve(tde_file *f, int before) {
   if (before < SQLITE_LOCK_RESERVED) (void)LOWER(f)->xUnlock(f->lower, before);
 }
 
@@ -760,7 +792,7 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
     tde_fail(st, TDE_IO, "open it for writing", "%s: the database is read-only", path_of(f));
     return SQLITE_READONLY;
   }
-  rc = reserve(f, &before);
+  rc = tde_db_reserve(f, &before);
   if (rc) {
     tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
              "%s: another connection is writing", path_of(f));
@@ -781,7 +813,7 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
     if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
   }
   free(doc);
-  unreserve(f, before);
+  tde_db_unreserve(f, before);
   return rc;
 }
 
@@ -958,15 +990,50 @@ int tde_db_gate(tde_file *f) {
   return tde_db_report(db);
 }
 
-int tde_file_revalidate(tde_file *f, tde_status *st) {
+int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
   tde_db *db = f->db;
   int rc;
 
   tde_file_enter(f);
+  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
+  db->params.as_key = (char *)as_key;
   rc = load(f, 1, 1);
-  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = not_online(db, st);
+  db->params.as_key = NULL;
+  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
+    rc = not_online(db, st);
+    /* One denial is no loss yet: the lease says when it is. */
+    if (db->keys && tde_keys_live(db->keys)) (void)load(f, 1, 0);
+  }
   tde_file_leave(f);
   return rc;
+}
+
+int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st) {
+  tde_db *db = f->db;
+  char *had[2] = {db->params.protector, db->params.identity};
+  int rc, before;
+
+  tde_file_enter(f);
+  rc = tde_db_reserve(f, &before);
+  if (rc == SQLITE_OK) {
+    if (protector) db->params.protector = (char *)protector;
+    if (identity) db->params.identity = (char *)identity;
+    rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : SQLITE_MISUSE;
+    db->params.protector = had[0];
+    db->params.identity = had[1];
+    tde_db_unreserve(f, before);
+  }
+  if (rc && st) *st = db->last;
+  tde_file_leave(f);
+  return rc;
+}
+
+const char *tde_file_instance(tde_file *f) {
+  return f->db->params.instance;
+}
+
+int tde_file_read_only(tde_file *f) {
+  return f->db->read_only;
 }
 
 tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
@@ -1019,6 +1086,25 @@ static int64_t guard_read(tde_file *f, int area, uint8_t *b, uint32_t n) {
   return index ? (int64_t)(index - 1) : -1;
 }
 
+/* Units are being sealed anew, or a secondary is brought up to date: a crash may
+** have left the only whole copy in the redo log. Another process may have begun
+** that since this one read the header. */
+static int salvage_redo(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
+  tde_db *db = f->db;
+  int rc;
+
+  if (!db->facts.regenerating && !db->facts.secondary) {
+    (void)learn_epoch(f, db->header.epoch);
+    if (!db->facts.regenerating && !db->facts.secondary) return SQLITE_NOTFOUND;
+  }
+  rc = tde_redo_find(f, index, record, n);
+  if (rc == SQLITE_OK) {
+    tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; the redo log has it whole", path_of(f),
+            (unsigned long long)index);
+  }
+  return rc;
+}
+
 static int salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n) {
   tde_file *f = ctx;
   uint8_t *b = sqlite3_malloc64((size_t)n * 2 + 8);
@@ -1036,7 +1122,7 @@ static int salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n) {
   }
   tde_wipe(b, (size_t)n * 2 + 8);
   sqlite3_free(b);
-  return rc;
+  return rc == SQLITE_NOTFOUND ? salvage_redo(f, index, record, n) : rc;
 }
 
 /* After a crash an area may hold the only whole copy of a unit: put it back

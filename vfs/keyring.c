@@ -216,6 +216,7 @@ void tde_key_params_clear(tde_key_params *p) {
   free(p->instance);
   free(p->protector);
   free(p->identity);
+  free(p->as_key);
   memset(p, 0, sizeof(*p));
 }
 
@@ -644,14 +645,18 @@ static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status
   return c;
 }
 
-/* Asks for a busy entry's DEKs, and applies the answer. */
-static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced, tde_status *st) {
+/* Asks for a busy entry's DEKs, and applies the answer. as_key: the key id to ask
+** under, or NULL. */
+static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced, char *as_key,
+                         tde_status *st) {
   fetched got;
   int first = k->lease.checked_at == 0;
+  tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
 
   tde_status_clear(st);
-  c = fetch(source, &k->params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
+  params.as_key = as_key;
+  c = fetch(source, &params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
   if (c) st->code = c;
   if (first) {
     tell(source, &k->params, "unwrap", k->uuid, &k->facts, c ? st : NULL);
@@ -694,13 +699,35 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
   if (p == PLAN_FAIL) c = not_live(k, st);
   if (p != PLAN_ASK) return c;
   pthread_mutex_unlock(&ring_lock);
-  c = ask_all(k, source, forced, st);
+  c = ask_all(k, source, forced, params->as_key, st);
   pthread_mutex_lock(&ring_lock);
   if (c == TDE_OK && !atomic_load(&k->live)) c = not_live(k, st);
   if (c && !keeps_entry(c)) {
     drop_ref(k);
     *out = NULL;
   }
+  return c;
+}
+
+static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh, char *as_key,
+                          fetched *got, tde_status *st);
+
+/* A revalidation of a live entry: its protector is asked at once. The lock is held
+** on entry and on return. */
+static tde_class ask_live_now(tde_keys *k, const tde_key_source *source, char *as_key,
+                              tde_status *st) {
+  fetched got = {0};
+  tde_class c;
+
+  while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
+  set_busy(k);
+  pthread_mutex_unlock(&ring_lock);
+  tde_status_clear(st);
+  c = ask_live(k, source, 1, as_key, &got, st);
+  tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
+  (void)apply(k, source, c, 0, &got, st);
+  fetched_clear(&got);
+  pthread_mutex_lock(&ring_lock);
   return c;
 }
 
@@ -726,6 +753,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
   *out = find_live(header, facts);
+  if (*out && forced) c = ask_live_now(*out, source, params->as_key, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   pthread_mutex_unlock(&ring_lock);
   return c;
@@ -786,7 +814,7 @@ static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_fac
   }
   c = check_header(h, e->mac_key, facts->key_id, st);
   if (c || is_busy(k)) return c; /* busy: the next check takes it */
-  if (!same_protector(&k->facts, facts)) {
+  if (k->header.doc && !same_protector(&k->facts, facts)) {
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
   }
@@ -1026,14 +1054,17 @@ static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
                   "the protector unwraps something else than this database's DEK");
 }
 
-/* Asks about a live DEK. */
-static tde_class ask_live(tde_keys *k, const tde_key_source *source, fetched *got, tde_status *st) {
+/* Asks about a live DEK. fresh: whatever was heard a moment ago. */
+static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh, char *as_key,
+                          fetched *got, tde_status *st) {
   uint8_t key[TDE_HASH_BYTES];
-  int named = recent_key(k, key);
+  int named = !as_key && recent_key(k, key);
+  tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
 
-  if (named && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
-  c = fetch(source, &k->params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
+  if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
+  params.as_key = as_key;
+  c = fetch(source, &params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
   if (c == TDE_OK) c = compare(k, got, st);
   fetched_clear(got);
   if (named) recent_put(key, c, st);
@@ -1107,7 +1138,8 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
     pthread_mutex_unlock(&ring_lock);
     return TDE_LEASE_KEEP;
   }
-  c = tde_access_is_live(after) ? ask_live(k, source, &got, &st) : ask_absent(k, source, &got, &st);
+  c = tde_access_is_live(after) ? ask_live(k, source, 0, NULL, &got, &st)
+                                : ask_absent(k, source, &got, &st);
   act = apply(k, source, c, 0, &got, &st);
   fetched_clear(&got);
   return act;

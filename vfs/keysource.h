@@ -24,6 +24,7 @@ typedef struct tde_key_params {
   char *instance;  /* tde_instance= */
   char *protector; /* tde_protector=, for a new database */
   char *identity;  /* tde_identity=, for a new database */
+  char *as_key;    /* a revalidation asks under this key id */
 } tde_key_params;
 
 /* What the key document says, without any key. */

@@ -156,7 +156,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   if (f->role == TDE_ROLE_WAL) {
     /* It is stamped with the protector and epoch of now. (A journal's RESERVED
     ** lock has seen to that.) */
-    rc = tde_db_freshen(db->file);
+    rc = tde_db_follow(db->file);
     if (rc) return rc;
   }
   tde_sealed_drop(&f->s);

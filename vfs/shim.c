@@ -463,10 +463,6 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   return rc;
 }
 
-/* SQLite's WAL_WRITE_LOCK and WAL_CKPT_LOCK (wal.c). */
-#define WRITE_LOCK_SLOT 0
-#define CKPT_LOCK_SLOT 1
-
 static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_file *f = file_of(pf);
   int rc;
@@ -480,7 +476,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_sealed_forget(&f->s);
   if (rc == SQLITE_OK) f->db->shm_locks += flags & SQLITE_SHM_LOCK ? n : -n;
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
-    if (offset == CKPT_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) {
+    if (offset == TDE_SHM_CKPT && (flags & SQLITE_SHM_EXCLUSIVE)) {
       /* A checkpoint writes the database: under the newest epoch. */
       rc = tde_db_freshen(f);
       if (rc) {
@@ -494,7 +490,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
     if (flags & SQLITE_SHM_EXCLUSIVE) f->db->guard_ready = 0;
     if (f->db->wal) {
       f->db->wal->gen.checked = 0;
-      if (offset == WRITE_LOCK_SLOT && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
+      if (offset == TDE_SHM_WRITE && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
     }
   }
   return rc;

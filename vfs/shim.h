@@ -82,6 +82,11 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+/* SQLite's WAL_WRITE_LOCK, WAL_CKPT_LOCK and first WAL_READ_LOCK (wal.c). */
+#define TDE_SHM_WRITE 0
+#define TDE_SHM_CKPT 1
+#define TDE_SHM_READ0 3
+
 /* A connection's files belong to one thread at a time, but when its key is lost
 ** another thread wipes what the connection derived from it (openfiles.c). So each
 ** method marks the main file as in use; the other thread keeps out of those. */
@@ -108,9 +113,16 @@ int tde_db_create(tde_file *f);  /* a new database's header, under RESERVED */
 int tde_db_fix_unit(tde_file *f, int64_t first_write);
 int tde_db_report(tde_db *db); /* logs db->last, returns its rc */
 int tde_db_after_sync(tde_file *f);
-/* Reads the header again if another connection changed it; for those who are
-** about to write. */
+/* Reads the header again if another connection changed it. */
+int tde_db_follow(tde_file *f);
+/* The same for those who keep other writers of the database file out: they also
+** put in place what an interrupted sweep left. */
 int tde_db_freshen(tde_file *f);
+/* Takes RESERVED for a change outside of SQLite's transactions; *before: what to go
+** back to with tde_db_unreserve. The connection's busy handler decides how long. */
+int tde_db_reserve(tde_file *f, int *before);
+void tde_db_unreserve(tde_file *f, int before);
+int tde_db_wait_busy(tde_db *db);
 /* The key is away: nothing that was derived from it stays. */
 void tde_db_lose(tde_db *db);
 void tde_db_wipe(tde_db *db);

@@ -73,6 +73,18 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
 /* The key document in force: borrowed until the next header change. */
 const char *tde_file_keydoc(tde_file *f, size_t *n);
 
+/* The header of a file that need not be open, its newest whole slot, not verified.
+** No key is needed. doc: malloc'd, NULL when there is none (SQLITE_NOTADB). vfs: the
+** VFS below, NULL: the default one. */
+typedef struct tde_peek {
+  uint8_t uuid[TDE_UUID_BYTES];
+  uint64_t sequence;
+  uint32_t unit_size, epoch;
+  char *doc;
+  size_t ndoc;
+} tde_peek;
+int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
+
 /* One bad unit. role: "main" or "wal"; index: unit number from 0 (main) or
 ** frame number from 1, 0 for the WAL header. */
 typedef struct tde_bad_unit {
@@ -117,12 +129,26 @@ int tde_file_update_header(tde_file *f, tde_mutation mutate, void *ctx, int both
 
 /* How the database's key stands. Returns 0 when nothing was ever asked for. */
 int tde_file_report(tde_file *f, tde_key_report *out);
-/* Asks the key service now, whatever the lease says. Returns an SQLite code. */
-int tde_file_revalidate(tde_file *f, tde_status *st);
+/* Asks the key service now, whatever the lease says; as_key (not NULL): under this
+** key id in place of those in the header. Returns an SQLite code. */
+int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st);
+/* Gives an empty database its header, under this protector and identity (NULL: as
+** its URI says). SQLITE_MISUSE: it has one already. */
+int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st);
+/* What the URI said of the instance, or NULL; borrowed. */
+const char *tde_file_instance(tde_file *f);
+int tde_file_read_only(tde_file *f);
 /* Copies the DEK of one epoch (TDE_KEY_BYTES) into the caller's secret memory. */
 tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st);
 /* Makes a new epoch's DEK known, before the header that names it is written. */
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st);
+
+/* Seals units that are not of the current DEK epoch anew, from unit *next on, for
+** some ten milliseconds; *next goes on, *all is their number, *end: there is none
+** behind. Readers go on meanwhile, and writers between the calls. A connection in
+** WAL mode must have read before, so that its wal-index is open. SQLITE_BUSY: others
+** write all the time. Other SQLite codes: st tells. */
+int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st);
 
 /* The SQLite result code that a class maps to. */
 int tde_class_rc(tde_class c);

@@ -1,0 +1,410 @@
+/*
+** instance_edit.c: changes of an instance; see instance_edit.h.
+*/
+#include "instance_edit.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+#include "json.h"
+#include "keydoc.h"
+#include "local.h"
+
+#define SMK_NAME "smk"
+
+static tde_class nomem(tde_status *st) {
+  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+}
+
+/* Emits what was done to the instance's own sink. */
+static void tell(const char *path, const char *event, const char *key_id, const char *version) {
+  const tde_instance *inst;
+  tde_event e;
+  if (tde_instance_open(path, 0, &inst, NULL) != TDE_OK) return;
+  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, NULL);
+  tde_event_emit(tde_instance_audit(inst), &e, NULL);
+}
+
+/* ---- asking a key service, before anything is changed ---- */
+
+static tde_class get_key(const tde_instance *inst, const char *key_id, const char *identity,
+                         tde_key_info *info, tde_status *st) {
+  tde_op op;
+  memset(&op, 0, sizeof op);
+  op.kind = TDE_OP_GET;
+  op.instance = inst;
+  op.identity = identity;
+  tde_class rc = tde_provider_run(&op, key_id, st);
+  if (rc == TDE_OK) *info = op.info;
+  return rc;
+}
+
+/* Wraps and unwraps a random key, which then goes. */
+static tde_class probe(const tde_instance *inst, const char *key_id, const char *identity,
+                       tde_key_info *info, tde_status *st) {
+  static const uint8_t nobody[TDE_UUID_BYTES];
+  tde_keydoc_asker who = {identity, NULL};
+  uint8_t *trial = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_op *wrap = calloc(1, sizeof *wrap);
+  tde_class rc = trial != NULL && wrap != NULL ? tde_random(trial, TDE_KEY_BYTES, st) : nomem(st);
+  if (rc == TDE_OK) rc = tde_keydoc_wrap(inst, key_id, &who, nobody, trial, wrap, st);
+  if (rc == TDE_OK) *info = wrap->info;
+  tde_secret_free(trial);
+  free(wrap);
+  return rc;
+}
+
+/* ---- the default protector ---- */
+
+typedef struct protector_change {
+  const char *key_id; /* as it was given, or TDE_SERVICE_MANAGED */
+  const char *identity;
+  tde_key_info smk; /* made for this change; version "" : there was one */
+} protector_change;
+
+static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
+  const protector_change *c = ctx;
+  int failed = tde_json_set_text(root, "default_protector", c->key_id);
+  failed |= c->identity != NULL ? tde_json_set_text(root, "default_identity", c->identity)
+                                : tde_json_unset(root, "default_identity");
+  if (c->smk.version[0] != 0) {
+    tde_json *key = tde_json_object();
+    failed |= tde_json_set_text(key, "name", SMK_NAME) |
+              tde_json_set_text(key, "version", c->smk.version) |
+              tde_json_set_int(key, "created", c->smk.created);
+    failed |= tde_json_set_json(root, "service_managed_key", key);
+  }
+  return failed ? nomem(st) : TDE_OK;
+}
+
+static tde_class service_managed(const tde_instance *inst, protector_change *c,
+                                 char full[TDE_KEY_ID_MAX], tde_status *st) {
+  tde_class rc = TDE_OK;
+  if (tde_instance_smk(inst)[0] == 0) {
+    rc = tde_local_create(tde_instance_dir(inst), SMK_NAME, &c->smk, st);
+    if (rc == TDE_OK) tde_key_full_id(&c->smk, full);
+    return rc;
+  }
+  tde_key_info info;
+  rc = probe(inst, tde_instance_smk(inst), NULL, &info, st);
+  if (rc == TDE_OK) tde_key_full_id(&info, full);
+  return rc;
+}
+
+tde_class tde_instance_set_protector(const char *path, const char *key_id, const char *identity,
+                                     char full[TDE_KEY_ID_MAX], tde_status *st) {
+  const tde_instance *inst;
+  protector_change change = {.key_id = key_id, .identity = identity};
+  tde_key_info info;
+  memset(&info, 0, sizeof info);
+  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  if (rc != TDE_OK) return rc;
+  if (strcmp(key_id, TDE_SERVICE_MANAGED) == 0) {
+    rc = service_managed(inst, &change, full, st);
+  } else {
+    rc = probe(inst, key_id, identity, &info, st);
+    if (rc == TDE_OK) tde_key_full_id(&info, full);
+  }
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_protector, &change, st);
+  if (rc == TDE_OK) tell(path, "set-instance-protector", full, "");
+  return rc;
+}
+
+/* ---- the key list ---- */
+
+static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
+  const tde_key_info *info = ctx;
+  char thumb[2 * TDE_THUMB_BYTES + 1];
+  tde_json *keys = tde_json_get(root, "keys"), *e = tde_json_object();
+  for (size_t i = 0; i < tde_json_count(keys); i++) {
+    const tde_json *have = tde_json_at(keys, i);
+    const char *id = tde_json_get_text(have, "key_id"), *ver = tde_json_get_text(have, "version");
+    if (id == NULL || ver == NULL || strcmp(id, info->base_id) != 0 ||
+        strcmp(ver, info->version) != 0) {
+      continue;
+    }
+    tde_json_free(e);
+    return tde_fail(st, TDE_MISUSE, "nothing needs to be done",
+                    "the instance's key list has this key already: %.200s/%.64s, thumbprint %.40s",
+                    info->base_id, info->version, tde_json_get_text(have, "thumbprint"));
+  }
+  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
+  int failed = tde_json_set_text(e, "key_id", info->base_id) |
+               tde_json_set_text(e, "version", info->version) |
+               tde_json_set_text(e, "type", info->type) |
+               tde_json_set_text(e, "thumbprint", thumb) |
+               tde_json_set_int(e, "created", info->created) |
+               tde_json_set_int(e, "added", (int64_t)time(NULL));
+  if (keys == NULL) {
+    failed |= tde_json_set_json(root, "keys", tde_json_array());
+    keys = tde_json_get(root, "keys");
+  }
+  failed |= tde_json_append(keys, e);
+  return failed ? nomem(st) : TDE_OK;
+}
+
+tde_class tde_instance_add_key(const char *path, const char *key_id, const char *identity,
+                               tde_key_info *info, tde_status *st) {
+  const tde_instance *inst;
+  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  if (rc == TDE_OK) rc = get_key(inst, key_id, identity, info, st);
+  if (rc == TDE_OK && !info->enabled) {
+    if (st != NULL) tde_key_full_id(info, st->key_id);
+    rc = tde_fail(st, TDE_DISABLED, "enable the key version first",
+                  "the key %.300s is disabled: it could read nothing", info->base_id);
+  }
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_add, info, st);
+  if (rc == TDE_OK) tell(path, "add-instance-key", info->base_id, info->version);
+  return rc;
+}
+
+typedef struct removal {
+  const char *key;
+  const char *protector; /* key id of the default protector */
+  int removed;
+} removal;
+
+static void info_of(const tde_json *e, tde_key_info *info) {
+  const char *id = tde_json_get_text(e, "key_id"), *ver = tde_json_get_text(e, "version");
+  const char *thumb = tde_json_get_text(e, "thumbprint");
+  memset(info, 0, sizeof *info);
+  snprintf(info->base_id, sizeof info->base_id, "%s", id != NULL ? id : "");
+  snprintf(info->version, sizeof info->version, "%s", ver != NULL ? ver : "");
+  if (thumb == NULL || tde_unhex(thumb, info->thumbprint, TDE_THUMB_BYTES) != 0) {
+    memset(info->thumbprint, 0, TDE_THUMB_BYTES);
+  }
+}
+
+static tde_class apply_removal(void *ctx, tde_json *root, tde_status *st) {
+  removal *r = ctx;
+  tde_json *keys = tde_json_get(root, "keys");
+  tde_key_info info;
+  r->removed = 0;
+  for (size_t i = tde_json_count(keys); i > 0; i--) {
+    info_of(tde_json_at(keys, i - 1), &info);
+    if (!tde_key_named(&info, r->key)) continue;
+    if (tde_key_named(&info, r->protector)) {
+      return tde_fail(st, TDE_MISUSE, "set another protector first (tde_instance_set_protector)",
+                      "the key %.300s is in use: it is the instance's default protector",
+                      r->protector);
+    }
+    tde_json_remove_at(keys, i - 1);
+    r->removed++;
+  }
+  if (r->removed > 0) return TDE_OK;
+  return tde_fail(st, TDE_MISSING, "tde_instance_keylist() shows what the list has",
+                  "the instance's key list has no key %.300s", r->key);
+}
+
+tde_class tde_instance_remove_key(const char *path, const char *key, int *removed,
+                                  tde_status *st) {
+  const tde_instance *inst;
+  char protector[TDE_KEY_ID_MAX];
+  removal r = {key, protector, 0};
+  tde_class rc = tde_instance_open(path, 0, &inst, st);
+  if (rc == TDE_OK) rc = tde_instance_protector(inst, protector, st);
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_removal, &r, st);
+  *removed = r.removed;
+  if (rc == TDE_OK) tell(path, "remove-instance-key", key, "");
+  return rc;
+}
+
+tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info *info,
+                               tde_status *st) {
+  const tde_instance *inst;
+  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  if (rc == TDE_OK && strcmp(name, SMK_NAME) == 0) {
+    rc = tde_fail(st, TDE_MISUSE, "choose another name",
+                  "the name smk is that of the service-managed key");
+  }
+  if (rc == TDE_OK) rc = tde_local_create(tde_instance_dir(inst), name, info, st);
+  if (rc == TDE_OK) tell(path, "new-local-key", info->base_id, info->version);
+  return rc;
+}
+
+/* ---- policy, identities, audit ---- */
+
+/* An object's member, made when it is absent. */
+static tde_json *member_of(tde_json *root, const char *name) {
+  if (tde_json_get(root, name) == NULL &&
+      tde_json_set_json(root, name, tde_json_object()) != 0) {
+    return NULL;
+  }
+  return tde_json_get(root, name);
+}
+
+typedef struct setting {
+  const char *name;
+  int64_t number;
+  tde_json *value; /* NULL: remove */
+} setting;
+
+static tde_class apply_policy(void *ctx, tde_json *root, tde_status *st) {
+  const setting *s = ctx;
+  return tde_json_set_int(member_of(root, "policy"), s->name, s->number) ? nomem(st) : TDE_OK;
+}
+
+tde_class tde_instance_set_policy(const char *path, const char *name, int64_t value,
+                                  tde_status *st) {
+  setting s = {.name = name, .number = value};
+  char names[256] = "";
+  for (int i = 0; i < tde_policy_nitems; i++) {
+    const tde_policy_item *item = &tde_policy_items[i];
+    size_t n = strlen(names);
+    snprintf(names + n, sizeof names - n, "%s%s", i > 0 ? ", " : "", item->name);
+    if (strcmp(item->name, name) != 0) continue;
+    if (value < item->min || value > item->max) {
+      return tde_fail(st, TDE_MISUSE, "choose a value within the bounds",
+                      "%s is a number of seconds from %lld to %lld, not %lld", name,
+                      (long long)item->min, (long long)item->max, (long long)value);
+    }
+    tde_class rc = tde_instance_change(path, apply_policy, &s, st);
+    if (rc == TDE_OK) tell(path, "set-policy", "", "");
+    return rc;
+  }
+  return tde_fail(st, TDE_MISUSE, names, "the policy has no member %.60s; it has the ones named here",
+                  name);
+}
+
+static tde_class apply_identity(void *ctx, tde_json *root, tde_status *st) {
+  setting *s = ctx;
+  tde_json *ids = member_of(root, "identities");
+  if (s->value == NULL) {
+    if (tde_json_get(ids, s->name) == NULL) {
+      return tde_fail(st, TDE_MISSING, "tde_instance() shows the identities",
+                      "the instance has no identity named %.60s", s->name);
+    }
+    return tde_json_unset(ids, s->name) ? nomem(st) : TDE_OK;
+  }
+  return tde_json_set_json(ids, s->name, tde_json_copy(s->value)) ? nomem(st) : TDE_OK;
+}
+
+static tde_class apply_audit(void *ctx, tde_json *root, tde_status *st) {
+  setting *s = ctx;
+  int failed = s->value == NULL ? tde_json_unset(root, "audit")
+                                : tde_json_set_json(root, "audit", tde_json_copy(s->value));
+  return failed ? nomem(st) : TDE_OK;
+}
+
+/* Parses json (NULL: none) and makes the change. */
+static tde_class change_json(const char *path, const char *name, const char *json,
+                             tde_class (*apply)(void *, tde_json *, tde_status *),
+                             const char *event, tde_status *st) {
+  setting s = {.name = name};
+  tde_class rc = TDE_OK;
+  if (json != NULL) rc = tde_json_parse(json, strlen(json), "argument", &s.value, st);
+  if (rc == TDE_CORRUPT) rc = tde_fail(st, TDE_MISUSE, "give a JSON object", "%s", st->message);
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply, &s, st);
+  tde_json_free(s.value);
+  if (rc == TDE_OK) tell(path, event, "", "");
+  return rc;
+}
+
+tde_class tde_instance_set_identity(const char *path, const char *name, const char *json,
+                                    tde_status *st) {
+  return change_json(path, name, json, apply_identity, "set-instance-identity", st);
+}
+
+tde_class tde_instance_set_audit(const char *path, const char *json, tde_status *st) {
+  return change_json(path, "audit", json, apply_audit, "set-audit", st);
+}
+
+/* ---- showing ---- */
+
+static tde_json *describe_identities(const tde_cloud *c) {
+  static const char *const kinds[] = {"managed_identity",  "app_service", "client_secret",
+                                      "client_certificate", "workload_identity", "federated",
+                                      "environment"};
+  tde_json *all = tde_json_object();
+  int failed = 0;
+  for (int i = 0; i < c->nids; i++) {
+    const tde_identity *id = &c->ids[i];
+    tde_json *o = tde_json_object();
+    failed |= tde_json_set_text(o, "kind", kinds[id->kind]);
+    if (id->tenant[0] != 0) failed |= tde_json_set_text(o, "tenant", id->tenant);
+    if (id->client_id[0] != 0) failed |= tde_json_set_text(o, "client_id", id->client_id);
+    if (id->via[0] != 0) failed |= tde_json_set_text(o, "via", id->via);
+    if (id->secret_file[0] != 0) failed |= tde_json_set_text(o, "secret_file", id->secret_file);
+    if (id->secret_env[0] != 0) failed |= tde_json_set_text(o, "secret_env", id->secret_env);
+    if (id->certificate_file[0] != 0) {
+      failed |= tde_json_set_text(o, "certificate_file", id->certificate_file);
+    }
+    if (id->token_file[0] != 0) failed |= tde_json_set_text(o, "token_file", id->token_file);
+    failed |= tde_json_set_json(all, id->name, o);
+  }
+  if (!failed) return all;
+  tde_json_free(all);
+  return NULL;
+}
+
+static tde_json *describe_audit(const tde_audit *a) {
+  tde_json *o = tde_json_object();
+  int failed = tde_json_set_text(o, "file", a->file[0] != 0 ? a->file : NULL) |
+               tde_json_set_int(o, "max_bytes", a->max_bytes) |
+               tde_json_set_int(o, "keep", a->keep) | tde_json_set_bool(o, "sync", a->sync) |
+               tde_json_set_bool(o, "syslog", a->syslog) |
+               tde_json_set_bool(o, "required", a->required);
+  if (!failed) return o;
+  tde_json_free(o);
+  return NULL;
+}
+
+tde_json *tde_instance_describe(const tde_instance *inst) {
+  char protector[TDE_KEY_ID_MAX];
+  tde_json *o = tde_json_object(), *policy = tde_json_object();
+  int failed = tde_instance_protector(inst, protector, NULL) != TDE_OK;
+  for (int i = 0; i < tde_policy_nitems; i++) {
+    const tde_policy_item *item = &tde_policy_items[i];
+    const char *at = (const char *)tde_instance_policy(inst) + item->at;
+    failed |= tde_json_set_int(policy, item->name, *(const int64_t *)(const void *)at);
+  }
+  failed |= tde_json_set_text(o, "path", tde_instance_dir(inst)) |
+            tde_json_set_text(o, "default_protector",
+                              tde_instance_is_service_managed(inst) ? TDE_SERVICE_MANAGED
+                                                                    : protector) |
+            tde_json_set_text(o, "protector_key_id", protector) |
+            tde_json_set_text(o, "default_identity", tde_instance_default_identity(inst)) |
+            tde_json_set_text(o, "service_managed_key",
+                              tde_instance_smk(inst)[0] != 0 ? tde_instance_smk(inst) : NULL);
+  failed |= tde_json_set_json(o, "keys", tde_instance_keylist(inst));
+  failed |= tde_json_set_json(o, "identities", describe_identities(tde_instance_cloud(inst)));
+  failed |= tde_json_set_json(o, "policy", policy);
+  failed |= tde_json_set_json(o, "audit", describe_audit(tde_instance_audit(inst)));
+  if (!failed) return o;
+  tde_json_free(o);
+  return NULL;
+}
+
+tde_json *tde_instance_keylist(const tde_instance *inst) {
+  char protector[TDE_KEY_ID_MAX], thumb[2 * TDE_THUMB_BYTES + 1];
+  tde_json *list = tde_json_array();
+  int failed = tde_instance_protector(inst, protector, NULL) != TDE_OK, shown = 0;
+  for (int i = 0; i < tde_instance_nkeys(inst); i++) {
+    const tde_key_info *k = tde_instance_key(inst, i);
+    int is_protector = tde_key_named(k, protector);
+    tde_json *o = tde_json_object();
+    tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
+    failed |= tde_json_set_text(o, "key_id", k->base_id) |
+              tde_json_set_text(o, "version", k->version) | tde_json_set_text(o, "type", k->type) |
+              tde_json_set_text(o, "thumbprint", thumb) |
+              tde_json_set_int(o, "created", k->created) |
+              tde_json_set_bool(o, "is_protector", is_protector);
+    failed |= tde_json_append(list, o);
+    shown |= is_protector;
+  }
+  if (!shown) {
+    tde_json *o = tde_json_object();
+    failed |= tde_json_set_text(o, "key_id", protector) | tde_json_set_text(o, "version", NULL) |
+              tde_json_set_text(o, "type", NULL) | tde_json_set_text(o, "thumbprint", NULL) |
+              tde_json_set_int(o, "created", 0) | tde_json_set_bool(o, "is_protector", 1);
+    failed |= tde_json_append(list, o);
+  }
+  if (!failed) return list;
+  tde_json_free(list);
+  return NULL;
+}

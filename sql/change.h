@@ -1,0 +1,63 @@
+/*
+** change.h: a change of one database's keys.
+**
+** A change has a basis: the key document that it read. Key services are asked on
+** that basis with no lock held; then, under the header's lock, the document in
+** force must still have the same protector and DEK epochs, and is edited. When
+** another change came in between, everything is done again. So no update is lost,
+** and a failure at any point leaves the database as it was.
+*/
+#ifndef TDE_SQL_CHANGE_H
+#define TDE_SQL_CHANGE_H
+
+#include "../keyprovider/keydoc.h"
+#include "subject.h"
+
+typedef struct tde_change {
+  sqlite3 *db;
+  const char *schema;
+  tde_file *f;
+  const tde_instance *inst;
+  tde_keydoc *doc; /* the basis */
+  tde_key_info protector;
+  tde_file_info *info;
+  const char *event; /* what it is called; NULL: it is none */
+} tde_change;
+
+/* Reads the basis. SQLITE_OK, or a code with st set: not Online, read-only, ...
+** End it with tde_change_end in every case. */
+int tde_change_begin(tde_change *c, sqlite3 *db, const char *schema, const char *event,
+                     tde_status *st);
+void tde_change_end(tde_change *c);
+
+/* Edits the document in force. SQLITE_BUSY with st->code TDE_STALE_BASIS: begin
+** again. both: see tde_file_update_header. On success the event is in the header,
+** and in the audit sink; key: what it is about, NULL: the protector. */
+typedef tde_class (*tde_change_edit)(void *ctx, tde_keydoc *doc, tde_status *st);
+int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int both,
+                      const tde_key_info *key, tde_status *st);
+
+/* A failure is an event, too. Returns rc. */
+int tde_change_failed(tde_change *c, int rc, const tde_key_info *key, const tde_status *st);
+
+/* Another change came in between: how often it is tried. */
+#define TDE_CHANGE_TRIES 5
+int tde_change_is_stale(const tde_status *st);
+
+/* ---- the changes; SQLite codes, st tells ---- */
+
+/* Puts the database under key_id. mode: "database" or "inherit". who: asks for it,
+** NULL: the identity that the database has. out gets the key version. */
+int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
+                         const tde_keydoc_asker *who, const char *event, tde_key_info *out,
+                         tde_status *st);
+/* Follows the instance's default protector. */
+int tde_change_inherit(sqlite3 *db, const char *schema, const char *event, tde_key_info *out,
+                       tde_status *st);
+/* Looks for a new version of the protector and moves to it. */
+int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st);
+
+/* The background job of watch.h. */
+void tde_change_job(const tde_key_facts *facts, const tde_key_params *params);
+
+#endif

@@ -1,0 +1,148 @@
+/*
+** instance_fn.c: the SQL functions that show and change the instance.
+*/
+#include "instance_fn.h"
+
+#include "../ext/base/bytes.h"
+#include "../keyprovider/instance_edit.h"
+#include "../vfs/tdevfs.h"
+#include "result.h"
+#include "subject.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* The instance as it is now: what every change answers. */
+static void answer(sqlite3_context *ctx, const char *path, tde_class c, tde_status *st) {
+  const tde_instance *inst = NULL;
+  tde_json *j;
+
+  if (c == TDE_OK) c = tde_instance_open(path, 0, &inst, st);
+  if (c) {
+    tde_result_status(ctx, c == TDE_MISUSE ? SQLITE_MISUSE : SQLITE_ERROR, st);
+    return;
+  }
+  j = tde_instance_describe(inst);
+  tde_result_json(ctx, j, j == NULL);
+}
+
+/* A text argument that must be there; NULL with the error set. */
+static const char *text_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i,
+                           const char *what) {
+  const char *text = tde_arg_text(argc, argv, i);
+  tde_status st;
+
+  if (text) return text;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, "give it as text", "%s is NULL", what);
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return NULL;
+}
+
+static const char *instance_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
+  return tde_subject_instance(sqlite3_context_db_handle(ctx), argc, argv, i);
+}
+
+void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  answer(ctx, instance_of(ctx, argc, argv, 0), TDE_OK, &st);
+}
+
+void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 2);
+  const char *key = text_of(ctx, argc, argv, 0, "the key id");
+  char full[TDE_KEY_ID_MAX];
+  tde_status st;
+
+  if (!key) return;
+  tde_status_clear(&st);
+  answer(ctx, path, tde_instance_set_protector(path, key, tde_arg_text(argc, argv, 1), full, &st),
+         &st);
+}
+
+static void answer_key(sqlite3_context *ctx, const tde_key_info *k, tde_class c, tde_status *st) {
+  char thumb[2 * TDE_THUMB_SHOWN + 1];
+  tde_json *j;
+  int bad;
+
+  if (c) {
+    tde_result_status(ctx, c == TDE_MISUSE ? SQLITE_MISUSE : SQLITE_ERROR, st);
+    return;
+  }
+  j = tde_json_object();
+  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
+  bad = tde_json_set_text(j, "key_id", k->base_id) | tde_json_set_text(j, "version", k->version) |
+        tde_json_set_text(j, "type", k->type) | tde_json_set_text(j, "thumbprint", thumb);
+  tde_result_json(ctx, j, bad);
+}
+
+void tde_sql_instance_add_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 2);
+  const char *key = text_of(ctx, argc, argv, 0, "the key id");
+  tde_key_info info;
+  tde_status st;
+  tde_class c;
+
+  if (!key) return;
+  tde_status_clear(&st);
+  c = tde_instance_add_key(path, key, tde_arg_text(argc, argv, 1), &info, &st);
+  answer_key(ctx, &info, c, &st);
+}
+
+void tde_sql_instance_remove_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 1);
+  const char *key = text_of(ctx, argc, argv, 0, "the key");
+  tde_status st;
+  int removed;
+
+  if (!key) return;
+  tde_status_clear(&st);
+  answer(ctx, path, tde_instance_remove_key(path, key, &removed, &st), &st);
+}
+
+void tde_sql_instance_new_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 1);
+  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  tde_key_info info;
+  tde_status st;
+  tde_class c;
+
+  if (!name) return;
+  tde_status_clear(&st);
+  c = tde_instance_new_key(path, name, &info, &st);
+  answer_key(ctx, &info, c, &st);
+}
+
+void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 2);
+  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  tde_status st;
+
+  if (!name) return;
+  tde_status_clear(&st);
+  if (sqlite3_value_type(argv[1]) != SQLITE_INTEGER) {
+    tde_fail(&st, TDE_MISUSE, "give whole seconds", "the value is no whole number");
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
+  answer(ctx, path, tde_instance_set_policy(path, name, sqlite3_value_int64(argv[1]), &st), &st);
+}
+
+void tde_sql_instance_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 2);
+  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  tde_status st;
+
+  if (!name) return;
+  tde_status_clear(&st);
+  answer(ctx, path, tde_instance_set_identity(path, name, tde_arg_text(argc, argv, 1), &st), &st);
+}
+
+void tde_sql_instance_set_audit(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = instance_of(ctx, argc, argv, 1);
+  tde_status st;
+
+  tde_status_clear(&st);
+  answer(ctx, path, tde_instance_set_audit(path, tde_arg_text(argc, argv, 0), &st), &st);
+}

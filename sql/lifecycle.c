@@ -1,0 +1,351 @@
+/*
+** lifecycle.c: the SQL functions that change a database's keys.
+**
+** Each takes its database's schema as an optional last argument, and answers with
+** a JSON object that says what holds now. What a change is made of is in change.c.
+*/
+#include "lifecycle.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/secret.h"
+#include "change.h"
+#include "result.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* ---- arguments and answers ---- */
+
+static int bad_argument(sqlite3_context *ctx, const char *what, const char *remedy) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, remedy, "%s", what);
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return 1;
+}
+
+static int put_key(tde_json *j, const tde_key_info *k) {
+  char thumb[2 * TDE_THUMB_SHOWN + 1];
+
+  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
+  return tde_json_set_text(j, "key_id", k->base_id) | tde_json_set_text(j, "version", k->version) |
+         tde_json_set_text(j, "type", k->type) | tde_json_set_text(j, "thumbprint", thumb);
+}
+
+static void answer_key(sqlite3_context *ctx, const tde_key_info *k, const char *mode) {
+  tde_json *j = tde_json_object();
+  int bad = put_key(j, k);
+
+  if (mode) bad |= tde_json_set_text(j, "mode", mode);
+  tde_result_json(ctx, j, bad);
+}
+
+/* ---- tde_set_protector(key_id [, schema]) ---- */
+
+/* An empty database gets its header under this key. */
+static int create_under(tde_file *f, const char *key_id, tde_status *st) {
+  int rc = tde_file_make_header(f, key_id, NULL, st);
+
+  if (rc && st->code == TDE_OK) {
+    tde_fail(st, TDE_IO, "try again", "the database's header could not be made (SQLite code %d)",
+             rc);
+  }
+  return rc;
+}
+
+static int is_new(tde_file *f, tde_file_info *info) {
+  tde_file_info_get(f, 1, info);
+  return info->state == TDE_STATE_NEW;
+}
+
+static int protector_in_force(tde_file *f, tde_key_info *out, tde_status *st) {
+  tde_keydoc *doc = NULL;
+  size_t n = 0;
+  const char *text = tde_file_keydoc(f, &n);
+  tde_class c = text ? tde_keydoc_parse(text, n, &doc, st) : TDE_INTERNAL;
+
+  if (c == TDE_OK) c = tde_keydoc_protector(doc, out, st);
+  tde_keydoc_free(doc);
+  return tde_class_rc(c);
+}
+
+void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
+  const char *mode = "database";
+  tde_file_info *info;
+  tde_key_info out;
+  tde_status st;
+  tde_file *f;
+  int rc;
+
+  if (!key && bad_argument(ctx, "tde_set_protector: the key id is NULL",
+                           "name a key, e.g. https://VAULT.vault.azure.net/keys/NAME")) {
+    return;
+  }
+  tde_status_clear(&st);
+  f = tde_subject_file(db, schema, &st);
+  info = f ? sqlite3_malloc64(sizeof(*info)) : NULL;
+  if (!info) {
+    tde_result_status(ctx, f ? SQLITE_NOMEM : SQLITE_ERROR, &st);
+    return;
+  }
+  if (strcmp(key, "inherit") == 0) {
+    mode = "inherit";
+    if (!is_new(f, info) && strcmp(info->facts.mode, "inherit") != 0) {
+      tde_fail(&st, TDE_MISUSE,
+               "tde_revert() goes back to a service-managed instance; to one with a key of its "
+               "own the way is a restore without a protector",
+               "%s: has a protector of its own", info->path);
+      rc = SQLITE_MISUSE;
+    } else {
+      rc = tde_change_inherit(db, schema, "follow-instance", &out, &st);
+    }
+  } else if (is_new(f, info)) {
+    rc = create_under(f, key, &st);
+    if (rc == SQLITE_OK) rc = protector_in_force(f, &out, &st);
+  } else {
+    rc = tde_change_protector(db, schema, key, "database", NULL, "set-protector", &out, &st);
+  }
+  sqlite3_free(info);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+  } else {
+    answer_key(ctx, &out, mode);
+  }
+}
+
+/* ---- tde_revert([schema]) ---- */
+
+void tde_sql_revert(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *schema = tde_arg_text(argc, argv, 0);
+  const tde_instance *inst = NULL;
+  tde_key_info out;
+  tde_status st;
+  tde_file *f;
+  int rc = SQLITE_ERROR;
+
+  tde_status_clear(&st);
+  f = tde_subject_file(db, schema, &st);
+  if (f) rc = tde_class_rc(tde_instance_open(tde_file_instance(f), 0, &inst, &st));
+  if (rc == SQLITE_OK && !tde_instance_is_service_managed(inst)) {
+    rc = SQLITE_MISUSE;
+    tde_fail(&st, TDE_MISUSE,
+             "restore a backup without a protector, or let the instance use the service-managed "
+             "key first",
+             "the instance's protector is a customer's key: a database goes back to it by a "
+             "restore only");
+  }
+  if (rc == SQLITE_OK) rc = tde_change_inherit(db, schema, "revert", &out, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+  } else {
+    answer_key(ctx, &out, "inherit");
+  }
+}
+
+/* ---- tde_add_key(key_id [, schema]), tde_remove_key(key [, schema]) ---- */
+
+typedef struct list_edit {
+  const tde_key_info *add;
+  const char *remove;
+} list_edit;
+
+static tde_class edit_list(void *ctx, tde_keydoc *doc, tde_status *st) {
+  list_edit *e = ctx;
+
+  if (e->remove) return tde_keydoc_list_remove(doc, e->remove, st);
+  return tde_keydoc_list_add(doc, e->add, (int64_t)time(NULL), st);
+}
+
+/* A key that is to read backups must be there and enabled. */
+static int look_at_key(tde_change *c, const char *key_id, tde_key_info *out, tde_status *st) {
+  tde_op *op = sqlite3_malloc64(sizeof(*op));
+  tde_keydoc_asker who;
+  tde_class cls;
+
+  if (!op) return SQLITE_NOMEM;
+  memset(op, 0, sizeof(*op));
+  tde_keydoc_asker_of(c->doc, &who);
+  op->kind = TDE_OP_GET;
+  op->instance = c->inst;
+  op->identity = who.identity;
+  op->federated_client_id = who.federated_client_id;
+  cls = tde_provider_run(op, key_id, st);
+  *out = op->info;
+  sqlite3_free(op);
+  if (cls == TDE_OK && !out->enabled) {
+    tde_key_full_id(out, st->key_id);
+    cls = tde_fail(st, TDE_DISABLED, "enable the key version first",
+                   "the key %.300s is disabled: it could read nothing", out->base_id);
+  }
+  return tde_class_rc(cls);
+}
+
+static void change_list(sqlite3_context *ctx, int argc, sqlite3_value **argv, int adding) {
+  const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
+  list_edit e = {NULL, adding ? NULL : key};
+  tde_key_info info;
+  tde_change c;
+  tde_status st;
+  int rc;
+
+  if (!key && bad_argument(ctx, "the key is NULL", "name a key id or a thumbprint")) return;
+  memset(&info, 0, sizeof(info));
+  rc = tde_change_begin(&c, sqlite3_context_db_handle(ctx), schema,
+                        adding ? "add-key" : "remove-key", &st);
+  if (rc == SQLITE_OK && adding) rc = look_at_key(&c, key, &info, &st);
+  if (!adding || rc) (void)sqlite3_snprintf(sizeof(info.base_id), info.base_id, "%s", key);
+  e.add = &info;
+  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_list, &e, 1, &info, &st);
+  if (rc) {
+    tde_result_status(ctx, tde_change_failed(&c, rc, &info, &st), &st);
+  } else if (adding) {
+    answer_key(ctx, &info, NULL);
+  } else {
+    tde_json *j = tde_json_object();
+    tde_result_json(ctx, j, tde_json_set_text(j, "removed", key));
+  }
+  tde_change_end(&c);
+}
+
+void tde_sql_add_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  change_list(ctx, argc, argv, 1);
+}
+
+void tde_sql_remove_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  change_list(ctx, argc, argv, 0);
+}
+
+/* ---- tde_set_identity(name [, federated_client_id [, schema]]) ---- */
+
+static tde_class edit_identity(void *ctx, tde_keydoc *doc, tde_status *st) {
+  return tde_keydoc_set_identity(doc, ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+                                           : TDE_OK;
+}
+
+/* The new identity must be let in before it is the only one that asks. */
+static tde_class prove_identity(tde_change *c, const tde_keydoc_asker *who, tde_status *st) {
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class cls = dek ? TDE_OK : tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+
+  if (cls == TDE_OK) {
+    cls = tde_keydoc_unwrap_as(c->doc, c->inst, who, NULL, tde_keydoc_epoch(c->doc), c->info->uuid,
+                               dek, st);
+  }
+  tde_secret_free(dek);
+  return cls;
+}
+
+void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  tde_keydoc_asker who = {tde_arg_text(argc, argv, 0), tde_arg_text(argc, argv, 1)};
+  const char *schema = tde_arg_text(argc, argv, 2);
+  tde_change c;
+  tde_status st;
+  int rc;
+
+  rc = tde_change_begin(&c, sqlite3_context_db_handle(ctx), schema, "set-identity", &st);
+  if (rc == SQLITE_OK && who.identity &&
+      !tde_cloud_identity(tde_instance_cloud(c.inst), who.identity, &st)) {
+    rc = tde_class_rc(st.code);
+  }
+  if (rc == SQLITE_OK) rc = tde_class_rc(prove_identity(&c, &who, &st));
+  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_identity, &who, 0, NULL, &st);
+  if (rc) {
+    tde_result_status(ctx, tde_change_failed(&c, rc, NULL, &st), &st);
+  } else {
+    tde_json *j = tde_json_object();
+    int bad = tde_json_set_text(j, "identity", who.identity) |
+              tde_json_set_text(j, "federated_client_id", who.federated_client_id);
+    tde_result_json(ctx, j, bad);
+  }
+  tde_change_end(&c);
+}
+
+/* ---- tde_auto_rotation(on [, schema]) ---- */
+
+static tde_class edit_auto_rotation(void *ctx, tde_keydoc *doc, tde_status *st) {
+  return tde_keydoc_set_auto_rotation(doc, *(int *)ctx)
+             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+             : TDE_OK;
+}
+
+void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *schema = tde_arg_text(argc, argv, 1);
+  int on = sqlite3_value_int(argv[0]) != 0, rc;
+  tde_change c;
+  tde_status st;
+  tde_json *j;
+
+  if (sqlite3_value_type(argv[0]) != SQLITE_INTEGER &&
+      bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
+    return;
+  }
+  rc = tde_change_begin(&c, db, schema, on ? "auto-rotation-on" : "auto-rotation-off", &st);
+  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_auto_rotation, &on, 0, NULL, &st);
+  if (rc) rc = tde_change_failed(&c, rc, NULL, &st);
+  tde_change_end(&c);
+  /* The first look is now: whoever switches it on sees that it works. */
+  if (rc == SQLITE_OK && on) rc = tde_change_auto_rotate(db, schema, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+    return;
+  }
+  j = tde_json_object();
+  tde_result_json(ctx, j, tde_json_set_bool(j, "auto_rotation", on));
+}
+
+/* ---- tde_revalidate([key_id [, schema]]) ---- */
+
+static tde_class edit_moved(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const tde_key_info *info = ctx;
+  int failed;
+
+  if (!info->base_id[0]) return TDE_OK; /* the event alone: other processes see it */
+  failed = tde_keydoc_move_wraps(doc, info) | tde_keydoc_use_key(doc, info, (int64_t)time(NULL));
+  return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+}
+
+/* Back online: the header says so to other processes, and names the key under
+** which it is reached now. A read-only database has nothing to say. */
+static int note_revalidation(sqlite3 *db, const char *schema, const char *key, tde_status *st) {
+  tde_key_info info;
+  tde_change c;
+  int rc = tde_change_begin(&c, db, schema, "revalidate", st);
+
+  memset(&info, 0, sizeof(info));
+  if (rc == SQLITE_READONLY) {
+    tde_change_end(&c);
+    return SQLITE_OK;
+  }
+  if (rc == SQLITE_OK && key) rc = look_at_key(&c, key, &info, st);
+  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_moved, &info, key != NULL, NULL, st);
+  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
+  tde_change_end(&c);
+  return rc;
+}
+
+void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
+  tde_status st;
+  tde_file *f;
+  tde_json *j;
+  int rc = SQLITE_ERROR;
+
+  tde_status_clear(&st);
+  f = tde_subject_file(db, schema, &st);
+  if (f) rc = tde_file_revalidate(f, key, &st);
+  if (rc == SQLITE_OK) rc = note_revalidation(db, schema, key, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+    return;
+  }
+  j = tde_json_object();
+  tde_result_json(ctx, j, tde_json_set_text(j, "state", "Online"));
+}

@@ -1,0 +1,249 @@
+/*
+** rotate_dek.c: a new DEK for a database in use.
+**
+**  1. A new DEK is drawn, wrapped by the protector, and proved by an unwrap.
+**  2. The header names it as the current epoch, beside the old one: every writer
+**     seals under it from here on.
+**  3. The units are swept (vfs/reseal.c), in steps between which others write.
+**  4. The WAL is emptied into the database: its frames may be of the old epoch.
+**  5. The header forgets the old epoch.
+**
+** A crash or an interrupt leaves both epochs in the header, and every unit readable;
+** the next call goes on from there. How far it is stands in the header, too, for
+** other processes to see.
+*/
+#include "rotate_dek.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../ext/base/crypto.h"
+#include "../ext/base/secret.h"
+#include "../vfs/logview.h"
+#include "change.h"
+#include "progress.h"
+#include "result.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* How often the header tells how far it is. */
+#define NOTE_EVERY_S 10
+
+typedef struct rotation {
+  sqlite3 *db;
+  const char *schema;
+  tde_file *f;
+  int64_t units;
+  int resumed;
+  tde_job job;
+} rotation;
+
+/* ---- 1 and 2 ---- */
+
+typedef struct begin_edit {
+  tde_op wrap;
+  int64_t units, now;
+} begin_edit;
+
+static tde_class edit_begin(void *ctx, tde_keydoc *doc, tde_status *st) {
+  begin_edit *b = ctx;
+  return tde_keydoc_begin_epoch(doc, &b->wrap, b->units, b->now, st);
+}
+
+/* Draws and wraps the DEK of the next epoch, and makes it known to this process:
+** the header that is written next is authenticated under it. */
+static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status *st) {
+  char full[TDE_KEY_ID_MAX];
+  tde_keydoc_asker who;
+  tde_class cls = tde_random(dek, TDE_KEY_BYTES, st);
+
+  tde_keydoc_asker_of(c->doc, &who);
+  tde_key_full_id(&c->protector, full);
+  if (cls == TDE_OK) cls = tde_keydoc_wrap(c->inst, full, &who, c->info->uuid, dek, &b->wrap, st);
+  if (cls == TDE_OK) cls = tde_file_add_epoch(c->f, tde_keydoc_epoch(c->doc) + 1, dek, st);
+  return cls;
+}
+
+static int begin_once(rotation *r, tde_status *st) {
+  begin_edit *b = calloc(1, sizeof(*b));
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_change c;
+  int rc = tde_change_begin(&c, r->db, r->schema, "rotate-dek-begin", st);
+
+  if (rc == SQLITE_OK && (!b || !dek)) rc = SQLITE_NOMEM;
+  if (rc == SQLITE_OK && tde_keydoc_is_secondary(c.doc)) {
+    rc = SQLITE_MISUSE;
+    tde_fail(st, TDE_MISUSE, "rotate the DEK of the primary, then sync",
+             "%s: is a secondary, whose DEK is the primary's", c.info->path);
+  }
+  if (rc == SQLITE_OK && tde_keydoc_regenerating(c.doc)) {
+    r->resumed = 1;
+  } else if (rc == SQLITE_OK) {
+    b->units = r->units;
+    b->now = (int64_t)time(NULL);
+    rc = tde_class_rc(prepare(&c, dek, b, st));
+    if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_begin, b, 0, NULL, st);
+  }
+  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
+  tde_change_end(&c);
+  tde_secret_free(dek);
+  free(b);
+  return rc;
+}
+
+static int begin(rotation *r, tde_status *st) {
+  int rc = SQLITE_BUSY;
+
+  for (int i = 0; i < TDE_CHANGE_TRIES; i++) {
+    rc = begin_once(r, st);
+    if (!rc || !tde_change_is_stale(st)) break;
+  }
+  return rc;
+}
+
+/* ---- 3 ---- */
+
+static tde_class edit_progress(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const int64_t *p = ctx;
+  return tde_keydoc_epoch_progress(doc, p[0], p[1]) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+                                                    : TDE_OK;
+}
+
+static void note(rotation *r, int64_t done, int64_t all) {
+  int64_t p[2] = {done, all};
+  tde_status ignored;
+  tde_change c;
+
+  if (tde_change_begin(&c, r->db, r->schema, NULL, &ignored) == SQLITE_OK) {
+    (void)tde_change_commit(&c, edit_progress, p, 0, NULL, &ignored);
+  }
+  tde_change_end(&c);
+}
+
+/* A read through SQLite: a hot journal that somebody left is rolled back before the
+** units are looked at, and a WAL connection has its index. */
+static int read_something(rotation *r) {
+  char *sql = sqlite3_mprintf("SELECT count(*) FROM \"%w\".sqlite_schema", r->schema);
+  int rc = sql ? sqlite3_exec(r->db, sql, NULL, NULL, NULL) : SQLITE_NOMEM;
+
+  sqlite3_free(sql);
+  return rc;
+}
+
+static int sweep(rotation *r, tde_status *st) {
+  uint64_t next = 0, all = 0;
+  int64_t noted = (int64_t)time(NULL);
+  int end = 0, rc = SQLITE_OK;
+
+  while (rc == SQLITE_OK && !end) {
+    rc = read_something(r);
+    if (rc) {
+      tde_fail(st, rc == SQLITE_INTERRUPT ? TDE_BUSY : TDE_IO, "run tde_rotate_dek() again",
+               "the database could not be read: %s", sqlite3_errmsg(r->db));
+      break;
+    }
+    rc = tde_file_reseal_step(r->f, &next, &all, &end, st);
+    if (rc == SQLITE_OK) {
+      rc = tde_job_step(&r->job, (int64_t)next, (int64_t)all);
+      if (rc) tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again: it goes on", "interrupted");
+    }
+    if ((int64_t)time(NULL) - noted >= NOTE_EVERY_S || (rc && next)) {
+      note(r, (int64_t)next, (int64_t)all);
+      noted = (int64_t)time(NULL);
+    }
+  }
+  r->units = (int64_t)all;
+  return rc;
+}
+
+/* ---- 4 and 5 ---- */
+
+static int empty_log(rotation *r, tde_status *st) {
+  char holders[256], path[300] = "";
+  const char *name = sqlite3_db_filename(r->db, r->schema);
+  tde_log_view log;
+
+  if (tde_file_log(r->f, 0, &log) != SQLITE_OK || !log.exists || !log.stamped || !log.units) {
+    return SQLITE_OK;
+  }
+  (void)sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+  if (tde_file_log(r->f, 0, &log) == SQLITE_OK && (!log.exists || !log.stamped || !log.units)) {
+    return SQLITE_OK;
+  }
+  (void)sqlite3_snprintf(sizeof(path), path, "%s", name ? name : "");
+  tde_log_holders(path, holders, sizeof(holders));
+  tde_fail(st, TDE_BUSY, "end the transactions that use the log, then run tde_rotate_dek() again",
+           "every page is under the new key, but the log may hold pages under the old one; held by "
+           "%.200s",
+           holders[0] ? holders : "another connection");
+  return SQLITE_BUSY;
+}
+
+static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
+  return tde_keydoc_end_epoch(doc, *(int64_t *)ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+                                                    : TDE_OK;
+}
+
+static int end_once(rotation *r, tde_status *st) {
+  int64_t now = (int64_t)time(NULL);
+  tde_change c;
+  int rc = tde_change_begin(&c, r->db, r->schema, "rotate-dek-end", st);
+
+  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_end, &now, 1, NULL, st);
+  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
+  tde_change_end(&c);
+  return rc;
+}
+
+static int finish(rotation *r, tde_status *st) {
+  int rc = empty_log(r, st);
+
+  for (int i = 0; rc == SQLITE_OK && i < TDE_CHANGE_TRIES; i++) {
+    rc = end_once(r, st);
+    if (!rc || !tde_change_is_stale(st)) break;
+    rc = SQLITE_OK;
+  }
+  return rc;
+}
+
+/* ---- the function ---- */
+
+static void answer(sqlite3_context *ctx, rotation *r) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_json *j = tde_json_object();
+  int bad = !info;
+
+  if (info) {
+    tde_file_info_get(r->f, 0, info);
+    bad |= tde_json_set_int(j, "epoch", info->facts.epoch);
+  }
+  bad |= tde_json_set_int(j, "units", r->units) | tde_json_set_bool(j, "resumed", r->resumed);
+  sqlite3_free(info);
+  tde_result_json(ctx, j, bad);
+}
+
+void tde_sql_rotate_dek(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *schema = tde_arg_text(argc, argv, 0);
+  rotation r;
+  tde_status st;
+  int rc = SQLITE_ERROR;
+
+  memset(&r, 0, sizeof(r));
+  tde_status_clear(&st);
+  r.db = sqlite3_context_db_handle(ctx);
+  r.schema = schema ? schema : "main";
+  r.f = tde_subject_file(r.db, r.schema, &st);
+  if (r.f) {
+    tde_job_begin(&r.job, r.db, "rotate-dek", sqlite3_db_filename(r.db, r.schema));
+    rc = begin(&r, &st);
+    if (rc == SQLITE_OK) rc = sweep(&r, &st);
+    if (rc == SQLITE_OK) rc = finish(&r, &st);
+    tde_job_end(&r.job);
+  }
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+  } else {
+    answer(ctx, &r);
+  }
+}

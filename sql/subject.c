@@ -1,0 +1,67 @@
+/*
+** subject.c: which database or instance a call is about; see subject.h.
+*/
+#include "subject.h"
+
+#include <string.h>
+
+SQLITE_EXTENSION_INIT3
+
+tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
+  tde_file *f = NULL;
+
+  if (!schema) schema = "main";
+  if (sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) return f;
+  if (!sqlite3_db_filename(db, schema)) {
+    tde_fail(st, TDE_MISUSE, "PRAGMA database_list names the schemas",
+             "there is no schema named '%s' on this connection", schema);
+  } else {
+    tde_fail(st, TDE_NOT_ENCRYPTED, "open it with vfs=tde",
+             "schema '%s' is opened through another VFS than tde", schema);
+  }
+  return NULL;
+}
+
+const char *tde_arg_text(int argc, sqlite3_value **argv, int i) {
+  return i < argc ? (const char *)sqlite3_value_text(argv[i]) : NULL;
+}
+
+const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i) {
+  const char *named = tde_arg_text(argc, argv, i);
+  tde_file *f = NULL;
+
+  if (named) return named;
+  if (sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
+    return tde_file_instance(f);
+  }
+  return NULL;
+}
+
+/* RFC 3986: everything but the unreserved characters and '/' is escaped. */
+static void escape(sqlite3_str *out, const char *text) {
+  static const char keep[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+
+  for (; *text; text++) {
+    if (strchr(keep, *text)) {
+      sqlite3_str_appendchar(out, 1, *text);
+    } else {
+      sqlite3_str_appendf(out, "%%%02X", (unsigned char)*text);
+    }
+  }
+}
+
+char *tde_uri_of(const char *path, const char *params) {
+  sqlite3_str *out = sqlite3_str_new(NULL);
+
+  sqlite3_str_appendall(out, "file:");
+  escape(out, path);
+  sqlite3_str_appendall(out, params);
+  return sqlite3_str_finish(out);
+}
+
+char *tde_uri_value(const char *text) {
+  sqlite3_str *out = sqlite3_str_new(NULL);
+
+  escape(out, text);
+  return sqlite3_str_finish(out);
+}

@@ -1,0 +1,29 @@
+/*
+** subject.h: what an SQL function is about: a schema of the connection that calls,
+** or the instance.
+*/
+#ifndef TDE_SQL_SUBJECT_H
+#define TDE_SQL_SUBJECT_H
+
+#include "../keyprovider/instance.h"
+#include "../vfs/tdevfs.h"
+#include "sqlite3ext.h"
+
+/* The shim's file of a schema ("main" for NULL); NULL with st set when there is no
+** such schema, or another VFS has it. */
+tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
+
+/* The text of argument i, NULL when it is absent or NULL. */
+const char *tde_arg_text(int argc, sqlite3_value **argv, int i);
+
+/* The path that names the instance of this call: argument i; else what the main
+** database's URI says; else NULL, the default one. */
+const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i);
+
+/* A file name as the path of a URI, with parameters behind it ("?a=b" or ""): the
+** caller's (sqlite3_free). NULL: out of memory. */
+char *tde_uri_of(const char *path, const char *params);
+/* A text as the value of a URI's parameter; likewise. */
+char *tde_uri_value(const char *text);
+
+#endif

@@ -1,0 +1,321 @@
+/*
+** redo.c: the log of records that are written in place; see redo.h.
+**
+**     head, 128 bytes | entry 0 | entry 1 | ...
+**     entry: index (8) | record (U + 48)
+**
+** What must hold:
+**  - the head is written and synced after the entries: a torn log has no head;
+**  - the log is emptied, durably, before other writers are let in: a record of it
+**    must never stand in for a unit that somebody changed later.
+*/
+#include "redo.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define SUFFIX "-tdelog"
+#define HEAD_BYTES 128u
+#define BUF_BYTES (64u * 1024u)
+
+/* Offsets in the head. */
+enum {
+  H_MAGIC = 0,
+  H_VERSION = 16,
+  H_RECORD = 20,
+  H_COUNT = 24,
+  H_UUID = 32,
+  H_EPOCH = 48, /* of the MAC key */
+  H_CHAIN = 64,
+  H_MAC = 96
+};
+
+static const uint8_t magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
+                                  'D', 'E', '-', 'L', 'O', 'G', '\r', '\n'};
+
+static uint32_t entry_bytes(const tde_redo *r) {
+  return 8 + r->record;
+}
+
+/* ---- the file ---- */
+
+/* The name in the form that a VFS is given: some look for parameters behind it. */
+static const char *log_name(const tde_file *f) {
+  const char *none[1] = {NULL};
+  char *text = sqlite3_mprintf("%s" SUFFIX, f->path);
+  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
+
+  sqlite3_free(text);
+  return name;
+}
+
+static void free_name(const char *name) {
+  sqlite3_free_filename((char *)name);
+}
+
+static sqlite3_file *open_log(tde_file *f, const char *name, int flags, int *rc) {
+  return tde_lower_open(f->lower_vfs, name, flags | SQLITE_OPEN_MAIN_JOURNAL, NULL, rc);
+}
+
+int tde_redo_exists(tde_file *f) {
+  const char *name = log_name(f);
+  int there = 0;
+
+  if (!name || f->lower_vfs->xAccess(f->lower_vfs, name, SQLITE_ACCESS_EXISTS, &there)) there = 1;
+  free_name(name);
+  return there;
+}
+
+/* ---- writing ---- */
+
+int tde_redo_begin(tde_redo *r, tde_file *f) {
+  int rc;
+
+  memset(r, 0, sizeof(*r));
+  r->f = f;
+  r->record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
+  r->name = log_name(f);
+  r->buf = sqlite3_malloc64(BUF_BYTES);
+  if (!r->name || !r->buf) return SQLITE_NOMEM;
+  r->lower = open_log(f, r->name, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &rc);
+  if (!r->lower) return rc;
+  return tde_redo_void(r);
+}
+
+static int write_out(tde_redo *r) {
+  int rc = SQLITE_OK;
+
+  if (r->nbuf) {
+    rc = r->lower->pMethods->xWrite(r->lower, r->buf, (int)r->nbuf, (sqlite3_int64)r->at);
+    r->f->s.counters->lower_writes++;
+  }
+  if (rc == SQLITE_OK) {
+    r->at += r->nbuf;
+    r->nbuf = 0;
+  }
+  return rc;
+}
+
+int tde_redo_add(tde_redo *r, uint64_t index, const uint8_t *record) {
+  uint8_t *e;
+  int rc = SQLITE_OK;
+
+  if (r->nbuf + entry_bytes(r) > BUF_BYTES) rc = write_out(r);
+  if (rc) return rc;
+  e = r->buf + r->nbuf;
+  tde_put64le(e, index);
+  memcpy(e + 8, record, r->record);
+  if (tde_sha256_2(r->chain, TDE_HASH_BYTES, e, entry_bytes(r), r->chain)) return SQLITE_NOMEM;
+  r->nbuf += entry_bytes(r);
+  r->count++;
+  return SQLITE_OK;
+}
+
+static tde_class head_mac(const tde_file *f, const uint8_t *head, uint32_t epoch,
+                          uint8_t mac[TDE_HASH_BYTES]) {
+  uint8_t key[TDE_KEY_BYTES];
+  tde_class c = tde_keys_mac_key(f->db->keys, epoch, key);
+
+  if (c == TDE_OK) c = tde_hmac_sha256(key, sizeof(key), head, H_MAC, NULL, 0, mac);
+  tde_wipe(key, sizeof(key));
+  return c;
+}
+
+int tde_redo_commit(tde_redo *r) {
+  uint8_t head[HEAD_BYTES];
+  tde_class c;
+  int rc = write_out(r);
+
+  if (rc == SQLITE_OK) rc = r->lower->pMethods->xSync(r->lower, SQLITE_SYNC_NORMAL);
+  if (rc) return rc;
+  memset(head, 0, sizeof(head));
+  memcpy(head + H_MAGIC, magic, sizeof(magic));
+  tde_put32le(head + H_VERSION, TDE_FORMAT_VERSION);
+  tde_put32le(head + H_RECORD, r->record);
+  tde_put64le(head + H_COUNT, r->count);
+  memcpy(head + H_UUID, r->f->db->header.uuid, TDE_UUID_BYTES);
+  tde_put32le(head + H_EPOCH, r->f->db->header.epoch);
+  memcpy(head + H_CHAIN, r->chain, TDE_HASH_BYTES);
+  c = head_mac(r->f, head, r->f->db->header.epoch, head + H_MAC);
+  if (c) return tde_class_rc(c);
+  rc = r->lower->pMethods->xWrite(r->lower, head, sizeof(head), 0);
+  if (rc == SQLITE_OK) rc = r->lower->pMethods->xSync(r->lower, SQLITE_SYNC_NORMAL);
+  r->f->s.counters->lower_syncs += 2;
+  return rc;
+}
+
+int tde_redo_void(tde_redo *r) {
+  int rc = r->lower->pMethods->xTruncate(r->lower, 0);
+
+  if (rc == SQLITE_OK && r->count) rc = r->lower->pMethods->xSync(r->lower, SQLITE_SYNC_NORMAL);
+  r->count = 0;
+  r->nbuf = 0;
+  r->at = HEAD_BYTES;
+  memset(r->chain, 0, sizeof(r->chain));
+  return rc;
+}
+
+void tde_redo_close(tde_redo *r) {
+  sqlite3_int64 size = 1;
+
+  if (r->lower) {
+    (void)r->lower->pMethods->xFileSize(r->lower, &size);
+    (void)r->lower->pMethods->xClose(r->lower);
+    sqlite3_free(r->lower);
+    if (size == 0) (void)r->f->lower_vfs->xDelete(r->f->lower_vfs, r->name, 0);
+  }
+  free_name(r->name);
+  sqlite3_free(r->buf);
+  memset(r, 0, sizeof(*r));
+}
+
+/* ---- reading ---- */
+
+/* Opens an existing log and checks it whole. SQLITE_NOTFOUND: there is none that
+** counts. */
+static int open_existing(tde_redo *r, tde_file *f, int flags) {
+  uint8_t head[HEAD_BYTES], mac[TDE_HASH_BYTES], chain[TDE_HASH_BYTES] = {0};
+  tde_class c;
+  int rc;
+
+  memset(r, 0, sizeof(*r));
+  r->f = f;
+  r->name = log_name(f);
+  r->buf = sqlite3_malloc64(BUF_BYTES);
+  if (!r->name || !r->buf) return SQLITE_NOMEM;
+  r->lower = open_log(f, r->name, flags, &rc);
+  if (!r->lower) return rc == SQLITE_NOMEM ? rc : SQLITE_NOTFOUND;
+  rc = r->lower->pMethods->xRead(r->lower, head, sizeof(head), 0);
+  if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_NOTFOUND;
+  if (rc) return rc;
+  r->record = tde_get32le(head + H_RECORD);
+  r->count = tde_get64le(head + H_COUNT);
+  if (memcmp(head + H_MAGIC, magic, sizeof(magic)) != 0 ||
+      tde_get32le(head + H_VERSION) != TDE_FORMAT_VERSION ||
+      r->record != f->s.geo.unit + TDE_UNIT_OVERHEAD ||
+      memcmp(head + H_UUID, f->db->header.uuid, TDE_UUID_BYTES) != 0) {
+    return SQLITE_NOTFOUND;
+  }
+  c = head_mac(f, head, tde_get32le(head + H_EPOCH), mac);
+  if (c == TDE_WRONG_KEY) return SQLITE_NOTFOUND;
+  if (c) return tde_class_rc(c);
+  if (!tde_equal(mac, head + H_MAC, sizeof(mac))) return SQLITE_NOTFOUND;
+  for (uint64_t i = 0; rc == SQLITE_OK && i < r->count; i++) {
+    rc = r->lower->pMethods->xRead(r->lower, r->buf, (int)entry_bytes(r),
+                                   (sqlite3_int64)(HEAD_BYTES + i * entry_bytes(r)));
+    if (rc == SQLITE_OK && tde_sha256_2(chain, sizeof(chain), r->buf, entry_bytes(r), chain)) {
+      rc = SQLITE_NOMEM;
+    }
+  }
+  if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_NOTFOUND;
+  if (rc) return rc;
+  return tde_equal(chain, head + H_CHAIN, sizeof(chain)) ? SQLITE_OK : SQLITE_NOTFOUND;
+}
+
+static int read_entry(tde_redo *r, uint64_t i, uint64_t *index) {
+  int rc = r->lower->pMethods->xRead(r->lower, r->buf, (int)entry_bytes(r),
+                                     (sqlite3_int64)(HEAD_BYTES + i * entry_bytes(r)));
+  *index = tde_get64le(r->buf);
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
+}
+
+int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
+  tde_redo r;
+  uint64_t at;
+  int found = 0, rc = open_existing(&r, f, SQLITE_OPEN_READONLY);
+
+  for (uint64_t i = 0; rc == SQLITE_OK && !found && i < r.count; i++) {
+    rc = read_entry(&r, i, &at);
+    if (rc || at != index || n != r.record) continue;
+    memcpy(record, r.buf + 8, n);
+    found = 1;
+  }
+  /* Read-only: never the one to remove it. */
+  if (r.lower) {
+    (void)r.lower->pMethods->xClose(r.lower);
+    sqlite3_free(r.lower);
+  }
+  free_name(r.name);
+  sqlite3_free(r.buf);
+  if (rc == SQLITE_OK && !found) rc = SQLITE_NOTFOUND;
+  return rc;
+}
+
+/* ---- applying ---- */
+
+/* Does unit i open as it stands in the database? */
+static int place_opens(tde_file *f, uint64_t i, int *rc) {
+  tde_sealed *s = &f->s;
+  uint32_t got;
+  int torn;
+  tde_class c;
+
+  *rc = tde_sealed_buffers(s, s->geo.unit);
+  if (*rc == SQLITE_OK) *rc = tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn);
+  if (*rc == SQLITE_IOERR_SHORT_READ) {
+    *rc = SQLITE_OK;
+    return 0;
+  }
+  if (*rc) return 0;
+  c = tde_sealed_open_record(s, i, s->scratch, s->plain);
+  tde_wipe(s->plain, s->geo.unit);
+  if (c && c != TDE_TAMPERED) *rc = tde_class_rc(c);
+  return c == TDE_OK;
+}
+
+/* Writes the entries to their places; only_bad: those whose place does not open. */
+static int put_back(tde_redo *r, int only_bad, uint64_t *put) {
+  tde_file *f = r->f;
+  uint64_t index;
+  int rc = SQLITE_OK;
+
+  *put = 0;
+  for (uint64_t i = 0; rc == SQLITE_OK && i < r->count; i++) {
+    rc = read_entry(r, i, &index);
+    if (rc == SQLITE_OK && only_bad && place_opens(f, index, &rc)) continue;
+    if (rc) break;
+    rc = LOWER(f)->xWrite(f->lower, r->buf + 8, (int)r->record,
+                          (sqlite3_int64)tde_unit_physical(&f->s.geo, index));
+    f->s.counters->lower_writes++;
+    (*put)++;
+  }
+  f->s.ahead_units = 0;
+  f->s.size_known = 0;
+  f->db->head_valid = 0;
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  f->s.counters->lower_syncs++;
+  return rc;
+}
+
+int tde_redo_apply(tde_redo *r) {
+  uint64_t put;
+  return put_back(r, 0, &put);
+}
+
+int tde_redo_settle(tde_file *f, int all) {
+  tde_redo r;
+  uint64_t put = 0;
+  int rc;
+
+  if (!tde_redo_exists(f)) return SQLITE_OK;
+  rc = open_existing(&r, f, SQLITE_OPEN_READWRITE);
+  if (rc == SQLITE_OK) rc = put_back(&r, !all, &put);
+  if (rc == SQLITE_OK && put) {
+    tde_log(TDE_LOG_NOTICE, "%s: %llu units were put back from an interrupted operation's log",
+            f->path, (unsigned long long)put);
+  }
+  if (r.lower && (rc == SQLITE_OK || rc == SQLITE_NOTFOUND)) {
+    r.count = 1; /* whatever it holds: durably gone */
+    rc = tde_redo_void(&r);
+  } else if (rc == SQLITE_NOTFOUND) {
+    rc = SQLITE_OK;
+  }
+  tde_redo_close(&r);
+  return rc;
+}

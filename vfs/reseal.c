@@ -1,0 +1,209 @@
+/*
+** reseal.c: seals the units of an older DEK epoch anew, while the database is in use.
+**
+** The header names the new epoch first, so that every writer seals under it from
+** then on: writers look at the header when they take RESERVED or the checkpoint
+** lock, and when they begin a WAL generation. Then this sweep goes through the
+** file in steps. A step holds the lock that keeps other writers of the database
+** file out (RESERVED; in WAL mode the checkpoint lock), never one that readers
+** need: what a reader sees does not change, and one who meets a record half
+** written reads it again (sealed.c). Each step's records go through the redo log:
+** a crash leaves every unit whole in one of two places.
+**
+** What must hold:
+**  - only units that open are sealed anew: one that does not is an error, and the
+**    old epoch stays in the header;
+**  - a step leaves no log behind before it lets other writers in;
+**  - the sweep holds no state on disk: after a crash it begins at unit 0 and skips
+**    what is done, by the epoch in each record's head.
+*/
+#include <string.h>
+
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+#include "redo.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* Units looked at, and sealed, in one step: it holds the lock for some ten
+** milliseconds and a sync or four. */
+#define LOOK_UNITS 8192
+#define SEAL_UNITS 512
+/* Records read in one lower call. */
+#define READ_UNITS 15
+
+/* ---- the lock ---- */
+
+typedef struct exclusion {
+  enum { NOTHING_TAKEN, RESERVED_TAKEN, CKPT_TAKEN } what;
+  int before;
+} exclusion;
+
+static int keep_writers_out(tde_file *f, exclusion *x) {
+  tde_db *db = f->db;
+  int rc;
+
+  memset(x, 0, sizeof(*x));
+  if (db->lock >= SQLITE_LOCK_EXCLUSIVE) return SQLITE_OK;
+  if (!db->shm_open) {
+    rc = tde_db_reserve(f, &x->before);
+    if (rc) return rc;
+    x->what = RESERVED_TAKEN;
+    return tde_db_freshen(f);
+  }
+  do {
+    rc = LOWER(f)->xShmLock(f->lower, TDE_SHM_CKPT, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
+  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
+  if (rc) return rc;
+  x->what = CKPT_TAKEN;
+  db->shm_locks++;
+  return tde_db_freshen(f);
+}
+
+static void let_writers_in(tde_file *f, const exclusion *x) {
+  if (x->what == CKPT_TAKEN) {
+    (void)LOWER(f)->xShmLock(f->lower, TDE_SHM_CKPT, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+    f->db->shm_locks--;
+  } else if (x->what == RESERVED_TAKEN) {
+    tde_db_unreserve(f, x->before);
+  }
+}
+
+/* ---- one step ---- */
+
+typedef struct step {
+  tde_file *f;
+  tde_redo log;
+  int log_open;
+  uint8_t *records; /* READ_UNITS records, then one plaintext */
+  uint32_t record;
+  uint64_t looked, sealed;
+} step;
+
+/* Opens record i and seals it under the current epoch, into its own place. */
+static int seal_anew(step *p, uint64_t i, uint8_t *record) {
+  tde_file *f = p->f;
+  tde_sealed *s = &f->s;
+  uint32_t n = s->geo.unit;
+  uint8_t *plain = p->records + READ_UNITS * (size_t)p->record;
+  uint32_t pad = tde_unit_pad(record);
+  tde_unit_place at = {TDE_ROLE_MAIN, i, s->salt};
+  tde_aead *aead;
+  tde_class c = tde_sealed_open_record(s, i, record, plain);
+  int rc;
+
+  if (c == TDE_TAMPERED && s->hooks->salvage &&
+      s->hooks->salvage(s->ctx, i, record, p->record) == SQLITE_OK) {
+    c = tde_sealed_open_record(s, i, record, plain);
+    pad = tde_unit_pad(record);
+  }
+  if (c) return s->hooks->bad(s->ctx, i, c);
+  c = tde_cryptor_get(s->crypt, f->db->header.epoch, &aead);
+  if (c == TDE_OK) {
+    c = tde_unit_seal(aead, &at, f->db->header.epoch, pad > n ? 0 : pad, plain, record, n);
+  }
+  tde_wipe(plain, n);
+  if (c) return tde_class_rc(c);
+  f->db->counters.units_sealed++;
+  if (!p->log_open) {
+    p->log_open = 1;
+    rc = tde_redo_begin(&p->log, f);
+    if (rc) return rc;
+  }
+  p->sealed++;
+  return tde_redo_add(&p->log, i, record);
+}
+
+/* Looks at up to READ_UNITS units from i on; *n gets their number, 0 at the end. */
+static int look(step *p, uint64_t i, uint32_t *n) {
+  tde_sealed *s = &p->f->s;
+  uint32_t want = READ_UNITS, got = 0;
+  int torn, rc;
+
+  /* One read does not cross the lock bytes. */
+  while (want > 1 && tde_unit_physical(&s->geo, i + want - 1) !=
+                         tde_unit_physical(&s->geo, i) + (uint64_t)(want - 1) * p->record) {
+    want--;
+  }
+  rc = tde_sealed_fetch(s, i, want, p->records, &got, &torn);
+  if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  for (uint32_t k = 0; rc == SQLITE_OK && k < got; k++) {
+    uint8_t *record = p->records + (size_t)k * p->record;
+    if (tde_unit_epoch(record) != p->f->db->header.epoch) rc = seal_anew(p, i + k, record);
+  }
+  *n = got;
+  p->looked += got;
+  return rc;
+}
+
+static int write_step(step *p) {
+  int rc;
+
+  if (!p->log_open || !p->log.count) return SQLITE_OK;
+  rc = tde_redo_commit(&p->log);
+  if (rc == SQLITE_OK) rc = tde_redo_apply(&p->log);
+  if (rc == SQLITE_OK) rc = tde_redo_void(&p->log);
+  return rc;
+}
+
+/* From unit *next on; the lock is held. *end: there is none behind. */
+static int run_step(step *p, uint64_t *next, int *end) {
+  uint64_t i = *next;
+  uint32_t n = 0;
+  int rc = tde_redo_settle(p->f, 0);
+
+  *end = 0;
+  while (rc == SQLITE_OK && p->looked < LOOK_UNITS && p->sealed < SEAL_UNITS) {
+    rc = look(p, i, &n);
+    if (rc) break;
+    i += n;
+    if (n == 0) {
+      *end = 1;
+      break;
+    }
+  }
+  if (rc == SQLITE_OK) rc = write_step(p);
+  if (p->log_open) tde_redo_close(&p->log);
+  if (rc == SQLITE_OK) *next = i;
+  return rc;
+}
+
+int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st) {
+  exclusion x;
+  step p;
+  sqlite3_int64 size = 0;
+  uint64_t rest;
+  int rc;
+
+  *end = 1;
+  memset(&p, 0, sizeof(p));
+  p.f = f;
+  p.record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
+  if (!f->db->header.unit_size) return SQLITE_OK;
+  p.records = sqlite3_malloc64((READ_UNITS + 1) * (size_t)p.record);
+  if (!p.records) return SQLITE_NOMEM;
+  tde_file_enter(f);
+  rc = keep_writers_out(f, &x);
+  if (rc == SQLITE_OK) {
+    if (f->db->state != TDE_STATE_ONLINE || !f->db->keys || !tde_keys_live(f->db->keys)) {
+      if (st) *st = f->db->last;
+      rc = SQLITE_IOERR_AUTH;
+    } else {
+      rc = run_step(&p, next, end);
+      if (rc && st && f->db->last.code) *st = f->db->last;
+    }
+  }
+  let_writers_in(f, &x);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xFileSize(f->lower, &size);
+  *all = tde_units_in(&f->s.geo, (uint64_t)size, &rest);
+  tde_file_leave(f);
+  tde_wipe(p.records, (READ_UNITS + 1) * (size_t)p.record);
+  sqlite3_free(p.records);
+  if (rc && st && st->code == TDE_OK) {
+    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+             (rc & 0xff) == SQLITE_BUSY ? "try again when others write less"
+                                        : "check the disk, then run tde_rotate_dek() again",
+             "%s: units could not be sealed anew (SQLite code %d)", f->path, rc);
+  }
+  return rc;
+}
