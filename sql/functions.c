@@ -152,7 +152,7 @@ static const char *state_of(tde_file *f, const tde_file_info *info, tde_key_repo
     return tde_state_name(info->state);
   }
   if (!tde_access_is_live(r->access) && r->checking) return "Revalidating";
-  return tde_access_name(r->access);
+  return r->name;
 }
 
 static int put_lease(tde_json *j, const tde_key_report *r) {

@@ -947,6 +947,7 @@ void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
   memset(out, 0, sizeof(*out));
   pthread_mutex_lock(&ring_lock);
   out->access = l->access;
+  out->name = tde_lease_name(l);
   out->checking = keys->busy;
   out->since = unix_of(l->since, ms, now);
   out->checked_at = unix_of(l->checked_at, ms, now);

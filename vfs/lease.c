@@ -10,14 +10,14 @@
 /* The first pause before an absent DEK is asked for again; it doubles. */
 #define RETRY_FIRST_MS 1000
 
-const char *tde_access_name(tde_access a) {
-  switch (a) {
+const char *tde_lease_name(const tde_lease *l) {
+  switch (l->access) {
     case TDE_ACCESS_LIVE:
       return "Online";
     case TDE_ACCESS_GRACE:
       return "Grace";
     case TDE_ACCESS_LOST:
-      return "KeyLost";
+      return l->had ? "KeyLost" : "Inaccessible";
     case TDE_ACCESS_WAITING:
     case TDE_ACCESS_CLOSED:
       return "Inaccessible";
@@ -60,6 +60,7 @@ static void plan_retry(tde_lease *l, int64_t now, const tde_key_policy *p) {
 void tde_lease_begin(tde_lease *l, int64_t now, const tde_key_policy *p) {
   memset(l, 0, sizeof(*l));
   l->access = TDE_ACCESS_LIVE;
+  l->had = 1;
   l->checked_at = l->since = now;
   l->due_at = now + p->check_ms;
 }
@@ -100,6 +101,7 @@ tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t no
   if (l->access == TDE_ACCESS_CLOSED && !forced) return TDE_LEASE_KEEP;
   if (c == TDE_OK) {
     become(l, TDE_ACCESS_LIVE, now);
+    l->had = 1;
     l->due_at = now + p->check_ms;
     return TDE_LEASE_HEAL;
   }

@@ -9,7 +9,8 @@
 **            serving until the outage grace is over
 **   Waiting  no DEK, and nobody denied it: an outage outlasted its grace, or
 **            there was one when the database was opened. Heals by itself
-**   Lost     the service denied the key, twice: the DEK is wiped. Heals by itself
+**   Lost     the service denied the key, twice: the DEK is wiped. (At the opening
+**            of a database once is enough: there is no DEK to lose.) Heals by itself
 **            when the key is back within the heal window
 **   Closed   the heal window is over: only a revalidation asks again
 **
@@ -33,8 +34,6 @@ typedef enum tde_access {
   TDE_ACCESS_CLOSED
 } tde_access;
 
-/* The names that people see: "Online", "Grace", "Inaccessible", "KeyLost". */
-const char *tde_access_name(tde_access a);
 
 static inline int tde_access_is_live(tde_access a) {
   return a == TDE_ACCESS_LIVE || a == TDE_ACCESS_GRACE;
@@ -42,6 +41,7 @@ static inline int tde_access_is_live(tde_access a) {
 
 typedef struct tde_lease {
   tde_access access;
+  int had;            /* the DEK was live once */
   int denials;        /* in a row, while live */
   int64_t checked_at; /* the last answer */
   int64_t due_at;     /* the next check; INT64_MAX: none */
@@ -49,9 +49,14 @@ typedef struct tde_lease {
   int64_t retry_ms;   /* the last pause while there is no DEK */
 } tde_lease;
 
+/* The name that people see: "Online", "Grace", "Inaccessible", "KeyLost" (of a DEK
+** that this process had). */
+const char *tde_lease_name(const tde_lease *l);
+
 /* How it stands, for people. */
 typedef struct tde_key_report {
   tde_access access;
+  const char *name; /* as tde_lease_name has it */
   int checking;  /* the key service is being asked just now */
   int64_t since; /* Unix times, 0: never */
   int64_t checked_at;
