@@ -77,8 +77,11 @@ static tde_json *object_of(const tde_event *e) {
     failed |= tde_json_set_text(j, "database", text);
   }
   if (e->path != NULL) failed |= tde_json_set_text(j, "path", e->path);
-  if (e->key_id[0] != 0) failed |= tde_json_set_text(j, "key_id", e->key_id);
-  if (e->version[0] != 0) failed |= tde_json_set_text(j, "version", e->version);
+  if (e->key_id[0] != 0) {
+    char full[TDE_KEY_ID_MAX];
+    tde_event_key(e, full);
+    failed |= tde_json_set_text(j, "key_id", full);
+  }
   failed |= tde_json_set_text(j, "outcome", tde_class_name(e->code));
   if (e->http_status != 0) failed |= tde_json_set_int(j, "http_status", e->http_status);
   if (e->service_code[0] != 0) failed |= tde_json_set_text(j, "service_code", e->service_code);

@@ -17,9 +17,9 @@
 **   "required": false    operations that change keys are refused while no line can
 **                        be written
 **
-** A line: time (RFC 3339, UTC), event, database (UUID), path, key_id, version,
-** thumbprint where it is known, outcome ("ok" or the class of the error), http_status,
-** service_code, request_id, message, pid, uid. No key, token or content.
+** A line: time (RFC 3339, UTC), event, database (UUID), path, key_id (with its version),
+** outcome ("ok" or the class of the error), http_status, service_code, request_id,
+** message, pid, uid. No key, token or content.
 **
 ** Thread-safe. A sink that fails is logged once a minute, and counted.
 */

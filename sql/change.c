@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "../ext/base/bytes.h"
+#include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "../vfs/logview.h"
 
@@ -16,7 +17,10 @@ SQLITE_EXTENSION_INIT3
 /* Says in a status that the basis is not in force any more. */
 #define STALE "another connection changed the database's keys meanwhile"
 
-int tde_change_is_stale(const tde_status *st) {
+/* How often a change is tried when others come in between. */
+#define TRIES 20
+
+static int is_stale(const tde_status *st) {
   return st->code == TDE_BUSY && strstr(st->message, STALE) != NULL;
 }
 
@@ -48,8 +52,8 @@ static int check_state(const tde_change *c, tde_status *st) {
   return SQLITE_ERROR;
 }
 
-int tde_change_begin(tde_change *c, sqlite3 *db, const char *schema, const char *event,
-                     tde_status *st) {
+static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event,
+                 tde_status *st) {
   const char *text;
   size_t n = 0;
   tde_class cls;
@@ -71,11 +75,12 @@ int tde_change_begin(tde_change *c, sqlite3 *db, const char *schema, const char 
   text = tde_file_keydoc(c->f, &n);
   cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : TDE_INTERNAL;
   if (cls == TDE_OK) cls = tde_keydoc_protector(c->doc, &c->protector, st);
+  if (cls == TDE_OK) c->subject = c->protector;
   if (cls == TDE_OK) cls = tde_instance_open(tde_file_instance(c->f), 0, &c->inst, st);
   return tde_class_rc(cls);
 }
 
-void tde_change_end(tde_change *c) {
+static void end(tde_change *c) {
   tde_keydoc_free(c->doc);
   sqlite3_free(c->info);
   memset(c, 0, sizeof(*c));
@@ -87,6 +92,7 @@ typedef struct commit {
   tde_change *c;
   tde_change_edit edit;
   void *ctx;
+  int loose;
   tde_event e;
 } commit;
 
@@ -108,7 +114,7 @@ static tde_class mutate(void *ctx, const char *doc, size_t ndoc, char **newdoc, 
   tde_keydoc *kd = NULL;
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
-  if (c == TDE_OK && !same_basis(kd, m->c->doc)) {
+  if (c == TDE_OK && !m->loose && !same_basis(kd, m->c->doc)) {
     c = tde_fail(st, TDE_BUSY, "try again", "%s: " STALE, m->c->info->path);
   }
   if (c == TDE_OK) c = m->edit(m->ctx, kd, st);
@@ -120,42 +126,58 @@ static tde_class mutate(void *ctx, const char *doc, size_t ndoc, char **newdoc, 
   return c;
 }
 
-static void fill(tde_change *c, tde_event *e, const tde_key_info *key, const tde_status *st) {
-  if (!key) key = &c->protector;
+static void fill(const tde_change *c, tde_event *e, const tde_key_info *key, const tde_status *st) {
   tde_event_fill(e, c->event, c->info ? c->info->uuid : NULL, c->info ? c->info->path : NULL,
                  key->base_id, key->version, st);
 }
 
-int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int both,
+/* Nothing happens that the audit does not know of. */
+static int announce(const tde_audit *audit, const tde_event *e, tde_status *st) {
+  tde_event before = *e;
+  tde_status why;
+
+  tde_status_clear(&why);
+  (void)sqlite3_snprintf(sizeof(before.message), before.message, "begins");
+  if (tde_event_emit(audit, &before, &why) == TDE_OK) return SQLITE_OK;
+  *st = why;
+  return SQLITE_IOERR;
+}
+
+int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose, int both,
                       const tde_key_info *key, tde_status *st) {
   const tde_audit *audit = tde_instance_audit(c->inst);
-  commit m = {c, edit, ctx, {0}};
-  tde_status begins;
-  int rc;
+  commit m = {c, edit, ctx, loose, {0}};
+  int rc = SQLITE_OK;
 
-  fill(c, &m.e, key, NULL);
-  if (audit->required && c->event) {
-    /* Nothing happens that the audit does not know of. */
-    tde_event before = m.e;
-    tde_status_clear(&begins);
-    (void)sqlite3_snprintf(sizeof(before.message), before.message, "begins");
-    if (tde_event_emit(audit, &before, &begins)) {
-      *st = begins;
-      return SQLITE_IOERR;
-    }
-  }
-  rc = tde_file_update_header(c->f, mutate, &m, both, st);
+  fill(c, &m.e, key ? key : &c->protector, NULL);
+  if (audit->required && c->event) rc = announce(audit, &m.e, st);
+  if (rc == SQLITE_OK) rc = tde_file_update_header(c->f, mutate, &m, both, st);
   if (rc == SQLITE_OK && c->event) (void)tde_event_emit(audit, &m.e, NULL);
   return rc;
 }
 
-int tde_change_failed(tde_change *c, int rc, const tde_key_info *key, const tde_status *st) {
+/* A failure is an event, too. */
+static void tell_failure(const tde_change *c, const tde_status *st) {
   tde_event e;
 
-  if (rc == SQLITE_OK || tde_change_is_stale(st)) return rc;
-  fill(c, &e, key, st);
+  if (!c->event) return;
+  fill(c, &e, &c->subject, st);
   if (e.code == TDE_OK) e.code = TDE_IO;
   (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
+}
+
+int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
+                   void *ctx, tde_status *st) {
+  tde_change c;
+  int rc = SQLITE_BUSY;
+
+  for (int i = 0; i < TRIES; i++) {
+    rc = begin(&c, db, schema, event, st);
+    if (rc == SQLITE_OK) rc = work(ctx, &c, st);
+    if (rc && !is_stale(st)) tell_failure(&c, st);
+    end(&c);
+    if (!rc || !is_stale(st)) break;
+  }
   return rc;
 }
 
@@ -239,46 +261,42 @@ static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const td
   return cls;
 }
 
-static int protector_once(tde_change *c, const char *key_id, rewrap *r, tde_key_info *out,
-                          tde_status *st) {
-  tde_keydoc_asker own;
-  int rc = settle_log(c, st);
+typedef struct protector_work {
+  const char *key_id, *mode;
+  const tde_keydoc_asker *who;
+  tde_key_info *out;
+} protector_work;
 
+static int set_protector(void *ctx, tde_change *c, tde_status *st) {
+  const protector_work *w = ctx;
+  rewrap r = {.mode = w->mode, .who = w->who, .event = c->event, .now = (int64_t)time(NULL)};
+  tde_keydoc_asker own;
+  int rc = SQLITE_OK;
+
+  memset(&c->subject, 0, sizeof(c->subject));
+  (void)sqlite3_snprintf(sizeof(c->subject.base_id), c->subject.base_id, "%s", w->key_id);
+  if (strcmp(w->mode, "database") == 0) {
+    rc = tde_class_rc(tde_instance_may_protect(c->inst, w->key_id, st));
+  }
+  if (rc == SQLITE_OK) rc = settle_log(c, st);
   if (rc) return rc;
   tde_keydoc_asker_of(c->doc, &own);
-  rc = tde_class_rc(wrap_all(c, r, key_id, r->who ? r->who : &own, st));
+  rc = tde_class_rc(wrap_all(c, &r, w->key_id, w->who ? w->who : &own, st));
   if (rc == SQLITE_OK) {
-    *out = r->wraps[0].info;
-    rc = tde_change_commit(c, edit_protector, r, 1, out, st);
+    *w->out = c->subject = r.wraps[0].info;
+    rc = tde_change_commit(c, edit_protector, &r, 0, 1, w->out, st);
   }
+  free(r.wraps);
   return rc;
 }
 
 int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
                          const tde_keydoc_asker *who, const char *event, tde_key_info *out,
                          tde_status *st) {
-  tde_change c;
-  int rc = SQLITE_BUSY;
+  protector_work w = {key_id, mode, who, out};
 
   memset(out, 0, sizeof(*out));
-  for (int i = 0; i < TDE_CHANGE_TRIES; i++) {
-    rewrap r = {.mode = mode, .who = who, .event = event, .now = (int64_t)time(NULL)};
-    rc = tde_change_begin(&c, db, schema, event, st);
-    if (rc == SQLITE_OK && strcmp(mode, "database") == 0) {
-      rc = tde_class_rc(tde_instance_may_protect(c.inst, key_id, st));
-    }
-    if (rc == SQLITE_OK) rc = protector_once(&c, key_id, &r, out, st);
-    if (rc) {
-      tde_key_info asked;
-      memset(&asked, 0, sizeof(asked));
-      (void)sqlite3_snprintf(sizeof(asked.base_id), asked.base_id, "%s", key_id);
-      rc = tde_change_failed(&c, rc, &asked, st);
-    }
-    free(r.wraps);
-    tde_change_end(&c);
-    if (!rc || !tde_change_is_stale(st)) break;
-  }
-  return rc;
+  return tde_change_run(db, schema, event, set_protector, &w, st);
 }
 
 int tde_change_inherit(sqlite3 *db, const char *schema, const char *event, tde_key_info *out,
@@ -312,46 +330,56 @@ static tde_class edit_looked(void *ctx, tde_keydoc *doc, tde_status *st) {
 }
 
 /* Writes down that somebody looked, so that the schedule survives. */
-static int note_look(tde_change *c, const char *error, tde_status *st) {
-  looked l = {(int64_t)time(NULL), error};
-
-  c->event = error ? "auto-rotation-failed" : NULL; /* each look is no event */
-  return tde_change_commit(c, edit_looked, &l, 0, NULL, st);
+static int note_look(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_looked, ctx, 1, 0, NULL, st);
 }
 
-static tde_class latest(tde_change *c, tde_op *op, tde_status *st) {
-  tde_keydoc_asker who;
+/* Finds the newest version of the protector. */
+typedef struct newest {
+  tde_key_info info;
+  char mode[16];
+  int moved; /* it is another than the protector's */
+} newest;
 
-  memset(op, 0, sizeof(*op));
+static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
+  newest *n = ctx;
+  tde_op *op = calloc(1, sizeof(*op));
+  tde_keydoc_asker who;
+  tde_class cls;
+
+  if (!op) return SQLITE_NOMEM;
   tde_keydoc_asker_of(c->doc, &who);
   op->kind = TDE_OP_LATEST;
   op->instance = c->inst;
   op->identity = who.identity;
   op->federated_client_id = who.federated_client_id;
-  return tde_provider_run(op, c->protector.base_id, st);
+  cls = tde_provider_run(op, c->protector.base_id, st);
+  n->info = op->info;
+  n->moved = strcmp(op->info.version, c->protector.version) != 0;
+  (void)sqlite3_snprintf(sizeof(n->mode), n->mode, "%s", tde_keydoc_mode(c->doc));
+  free(op);
+  return tde_class_rc(cls);
 }
 
 int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
-  char full[TDE_KEY_ID_MAX], why[400] = "";
-  tde_op *op = calloc(1, sizeof(*op));
+  looked l = {(int64_t)time(NULL), NULL};
+  char full[TDE_KEY_ID_MAX], why[400];
   tde_key_info out;
   tde_status ignored;
-  tde_change c;
-  int rc = op ? tde_change_begin(&c, db, schema, "auto-rotation", st) : SQLITE_NOMEM, moved = 0;
+  newest n = {.moved = 0};
+  int rc = tde_change_run(db, schema, "auto-rotation", look_for_newest, &n, st);
 
-  if (!op) return rc;
-  if (rc == SQLITE_OK) rc = tde_class_rc(latest(&c, op, st));
-  if (rc == SQLITE_OK && strcmp(op->info.version, c.protector.version) != 0) {
-    char mode[16];
-    (void)sqlite3_snprintf(sizeof(mode), mode, "%s", tde_keydoc_mode(c.doc));
-    tde_key_full_id(&op->info, full);
-    rc = tde_change_protector(db, schema, full, mode, NULL, "auto-rotation", &out, st);
-    moved = rc == SQLITE_OK;
+  if (rc == SQLITE_OK && n.moved) {
+    tde_key_full_id(&n.info, full);
+    rc = tde_change_protector(db, schema, full, n.mode, NULL, "auto-rotation", &out, st);
+    if (rc == SQLITE_OK) return rc; /* which notes the look, too */
   }
-  if (rc) (void)sqlite3_snprintf(sizeof(why), why, "%s", st->message);
-  if (c.doc && !moved) (void)note_look(&c, rc ? why : NULL, &ignored);
-  tde_change_end(&c);
-  free(op);
+  if (rc) {
+    (void)sqlite3_snprintf(sizeof(why), why, "%s", st->message);
+    l.error = why;
+  }
+  /* Not each look is an event: its failure was told already. */
+  (void)tde_change_run(db, schema, NULL, note_look, &l, &ignored);
   return rc;
 }
 
@@ -400,8 +428,15 @@ void tde_change_job(const tde_key_facts *facts, const tde_key_params *params) {
            (int64_t)time(NULL) - facts->rotation_checked >= tde_instance_policy(inst)->rotation_s;
   if (!follow && !rotate) return;
   db = open_for_job(params);
-  if (!db) return;
-  if (follow) (void)tde_change_inherit(db, "main", "follow-instance", &out, &st);
-  if (rotate) (void)tde_change_auto_rotate(db, "main", &st);
+  if (!db) {
+    tde_log(TDE_LOG_WARNING, "%s: could not be opened to follow its protector", params->path);
+    return;
+  }
+  if (follow && tde_change_inherit(db, "main", "follow-instance", &out, &st)) {
+    tde_log_status(TDE_LOG_WARNING, "follow-instance", &st);
+  }
+  if (rotate && tde_change_auto_rotate(db, "main", &st)) {
+    tde_log_status(TDE_LOG_WARNING, "auto-rotation", &st);
+  }
   (void)sqlite3_close(db);
 }

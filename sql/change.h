@@ -21,28 +21,23 @@ typedef struct tde_change {
   tde_keydoc *doc; /* the basis */
   tde_key_info protector;
   tde_file_info *info;
-  const char *event; /* what it is called; NULL: it is none */
+  const char *event;    /* what it is called; NULL: it is none */
+  tde_key_info subject; /* what a failure is about; at first the protector */
 } tde_change;
 
-/* Reads the basis. SQLITE_OK, or a code with st set: not Online, read-only, ...
-** End it with tde_change_end in every case. */
-int tde_change_begin(tde_change *c, sqlite3 *db, const char *schema, const char *event,
-                     tde_status *st);
-void tde_change_end(tde_change *c);
+/* Makes a change: reads the basis, lets work do what it does, and begins again when
+** another change came in between. work returns a code, with st set on failure, which
+** is an event, too. An SQLite code; st tells: not Online, read-only, ... */
+typedef int (*tde_change_work)(void *ctx, tde_change *c, tde_status *st);
+int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
+                   void *ctx, tde_status *st);
 
-/* Edits the document in force. SQLITE_BUSY with st->code TDE_STALE_BASIS: begin
-** again. both: see tde_file_update_header. On success the event is in the header,
-** and in the audit sink; key: what it is about, NULL: the protector. */
+/* For work: edits the document in force. loose: what the edit rests on is not the
+** protector. both: see tde_file_update_header. key: what the event is about, NULL:
+** the protector. On success the event is in the header, and in the audit sink. */
 typedef tde_class (*tde_change_edit)(void *ctx, tde_keydoc *doc, tde_status *st);
-int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int both,
+int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose, int both,
                       const tde_key_info *key, tde_status *st);
-
-/* A failure is an event, too. Returns rc. */
-int tde_change_failed(tde_change *c, int rc, const tde_key_info *key, const tde_status *st);
-
-/* Another change came in between: how often it is tried. */
-#define TDE_CHANGE_TRIES 5
-int tde_change_is_stale(const tde_status *st);
 
 /* ---- the changes; SQLite codes, st tells ---- */
 

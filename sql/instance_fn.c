@@ -127,6 +127,7 @@ void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value *
     return;
   }
   answer(ctx, path, tde_instance_set_policy(path, name, sqlite3_value_int64(argv[1]), &st), &st);
+  tde_watch_policy_changed();
 }
 
 void tde_sql_instance_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {

@@ -155,6 +155,12 @@ typedef struct list_edit {
   const char *remove;
 } list_edit;
 
+typedef struct list_work {
+  const char *key;
+  int adding;
+  tde_key_info info;
+} list_work;
+
 static tde_class edit_list(void *ctx, tde_keydoc *doc, tde_status *st) {
   list_edit *e = ctx;
 
@@ -186,39 +192,44 @@ static int look_at_key(tde_change *c, const char *key_id, tde_key_info *out, tde
   return tde_class_rc(cls);
 }
 
-static void change_list(sqlite3_context *ctx, int argc, sqlite3_value **argv, int adding) {
-  const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
-  list_edit e = {NULL, adding ? NULL : key};
-  tde_key_info info;
-  tde_change c;
+static int change_list(void *ctx, tde_change *c, tde_status *st) {
+  list_work *w = ctx;
+  list_edit e = {&w->info, w->adding ? NULL : w->key};
+  int rc = SQLITE_OK;
+
+  memset(&w->info, 0, sizeof(w->info));
+  if (w->adding) rc = look_at_key(c, w->key, &w->info, st);
+  if (!w->adding || rc) {
+    (void)sqlite3_snprintf(sizeof(w->info.base_id), w->info.base_id, "%s", w->key);
+  }
+  c->subject = w->info;
+  return rc ? rc : tde_change_commit(c, edit_list, &e, 1, 1, &w->info, st);
+}
+
+static void list_function(sqlite3_context *ctx, int argc, sqlite3_value **argv, int adding) {
+  list_work w = {.key = tde_arg_text(argc, argv, 0), .adding = adding};
   tde_status st;
   int rc;
 
-  if (!key && bad_argument(ctx, "the key is NULL", "name a key id or a thumbprint")) return;
-  memset(&info, 0, sizeof(info));
-  rc = tde_change_begin(&c, sqlite3_context_db_handle(ctx), schema,
-                        adding ? "add-key" : "remove-key", &st);
-  if (rc == SQLITE_OK && adding) rc = look_at_key(&c, key, &info, &st);
-  if (!adding || rc) (void)sqlite3_snprintf(sizeof(info.base_id), info.base_id, "%s", key);
-  e.add = &info;
-  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_list, &e, 1, &info, &st);
+  if (!w.key && bad_argument(ctx, "the key is NULL", "name a key id or a thumbprint")) return;
+  rc = tde_change_run(sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, 1),
+                      adding ? "add-key" : "remove-key", change_list, &w, &st);
   if (rc) {
-    tde_result_status(ctx, tde_change_failed(&c, rc, &info, &st), &st);
+    tde_result_status(ctx, rc, &st);
   } else if (adding) {
-    answer_key(ctx, &info, NULL);
+    answer_key(ctx, &w.info, NULL);
   } else {
     tde_json *j = tde_json_object();
-    tde_result_json(ctx, j, tde_json_set_text(j, "removed", key));
+    tde_result_json(ctx, j, tde_json_set_text(j, "removed", w.key));
   }
-  tde_change_end(&c);
 }
 
 void tde_sql_add_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  change_list(ctx, argc, argv, 1);
+  list_function(ctx, argc, argv, 1);
 }
 
 void tde_sql_remove_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  change_list(ctx, argc, argv, 0);
+  list_function(ctx, argc, argv, 0);
 }
 
 /* ---- tde_set_identity(name [, federated_client_id [, schema]]) ---- */
@@ -241,29 +252,32 @@ static tde_class prove_identity(tde_change *c, const tde_keydoc_asker *who, tde_
   return cls;
 }
 
+static int set_identity(void *ctx, tde_change *c, tde_status *st) {
+  tde_keydoc_asker *who = ctx;
+  tde_class cls = TDE_OK;
+
+  if (who->identity && !tde_cloud_identity(tde_instance_cloud(c->inst), who->identity, st)) {
+    cls = st->code;
+  }
+  if (cls == TDE_OK) cls = prove_identity(c, who, st);
+  if (cls) return tde_class_rc(cls);
+  return tde_change_commit(c, edit_identity, who, 0, 0, NULL, st);
+}
+
 void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_keydoc_asker who = {tde_arg_text(argc, argv, 0), tde_arg_text(argc, argv, 1)};
-  const char *schema = tde_arg_text(argc, argv, 2);
-  tde_change c;
   tde_status st;
-  int rc;
+  int rc = tde_change_run(sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, 2),
+                          "set-identity", set_identity, &who, &st);
 
-  rc = tde_change_begin(&c, sqlite3_context_db_handle(ctx), schema, "set-identity", &st);
-  if (rc == SQLITE_OK && who.identity &&
-      !tde_cloud_identity(tde_instance_cloud(c.inst), who.identity, &st)) {
-    rc = tde_class_rc(st.code);
-  }
-  if (rc == SQLITE_OK) rc = tde_class_rc(prove_identity(&c, &who, &st));
-  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_identity, &who, 0, NULL, &st);
   if (rc) {
-    tde_result_status(ctx, tde_change_failed(&c, rc, NULL, &st), &st);
+    tde_result_status(ctx, rc, &st);
   } else {
     tde_json *j = tde_json_object();
     int bad = tde_json_set_text(j, "identity", who.identity) |
               tde_json_set_text(j, "federated_client_id", who.federated_client_id);
     tde_result_json(ctx, j, bad);
   }
-  tde_change_end(&c);
 }
 
 /* ---- tde_auto_rotation(on [, schema]) ---- */
@@ -274,11 +288,14 @@ static tde_class edit_auto_rotation(void *ctx, tde_keydoc *doc, tde_status *st) 
              : TDE_OK;
 }
 
+static int switch_auto_rotation(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_auto_rotation, ctx, 1, 0, NULL, st);
+}
+
 void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = tde_arg_text(argc, argv, 1);
   int on = sqlite3_value_int(argv[0]) != 0, rc;
-  tde_change c;
   tde_status st;
   tde_json *j;
 
@@ -286,10 +303,8 @@ void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv)
       bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
     return;
   }
-  rc = tde_change_begin(&c, db, schema, on ? "auto-rotation-on" : "auto-rotation-off", &st);
-  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_auto_rotation, &on, 0, NULL, &st);
-  if (rc) rc = tde_change_failed(&c, rc, NULL, &st);
-  tde_change_end(&c);
+  rc = tde_change_run(db, schema, on ? "auto-rotation-on" : "auto-rotation-off",
+                      switch_auto_rotation, &on, &st);
   /* The first look is now: whoever switches it on sees that it works. */
   if (rc == SQLITE_OK && on) rc = tde_change_auto_rotate(db, schema, &st);
   if (rc) {
@@ -312,22 +327,15 @@ static tde_class edit_moved(void *ctx, tde_keydoc *doc, tde_status *st) {
 }
 
 /* Back online: the header says so to other processes, and names the key under
-** which it is reached now. A read-only database has nothing to say. */
-static int note_revalidation(sqlite3 *db, const char *schema, const char *key, tde_status *st) {
+** which it is reached now. */
+static int note_revalidation(void *ctx, tde_change *c, tde_status *st) {
+  const char *key = ctx;
   tde_key_info info;
-  tde_change c;
-  int rc = tde_change_begin(&c, db, schema, "revalidate", st);
+  int rc = SQLITE_OK;
 
   memset(&info, 0, sizeof(info));
-  if (rc == SQLITE_READONLY) {
-    tde_change_end(&c);
-    return SQLITE_OK;
-  }
-  if (rc == SQLITE_OK && key) rc = look_at_key(&c, key, &info, st);
-  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_moved, &info, key != NULL, NULL, st);
-  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
-  tde_change_end(&c);
-  return rc;
+  if (key) rc = look_at_key(c, key, &info, st);
+  return rc ? rc : tde_change_commit(c, edit_moved, &info, 0, key != NULL, NULL, st);
 }
 
 void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
@@ -341,7 +349,10 @@ void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status_clear(&st);
   f = tde_subject_file(db, schema, &st);
   if (f) rc = tde_file_revalidate(f, key, &st);
-  if (rc == SQLITE_OK) rc = note_revalidation(db, schema, key, &st);
+  /* A read-only database has nothing to say. */
+  if (rc == SQLITE_OK && !tde_file_read_only(f)) {
+    rc = tde_change_run(db, schema, "revalidate", note_revalidation, (void *)key, &st);
+  }
   if (rc) {
     tde_result_status(ctx, rc, &st);
     return;

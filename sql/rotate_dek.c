@@ -65,40 +65,27 @@ static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status 
   return cls;
 }
 
-static int begin_once(rotation *r, tde_status *st) {
+static int begin(void *ctx, tde_change *c, tde_status *st) {
+  rotation *r = ctx;
   begin_edit *b = calloc(1, sizeof(*b));
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_change c;
-  int rc = tde_change_begin(&c, r->db, r->schema, "rotate-dek-begin", st);
+  int rc = b && dek ? SQLITE_OK : SQLITE_NOMEM;
 
-  if (rc == SQLITE_OK && (!b || !dek)) rc = SQLITE_NOMEM;
-  if (rc == SQLITE_OK && tde_keydoc_is_secondary(c.doc)) {
+  if (rc == SQLITE_OK && tde_keydoc_is_secondary(c->doc)) {
     rc = SQLITE_MISUSE;
     tde_fail(st, TDE_MISUSE, "rotate the DEK of the primary, then sync",
-             "%s: is a secondary, whose DEK is the primary's", c.info->path);
+             "%s: is a secondary, whose DEK is the primary's", c->info->path);
   }
-  if (rc == SQLITE_OK && tde_keydoc_regenerating(c.doc)) {
+  if (rc == SQLITE_OK && tde_keydoc_regenerating(c->doc)) {
     r->resumed = 1;
   } else if (rc == SQLITE_OK) {
     b->units = r->units;
     b->now = (int64_t)time(NULL);
-    rc = tde_class_rc(prepare(&c, dek, b, st));
-    if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_begin, b, 0, NULL, st);
+    rc = tde_class_rc(prepare(c, dek, b, st));
+    if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 0, NULL, st);
   }
-  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
-  tde_change_end(&c);
   tde_secret_free(dek);
   free(b);
-  return rc;
-}
-
-static int begin(rotation *r, tde_status *st) {
-  int rc = SQLITE_BUSY;
-
-  for (int i = 0; i < TDE_CHANGE_TRIES; i++) {
-    rc = begin_once(r, st);
-    if (!rc || !tde_change_is_stale(st)) break;
-  }
   return rc;
 }
 
@@ -110,15 +97,8 @@ static tde_class edit_progress(void *ctx, tde_keydoc *doc, tde_status *st) {
                                                     : TDE_OK;
 }
 
-static void note(rotation *r, int64_t done, int64_t all) {
-  int64_t p[2] = {done, all};
-  tde_status ignored;
-  tde_change c;
-
-  if (tde_change_begin(&c, r->db, r->schema, NULL, &ignored) == SQLITE_OK) {
-    (void)tde_change_commit(&c, edit_progress, p, 0, NULL, &ignored);
-  }
-  tde_change_end(&c);
+static int note(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_progress, ctx, 1, 0, NULL, st);
 }
 
 /* A read through SQLite: a hot journal that somebody left is rolled back before the
@@ -149,7 +129,9 @@ static int sweep(rotation *r, tde_status *st) {
       if (rc) tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again: it goes on", "interrupted");
     }
     if ((int64_t)time(NULL) - noted >= NOTE_EVERY_S || (rc && next)) {
-      note(r, (int64_t)next, (int64_t)all);
+      int64_t p[2] = {(int64_t)next, (int64_t)all};
+      tde_status ignored;
+      (void)tde_change_run(r->db, r->schema, NULL, note, p, &ignored);
       noted = (int64_t)time(NULL);
     }
   }
@@ -185,26 +167,10 @@ static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
                                                     : TDE_OK;
 }
 
-static int end_once(rotation *r, tde_status *st) {
+static int forget_old_epoch(void *ctx, tde_change *c, tde_status *st) {
   int64_t now = (int64_t)time(NULL);
-  tde_change c;
-  int rc = tde_change_begin(&c, r->db, r->schema, "rotate-dek-end", st);
-
-  if (rc == SQLITE_OK) rc = tde_change_commit(&c, edit_end, &now, 1, NULL, st);
-  if (rc) rc = tde_change_failed(&c, rc, NULL, st);
-  tde_change_end(&c);
-  return rc;
-}
-
-static int finish(rotation *r, tde_status *st) {
-  int rc = empty_log(r, st);
-
-  for (int i = 0; rc == SQLITE_OK && i < TDE_CHANGE_TRIES; i++) {
-    rc = end_once(r, st);
-    if (!rc || !tde_change_is_stale(st)) break;
-    rc = SQLITE_OK;
-  }
-  return rc;
+  (void)ctx;
+  return tde_change_commit(c, edit_end, &now, 0, 1, NULL, st);
 }
 
 /* ---- the function ---- */
@@ -236,9 +202,12 @@ void tde_sql_rotate_dek(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   r.f = tde_subject_file(r.db, r.schema, &st);
   if (r.f) {
     tde_job_begin(&r.job, r.db, "rotate-dek", sqlite3_db_filename(r.db, r.schema));
-    rc = begin(&r, &st);
+    rc = tde_change_run(r.db, r.schema, "rotate-dek-begin", begin, &r, &st);
     if (rc == SQLITE_OK) rc = sweep(&r, &st);
-    if (rc == SQLITE_OK) rc = finish(&r, &st);
+    if (rc == SQLITE_OK) rc = empty_log(&r, &st);
+    if (rc == SQLITE_OK) {
+      rc = tde_change_run(r.db, r.schema, "rotate-dek-end", forget_old_epoch, NULL, &st);
+    }
     tde_job_end(&r.job);
   }
   if (rc) {

@@ -63,5 +63,9 @@ char *tde_uri_value(const char *text) {
   sqlite3_str *out = sqlite3_str_new(NULL);
 
   escape(out, text);
+  if (!text[0]) { /* finishing an empty string gives NULL, which means no memory here */
+    sqlite3_free(sqlite3_str_finish(out));
+    return sqlite3_mprintf("");
+  }
   return sqlite3_str_finish(out);
 }

@@ -400,14 +400,19 @@ static tde_json *event_row(const tde_json *e, const char *where) {
   return NULL;
 }
 
-/* Is there a row of this time and name? */
-static int has_event(const tde_json *list, const tde_json *row) {
-  const char *time = tde_json_get_text(row, "time"), *event = tde_json_get_text(row, "event");
+static int same_member(const tde_json *a, const tde_json *b, const char *name) {
+  const char *x = tde_json_get_text(a, name), *y = tde_json_get_text(b, name);
+  return strcmp(x ? x : "", y ? y : "") == 0;
+}
 
+/* Is it in the list already? */
+static int has_event(const tde_json *list, const tde_json *row) {
   for (size_t i = 0; i < tde_json_count(list); i++) {
-    const char *t = tde_json_get_text(tde_json_at(list, i), "time");
-    const char *e = tde_json_get_text(tde_json_at(list, i), "event");
-    if (t && time && event && e && strcmp(t, time) == 0 && strcmp(e, event) == 0) return 1;
+    const tde_json *e = tde_json_at(list, i);
+    if (same_member(e, row, "time") && same_member(e, row, "event") &&
+        same_member(e, row, "outcome") && same_member(e, row, "key_id")) {
+      return 1;
+    }
   }
   return 0;
 }

@@ -227,7 +227,7 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   tde_class c = TDE_WRONG_KEY;
 
   if (db->keys && tde_keys_live(db->keys) && !forced) {
-    c = tde_keyring_follow(db->keys, &tde_source, &db->params, h, &db->facts, &db->last);
+    c = tde_keyring_follow(db->keys, &tde_source, &db->params, h, 0, &db->facts, &db->last);
     if (c == TDE_OK) keys = db->keys;
   }
   if (c == TDE_WRONG_KEY) { /* or another database stands in this one's place */
@@ -449,7 +449,7 @@ static int learn_epoch(void *ctx, uint32_t epoch) {
   memset(&h, 0, sizeof(h));
   if (read_slots(db->file->lower, &db->counters, both) == SQLITE_OK) parse_newest(both, &h);
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
-      tde_keyring_follow(db->keys, &tde_source, &db->params, &h, facts, NULL) == TDE_OK) {
+      tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL) == TDE_OK) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) {
       db->seen_sequence[i] = tde_slot_sequence(both + (size_t)i * TDE_SLOT_STRIDE);
@@ -536,7 +536,7 @@ static int note_written(tde_file *f) {
     memcpy(db->header.mac, h.mac, TDE_HASH_BYTES);
     memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
     db->header.version = h.version;
-    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, &db->facts, &db->last);
+    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 1, &db->facts, &db->last);
   }
   tde_header_clear(&h);
   sqlite3_free(slot);

@@ -46,12 +46,12 @@ struct tde_keys {
   atomic_int live;
   _Atomic int64_t cutoff, due; /* ms; see tde_keys_cut_off, tde_keys_due */
   tde_lease lease;
-  tde_key_policy policy;
-  tde_key_params params; /* of whoever asked first; own copies */
-  tde_header header;     /* last verified, or asked for; doc is a copy */
-  tde_key_facts facts;   /* of that header */
-  tde_status last;       /* how the last check ended */
-  int64_t idle_since;    /* ms; meaningful when refs == 0 */
+  tde_key_policy policy, next_policy; /* next: came while busy; check_ms 0: none did */
+  tde_key_params params;              /* of whoever asked first; own copies */
+  tde_header header;                  /* last verified, or asked for; doc is a copy */
+  tde_key_facts facts;                /* of that header */
+  tde_status last;                    /* how the last check ended */
+  int64_t idle_since;                 /* ms; meaningful when refs == 0 */
   int nepochs;
   epoch_keys epochs[TDE_EPOCHS_MAX];
   retired *old;
@@ -332,8 +332,20 @@ static void set_busy(tde_keys *k) {
   k->busy_fork = tde_fork_generation();
 }
 
+static void apply_policy(tde_keys *k, const tde_key_policy *policy) {
+  int64_t due = k->lease.checked_at + policy->check_ms;
+
+  k->policy = *policy;
+  if (tde_access_is_live(k->lease.access) && due < k->lease.due_at) {
+    k->lease.due_at = due;
+    publish(k);
+  }
+}
+
 static void end_busy(tde_keys *k) {
   k->busy = 0;
+  if (k->next_policy.check_ms) apply_policy(k, &k->next_policy);
+  k->next_policy.check_ms = 0;
   pthread_cond_broadcast(&ring_changed);
 }
 
@@ -804,7 +816,7 @@ static int missing_epochs(const tde_keys *k, const tde_key_facts *facts,
 
 /* Verifies the header with the entry's keys and takes it. The lock is held. */
 static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
-                             tde_status *st) {
+                             int proved, tde_status *st) {
   const epoch_keys *e = epoch_of(k, h->epoch);
   tde_class c;
 
@@ -814,7 +826,7 @@ static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_fac
   }
   c = check_header(h, e->mac_key, facts->key_id, st);
   if (c || is_busy(k)) return c; /* busy: the next check takes it */
-  if (k->header.doc && !same_protector(&k->facts, facts)) {
+  if (!proved && k->header.doc && !same_protector(&k->facts, facts)) {
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
   }
@@ -824,7 +836,7 @@ static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_fac
 }
 
 tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
-                             const tde_key_params *params, const tde_header *header,
+                             const tde_key_params *params, const tde_header *header, int proved,
                              tde_key_facts *facts, tde_status *st) {
   uint32_t lacking[TDE_EPOCHS_MAX];
   fetched got = {0};
@@ -851,7 +863,7 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
     c = install_epoch(keys, &got.epochs[i]);
     if (c) (void)tde_fail(st, c, NULL, "no memory for the database's key");
   }
-  if (c == TDE_OK) c = take_header(keys, header, facts, st);
+  if (c == TDE_OK) c = take_header(keys, header, facts, proved, st);
   pthread_mutex_unlock(&ring_lock);
   fetched_clear(&got);
   return c;
@@ -1144,6 +1156,75 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   act = apply(k, source, c, 0, &got, &st);
   fetched_clear(&got);
   return act;
+}
+
+/* Policies by instance, while they are read. */
+#define INSTANCES 16
+typedef struct policies {
+  int n;
+  struct {
+    char *instance; /* "" : the default one */
+    tde_key_policy policy;
+  } of[INSTANCES];
+} policies;
+
+static int policy_of(const policies *p, const char *instance) {
+  for (int i = 0; i < p->n; i++) {
+    if (same_text(p->of[i].instance, instance)) return i;
+  }
+  return -1;
+}
+
+/* The lock is held. */
+static void collect_instances(policies *p) {
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (const tde_keys *k = buckets[b]; k && p->n < INSTANCES; k = k->next) {
+      if (policy_of(p, k->params.instance) >= 0) continue;
+      p->of[p->n].instance = strdup(k->params.instance ? k->params.instance : "");
+      if (p->of[p->n].instance) p->n++;
+    }
+  }
+}
+
+void tde_keyring_refresh_policies(const tde_key_source *source) {
+  policies p = {0};
+  int i;
+
+  pthread_once(&ring_once, ring_init);
+  pthread_mutex_lock(&ring_lock);
+  collect_instances(&p);
+  pthread_mutex_unlock(&ring_lock);
+  for (i = 0; i < p.n; i++) {
+    tde_key_params params = {.instance = p.of[i].instance};
+    source->policy(source->ctx, &params, &p.of[i].policy);
+  }
+  pthread_mutex_lock(&ring_lock);
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (tde_keys *k = buckets[b]; k; k = k->next) {
+      i = policy_of(&p, k->params.instance);
+      if (i < 0) continue;
+      if (is_busy(k)) {
+        k->next_policy = p.of[i].policy; /* its check goes by the old one */
+      } else {
+        apply_policy(k, &p.of[i].policy);
+      }
+    }
+  }
+  pthread_mutex_unlock(&ring_lock);
+  for (i = 0; i < p.n; i++) free(p.of[i].instance);
+}
+
+int tde_keyring_is_due(int64_t now) {
+  int due = 0;
+
+  pthread_mutex_lock(&ring_lock);
+  for (unsigned b = 0; b < BUCKETS && !due; b++) {
+    for (tde_keys *k = buckets[b]; k && !due; k = k->next) {
+      due = k->refs > 0 && !is_busy(k) && k->header.doc && k->lease.due_at <= now;
+    }
+  }
+  pthread_mutex_unlock(&ring_lock);
+  return due;
 }
 
 int tde_keyring_claim(tde_keys *keys) {

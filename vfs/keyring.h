@@ -38,10 +38,11 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
 
 /* Another header of the database whose live keys these are: its HMAC must
 ** verify. The key service is asked for DEK epochs that are new in it alone. From
-** here on the entry's protector is this header's. TDE_WRONG_KEY: another
-** database, or forged. */
+** here on the entry's protector is this header's; unless it was proved just now
+** (by whoever wrote the header), it is asked soon. TDE_WRONG_KEY: another database,
+** or forged. */
 tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
-                             const tde_key_params *params, const tde_header *header,
+                             const tde_key_params *params, const tde_header *header, int proved,
                              tde_key_facts *facts, tde_status *st);
 
 /* Takes a fresh DEK (secret memory; copied, the caller still frees its own)
@@ -81,6 +82,8 @@ int64_t tde_keys_due(const tde_keys *keys);
 /* An entry whose check is due, with a reference, for tde_keyring_check; or NULL,
 ** and *next_due gets the time of the next one (INT64_MAX: none). */
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due);
+/* Is there another one? */
+int tde_keyring_is_due(int64_t now);
 /* The same for one entry: true when its check is due and now the caller's. */
 int tde_keyring_claim(tde_keys *keys);
 /* Asks the key service about an entry that is the caller's to check, and applies
@@ -90,6 +93,8 @@ int tde_keyring_claim(tde_keys *keys);
 ** connections that are idle. */
 tde_lease_act tde_keyring_check(tde_keys *keys, const tde_key_source *source,
                                 const tde_header *newer);
+/* Reads the instances' policies anew: a shorter check interval holds at once. */
+void tde_keyring_refresh_policies(const tde_key_source *source);
 /* What an entry is about, copied; the text of params is the caller's
 ** (tde_key_params_clear). */
 tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,

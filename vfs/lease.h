@@ -34,7 +34,6 @@ typedef enum tde_access {
   TDE_ACCESS_CLOSED
 } tde_access;
 
-
 static inline int tde_access_is_live(tde_access a) {
   return a == TDE_ACCESS_LIVE || a == TDE_ACCESS_GRACE;
 }
@@ -57,8 +56,8 @@ const char *tde_lease_name(const tde_lease *l);
 typedef struct tde_key_report {
   tde_access access;
   const char *name; /* as tde_lease_name has it */
-  int checking;  /* the key service is being asked just now */
-  int64_t since; /* Unix times, 0: never */
+  int checking;     /* the key service is being asked just now */
+  int64_t since;    /* Unix times, 0: never */
   int64_t checked_at;
   int64_t next_check;
   int64_t until;   /* end of the grace or of the heal window, or 0 */

@@ -143,6 +143,9 @@ tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st
 /* Makes a new epoch's DEK known, before the header that names it is written. */
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st);
 
+/* An instance's policy was changed in this process. */
+void tde_watch_policy_changed(void);
+
 /* Seals units that are not of the current DEK epoch anew, from unit *next on, for
 ** some ten milliseconds; *next goes on, *all is their number, *end: there is none
 ** behind. Readers go on meanwhile, and writers between the calls. A connection in

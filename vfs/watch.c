@@ -34,6 +34,7 @@ SQLITE_EXTENSION_INIT3
 #define LONGEST_NAP_MS 30000
 /* A thread beyond the first ends when there was nothing to do for so long. */
 #define IDLE_MS 10000
+#define POLICY_EVERY_MS 5000
 #define EXIT_WAIT_SECONDS 3
 #define FORK_WAIT_MS 150
 
@@ -163,11 +164,27 @@ static void nap(int64_t until) {
   watch.waiting--;
 }
 
-/* One more thread while this one is kept waiting, and others' checks are due. */
-static void share_load(void) {
+/* One more thread where others' checks are due: this one may be kept waiting. */
+static void share_load(int64_t now) {
+  if (!tde_keyring_is_due(now)) return;
   watch_lock();
   if (watch.waiting == 0 && watch.threads < THREADS_MAX) (void)start_thread();
   pthread_mutex_unlock(&watch.mutex);
+}
+
+/* Somebody may have changed an instance's policy: in this process or another. */
+static void refresh_policies(int64_t now) {
+  static _Atomic int64_t last;
+
+  if (now - atomic_load(&last) < POLICY_EVERY_MS) return;
+  atomic_store(&last, now);
+  pthread_rwlock_rdlock(&at_work);
+  tde_keyring_refresh_policies(&tde_source);
+  pthread_rwlock_unlock(&at_work);
+}
+
+void tde_watch_policy_changed(void) {
+  tde_keyring_refresh_policies(&tde_source);
 }
 
 static void *run(void *arg) {
@@ -182,7 +199,7 @@ static void *run(void *arg) {
     pthread_mutex_unlock(&watch.mutex);
     k = tde_keyring_due(now, &next);
     if (k) {
-      share_load();
+      share_load(now);
       pthread_rwlock_rdlock(&at_work);
       check(k);
       pthread_rwlock_unlock(&at_work);
@@ -190,6 +207,7 @@ static void *run(void *arg) {
       idle_since = tde_now_ms();
       continue;
     }
+    refresh_policies(now);
     watch_lock();
     if (!watch.stopping) nap(first || next < now + IDLE_MS ? next : now + IDLE_MS);
     pthread_mutex_unlock(&watch.mutex);
