@@ -299,7 +299,7 @@ void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv)
   tde_status st;
   tde_json *j;
 
-  if (sqlite3_value_type(argv[0]) != SQLITE_INTEGER &&
+  if (sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER &&
       bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
     return;
   }
