@@ -72,6 +72,13 @@ int tde_redo_exists(tde_file *f) {
   return there;
 }
 
+void tde_redo_tidy(tde_file *f) {
+  const char *name = log_name(f);
+
+  if (name) (void)f->lower_vfs->xDelete(f->lower_vfs, name, 0);
+  free_name(name);
+}
+
 /* ---- writing ---- */
 
 int tde_redo_begin(tde_redo *r, tde_file *f) {

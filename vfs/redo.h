@@ -49,6 +49,8 @@ int tde_redo_settle(tde_file *f, int all);
 /* The record of unit index in a log that counts: SQLITE_OK, or SQLITE_NOTFOUND.
 ** For readers, who hold no lock: the record must still open at its place. */
 int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n);
+/* Removes a void log that was left: a file without a byte counts as none. */
+void tde_redo_tidy(tde_file *f);
 /* Is there such a file? One look at the directory. */
 int tde_redo_exists(tde_file *f);
 

@@ -164,6 +164,7 @@ static int run_step(step *p, uint64_t *next, int *end) {
   }
   if (rc == SQLITE_OK) rc = write_step(p);
   if (p->log_open) tde_redo_close(&p->log);
+  if (rc == SQLITE_OK && *end) tde_redo_tidy(p->f);
   if (rc == SQLITE_OK) *next = i;
   return rc;
 }
