@@ -39,6 +39,7 @@
 #define NAME_MAX_LEN 127
 #define VERSION_MAX_LEN 64
 #define RSA_MAX_BYTES 512
+#define PAGE_QUERY_MAX 2048
 
 /* Data-plane domains of the public and the sovereign clouds. */
 static const char *const official[] = {
@@ -289,11 +290,12 @@ tde_class tde_azure_challenge(const char *header, const char *host, tde_challeng
 
 /* ---- an operation ---- */
 
-typedef enum az_stage { STAGE_GET, STAGE_OP } az_stage;
+typedef enum az_stage { STAGE_GET, STAGE_OP, STAGE_LIST } az_stage;
 
 typedef struct az {
   key_parts key;
   az_stage stage;
+  char page[PAGE_QUERY_MAX]; /* the query of the next page of a list; "": of the first */
   tde_token_flow *flow;      /* NULL: no token yet */
   int in_token;              /* the request under way is the flow's */
   int tried_again;           /* a token was refused already */
@@ -309,6 +311,7 @@ static int is_wrap(const tde_op *op) {
 
 static const char *permission(const tde_op *op, az_stage stage) {
   if (stage == STAGE_GET) return "get";
+  if (stage == STAGE_LIST) return "list";
   return is_wrap(op) ? "wrapKey" : "unwrapKey";
 }
 
@@ -327,14 +330,16 @@ static tde_class fill_body(const tde_op *op, tde_request *req, tde_status *st) {
 /* The vault request of this stage; without a token it has no body either. */
 static tde_step call_vault(tde_op *op, tde_request *req, tde_status *st) {
   az *a = op->state;
-  char url[TDE_KEY_ID_MAX + 256];
-  const tde_cloud *c = tde_instance_cloud(op->instance);
-  int get = a->stage == STAGE_GET;
-  snprintf(url, sizeof url, "%s/%s%s?api-version=%s", op->base_id, op->version,
+  char url[TDE_KEY_ID_MAX + PAGE_QUERY_MAX + 256], query[PAGE_QUERY_MAX];
+  int get = a->stage != STAGE_OP;
+  snprintf(query, sizeof query, "api-version=%s", tde_instance_cloud(op->instance)->api_version);
+  if (a->page[0] != 0) memcpy(query, a->page, sizeof query);
+  snprintf(url, sizeof url, "%s/%s%s?%s", op->base_id,
+           a->stage == STAGE_LIST ? "versions" : op->version,
            get            ? ""
            : is_wrap(op)  ? "/wrapkey"
                           : "/unwrapkey",
-           c->api_version);
+           query);
   a->in_token = 0;
   tde_class rc = tde_request_begin(req, get ? "GET" : "POST", url, st);
   if (rc == TDE_OK) rc = tde_request_header(req, "Accept", "application/json", NULL, st);
@@ -382,9 +387,10 @@ static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
              a->key.host);
     return TDE_STEP_FAILED;
   }
-  if (op->kind == TDE_OP_LATEST) op->version[0] = 0;
+  int list = op->kind == TDE_OP_VERSIONS;
+  if (op->kind == TDE_OP_LATEST || list) op->version[0] = 0;
   int known_version = op->version[0] != 0;
-  a->stage = op->kind == TDE_OP_UNWRAP && known_version ? STAGE_OP : STAGE_GET;
+  a->stage = list ? STAGE_LIST : op->kind == TDE_OP_UNWRAP && known_version ? STAGE_OP : STAGE_GET;
   if (known_get(a->key.host, &challenge)) return get_token(op, &challenge, req, st);
   return call_vault(op, req, st);
 }
@@ -459,8 +465,8 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   }
   snprintf(remedy, sizeof remedy,
            "grant %s to the identity %.60s on this key (role Key Vault Crypto Service Encryption "
-           "User, or an access policy with get, wrapKey, unwrapKey)",
-           what, who);
+           "User, or an access policy with get, wrapKey, unwrapKey%s)",
+           what, who, a->stage == STAGE_LIST ? ", list" : "");
   return tde_fail(st, TDE_DENIED, remedy, "the vault refuses %s on the key %s to the identity %s (403%s%s)",
                   what, a->key.name, who, code[0] != 0 ? " " : "", code);
 }
@@ -704,6 +710,67 @@ static tde_class on_result(tde_op *op, const tde_reply *reply, tde_status *st) {
   return TDE_OK;
 }
 
+/* One entry of a list of versions. */
+static tde_class take_version(tde_op *op, const tde_json *item, tde_status *st) {
+  const char *kid = tde_json_get_text(item, "kid");
+  const tde_json *attributes = tde_json_get(item, "attributes");
+  char version[VERSION_MAX_LEN + 1] = "";
+  tde_key_info info;
+  memset(&info, 0, sizeof info);
+  if (kid == NULL || !tde_json_is_object(attributes)) return corrupt(st, "lists what is no key");
+  tde_class rc = check_kid(op, kid, strlen(kid), version, st);
+  if (rc == TDE_OK) rc = read_attributes(attributes, &info, st);
+  if (rc != TDE_OK) return rc;
+  memcpy(info.base_id, op->base_id, sizeof info.base_id);
+  memcpy(info.version, version, sizeof version);
+  return tde_op_add_version(op, &info, st);
+}
+
+/* The query of the next page. Only the query is taken of what the reply names,
+** and only if it names this vault and this list: the token goes nowhere else. */
+static tde_class take_next(az *a, const char *link, tde_status *st) {
+  const char *host = strncmp(link, SCHEME, SCHEME_LEN) == 0 ? link + SCHEME_LEN : "";
+  size_t nhost = strcspn(host, ":/?#"), nport = strspn(host + nhost, ":0123456789");
+  const char *path = host + nhost + nport, *query = strchr(path, '?');
+  char want[NAME_MAX_LEN + 32];
+  snprintf(want, sizeof want, "/keys/%s/versions", a->key.name);
+  size_t nwant = strlen(want);
+  if (nhost != strlen(a->key.host) || strncmp(host, a->key.host, nhost) != 0 ||
+      strncasecmp(path, want, nwant) != 0 || query != path + nwant) {
+    return corrupt(st, "continues somewhere else");
+  }
+  size_t n = strlen(++query);
+  /* RFC 3986 section 3.4, without what a URL must escape. */
+  static const char set[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                            "-._~!$&'()*+,;=:@/?%";
+  if (n == 0 || strspn(query, set) != n || !copy_part(a->page, sizeof a->page, query, n)) {
+    return corrupt(st, "names a malformed next page");
+  }
+  return TDE_OK;
+}
+
+static tde_step on_list(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st) {
+  az *a = op->state;
+  tde_json *root = NULL;
+  tde_class rc = tde_json_parse(reply->body, reply->nbody, "vault's reply", &root, st);
+  rc = unreadable(rc, st);
+  const tde_json *items = tde_json_get(root, "value"), *next = tde_json_get(root, "nextLink");
+  const char *link = tde_json_get_text(root, "nextLink");
+  a->page[0] = 0;
+  if (rc == TDE_OK && !tde_json_is_array(items)) rc = corrupt(st, "lists no versions");
+  for (size_t i = 0; rc == TDE_OK && i < tde_json_count(items); i++) {
+    rc = take_version(op, tde_json_at(items, i), st);
+  }
+  /* A link of another type must not pass for the end of the list. */
+  if (rc == TDE_OK && link == NULL && next != NULL && !tde_json_is_null(next)) {
+    rc = corrupt(st, "names a malformed next page");
+  }
+  if (rc == TDE_OK && link != NULL && link[0] != 0) rc = take_next(a, link, st);
+  tde_json_free(root);
+  if (rc != TDE_OK) return TDE_STEP_FAILED;
+  return a->page[0] != 0 ? call_vault(op, req, st) : TDE_STEP_DONE;
+}
+
 /* A challenge: the first answer, or a token that is not accepted (any more). */
 static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *req,
                              tde_status *st) {
@@ -743,6 +810,7 @@ static tde_step azure_reply(tde_op *op, const tde_reply *reply, tde_request *req
     return TDE_STEP_FAILED;
   }
   if (a->stage == STAGE_GET) return on_key(op, reply, req, st);
+  if (a->stage == STAGE_LIST) return on_list(op, reply, req, st);
   return on_result(op, reply, st) == TDE_OK ? TDE_STEP_DONE : TDE_STEP_FAILED;
 }
 

@@ -5,7 +5,7 @@
 ** :PORT. VAULT.SUFFIX is a host in lower case that the instance allows, NAME is 1 to
 ** 127 of letters, digits and '-', VERSION 1 to 64 letters and digits.
 **
-** Protocol: Azure Key Vault REST API 7.4 (get key, wrap key, unwrap key);
+** Protocol: Azure Key Vault REST API 7.4 (get key, get key versions, wrap key, unwrap key);
 ** challenges are RFC 6750 section 3 with the parameters authorization and
 ** resource (or scope) that the service sends.
 */

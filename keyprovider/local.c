@@ -32,7 +32,6 @@
 #define VERSION_LEN (2 * VERSION_BYTES)
 #define PEM_MAX 16384
 #define KEY_BITS 3072
-#define SCAN_MAX 1000 /* versions of one name that the newest is looked for in */
 #define CREATED "created: "
 #define KEY_PATH_MAX (TDE_PATH_MAX + TDE_LOCAL_NAME_MAX + VERSION_LEN + 16)
 
@@ -327,11 +326,16 @@ static int is_newer(const tde_key_info *a, const tde_key_info *b) {
   return strcmp(a->version, b->version) > 0;
 }
 
-tde_class tde_local_latest(const char *dir, const char *name, tde_key_info *info, tde_status *st) {
+/* Takes one version in; the scan ends when it fails. */
+typedef tde_class (*take_version)(void *arg, const tde_key_info *info, tde_status *st);
+
+/* Every version of a name, in no order. One that cannot be used ends the scan:
+** it might be the newest. */
+static tde_class scan_versions(const char *dir, const char *name, take_version take, void *arg,
+                               tde_status *st) {
   char path[TDE_PATH_MAX + 8], version[VERSION_LEN + 1];
   int seen = 0;
   tde_class rc = TDE_OK;
-  memset(info, 0, sizeof *info);
   snprintf(path, sizeof path, "%s/keys", dir);
   DIR *d = opendir(path);
   if (d == NULL && (errno == ENOENT || errno == ENOTDIR)) return key_missing(dir, name, "", st);
@@ -341,18 +345,34 @@ tde_class tde_local_latest(const char *dir, const char *name, tde_key_info *info
   for (struct dirent *e; rc == TDE_OK && (e = readdir(d)) != NULL;) {
     local_key *key = NULL;
     if (!is_version_of(e->d_name, name, version)) continue;
-    if (++seen > SCAN_MAX) {
+    if (++seen > TDE_VERSIONS_MAX) {
       rc = tde_fail(st, TDE_UNSUPPORTED, "name the version in the key id",
-                    "the key local:%s has more than %d versions", name, SCAN_MAX);
+                    "the key local:%s has more than %d versions", name, TDE_VERSIONS_MAX);
       break;
     }
     rc = key_get(dir, name, version, &key, st);
-    if (rc == TDE_OK && (info->version[0] == 0 || is_newer(&key->info, info))) *info = key->info;
+    if (rc == TDE_OK) rc = take(arg, &key->info, st);
     key_unref(key);
   }
   closedir(d);
   if (rc == TDE_OK && seen == 0) return key_missing(dir, name, "", st);
   return rc;
+}
+
+static tde_class take_newest(void *arg, const tde_key_info *info, tde_status *st) {
+  tde_key_info *newest = arg;
+  (void)st;
+  if (newest->version[0] == 0 || is_newer(info, newest)) *newest = *info;
+  return TDE_OK;
+}
+
+tde_class tde_local_latest(const char *dir, const char *name, tde_key_info *info, tde_status *st) {
+  memset(info, 0, sizeof *info);
+  return scan_versions(dir, name, take_newest, info, st);
+}
+
+static tde_class take_all(void *arg, const tde_key_info *info, tde_status *st) {
+  return tde_op_add_version(arg, info, st);
 }
 
 /* The key as a PEM text in memory that the library wipes; NULL on failure. */
@@ -431,6 +451,10 @@ static tde_step local_start(tde_op *op, tde_request *req, tde_status *st) {
   }
   const char *dir = tde_instance_dir(op->instance), *name = op->base_id + PREFIX_LEN;
   tde_class rc = TDE_OK;
+  if (op->kind == TDE_OP_VERSIONS) {
+    rc = scan_versions(dir, name, take_all, op, st);
+    return rc == TDE_OK ? TDE_STEP_DONE : TDE_STEP_FAILED;
+  }
   if (op->version[0] == 0 || op->kind == TDE_OP_LATEST) rc = resolve_version(op, dir, name, st);
   if (rc == TDE_OK && op->kind == TDE_OP_UNWRAP && op->algorithm[0] != 0 &&
       strcmp(op->algorithm, TDE_RSA_OAEP_256) != 0) {

@@ -29,10 +29,13 @@ typedef enum tde_op_kind {
   TDE_OP_GET,    /* public part, thumbprint, attributes of one key version */
   TDE_OP_WRAP,   /* wraps op->dek */
   TDE_OP_UNWRAP, /* unwraps op->wrapped into op->dek */
-  TDE_OP_LATEST  /* the version that a versionless id means now */
+  TDE_OP_LATEST, /* the version that a versionless id means now */
+  TDE_OP_VERSIONS /* every version of the key, into op->versions; the id's own does not count */
 } tde_op_kind;
 
-/* What is known of one version of a key. */
+/* What is known of one version of a key. In a list of versions, type,
+** algorithm and thumbprint are empty where the service's list does not tell them:
+** ask for the version itself (TDE_OP_GET). */
 typedef struct tde_key_info {
   char base_id[TDE_KEY_ID_MAX];   /* the id without its version */
   char version[128];
@@ -45,10 +48,12 @@ typedef struct tde_key_info {
   int enabled;
 } tde_key_info;
 
+/* Versions that one list may hold. */
+#define TDE_VERSIONS_MAX 1000
 /* Requests that one operation may send (token, key, one retry of each after a
-** refused token, a versions list in pages): a service that asks for more is
+** refused token, a versions list in pages of 25): a service that asks for more is
 ** stopped, whatever it replies. */
-#define TDE_OP_REQUESTS_MAX 32
+#define TDE_OP_REQUESTS_MAX 64
 
 /* One request to a key service. The provider fills it; the driver frees it
 ** (tde_request_clear) once it is sent, so nothing in it may be borrowed but
@@ -82,7 +87,7 @@ typedef enum tde_step { TDE_STEP_DONE, TDE_STEP_SEND, TDE_STEP_FAILED } tde_step
 
 /* One operation in flight. In: kind, instance, identity, base_id, version,
 ** for WRAP dek, for UNWRAP wrapped and algorithm, and context. Out: info,
-** and wrapped or dek. */
+** and wrapped or dek; for VERSIONS the list. */
 typedef struct tde_op {
   tde_op_kind kind;
   const struct tde_instance *instance;
@@ -96,6 +101,8 @@ typedef struct tde_op {
   uint8_t wrapped[TDE_WRAPPED_MAX];
   size_t nwrapped;
   tde_key_info info;
+  tde_key_info *versions;         /* newest first; the caller frees it with free() */
+  size_t nversions;               /* at least 1 after a success */
   void *state;                    /* the provider's own, freed by its finish() */
 } tde_op;
 
@@ -128,6 +135,10 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
 
 /* The whole id of a key version: "base/version", as op->info names it. */
 void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);
+
+/* For providers: adds one to op->versions. TDE_UNSUPPORTED: more than
+** TDE_VERSIONS_MAX; TDE_NOMEM. The driver sorts them, and frees them after a failure. */
+tde_class tde_op_add_version(tde_op *op, const tde_key_info *info, tde_status *st);
 
 /* Runs one operation to its end; no lock is held meanwhile, and the caller must
 ** hold none. key_id may name a version or none; op->base_id and op->version are

@@ -102,11 +102,64 @@ tde_class tde_providers_check(tde_status *st) {
 
 /* The operation's input, before anything is asked of a service. */
 static tde_class input_check(const tde_op *op, tde_status *st) {
-  int ok = op->kind == TDE_OP_GET || op->kind == TDE_OP_LATEST ||
+  int ok = op->kind == TDE_OP_GET || op->kind == TDE_OP_LATEST || op->kind == TDE_OP_VERSIONS ||
            (op->kind == TDE_OP_WRAP && op->dek != NULL) ||
            (op->kind == TDE_OP_UNWRAP && op->dek != NULL && op->nwrapped > 0 &&
             op->nwrapped <= TDE_WRAPPED_MAX);
   return ok ? TDE_OK : tde_fail(st, TDE_MISUSE, NULL, "a key operation lacks its input");
+}
+
+/* ---- lists of versions ---- */
+
+tde_class tde_op_add_version(tde_op *op, const tde_key_info *info, tde_status *st) {
+  size_t n = op->nversions;
+  if (n == TDE_VERSIONS_MAX) {
+    return tde_fail(st, TDE_UNSUPPORTED, "name the version in the key id",
+                    "the key %.300s has more than %d versions", op->base_id, TDE_VERSIONS_MAX);
+  }
+  /* Room grows at the powers of two. */
+  if ((n & (n - 1)) == 0) {
+    tde_key_info *grown = realloc(op->versions, (n > 0 ? 2 * n : 1) * sizeof *grown);
+    if (grown == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    op->versions = grown;
+  }
+  op->versions[op->nversions++] = *info;
+  return TDE_OK;
+}
+
+static void drop_versions(tde_op *op) {
+  free(op->versions);
+  op->versions = NULL;
+  op->nversions = 0;
+}
+
+static int by_version(const void *a, const void *b) {
+  return strcmp(((const tde_key_info *)a)->version, ((const tde_key_info *)b)->version);
+}
+
+/* Newest first; the version decides between equals, so that every process
+** comes to the same order. */
+static int newest_first(const void *a, const void *b) {
+  const tde_key_info *x = a, *y = b;
+  if (x->created != y->created) return x->created > y->created ? -1 : 1;
+  return by_version(y, x);
+}
+
+/* Sorts what a provider listed. A version twice means that pages overlap or
+** come round again. */
+static tde_class settle_versions(tde_op *op, tde_status *st) {
+  if (op->nversions == 0) {
+    return tde_fail(st, TDE_MISSING, NULL, "the key %.300s has no versions", op->base_id);
+  }
+  qsort(op->versions, op->nversions, sizeof *op->versions, by_version);
+  for (size_t i = 1; i < op->nversions; i++) {
+    if (by_version(&op->versions[i - 1], &op->versions[i]) == 0) {
+      return tde_fail(st, TDE_CORRUPT, "try again; if it stays so, check the key service",
+                      "the list of versions of the key %.300s names one twice", op->base_id);
+    }
+  }
+  qsort(op->versions, op->nversions, sizeof *op->versions, newest_first);
+  return TDE_OK;
 }
 
 /* What a provider says is done must be there. */
@@ -114,6 +167,12 @@ static tde_class output_check(const tde_provider *p, const tde_op *op, tde_statu
   if (op->kind == TDE_OP_WRAP && (op->nwrapped == 0 || op->nwrapped > TDE_WRAPPED_MAX)) {
     return defect(p, st, "said that it wrapped, and left no wrapped key");
   }
+  for (size_t i = 0; i < op->nversions; i++) {
+    if (op->versions[i].base_id[0] == 0 || op->versions[i].version[0] == 0) {
+      return defect(p, st, "listed a key version without its id");
+    }
+  }
+  if (op->kind == TDE_OP_VERSIONS) return TDE_OK;
   if (op->kind != TDE_OP_UNWRAP && (op->info.base_id[0] == 0 || op->info.version[0] == 0)) {
     return defect(p, st, "did not say which key version it used");
   }
@@ -262,13 +321,17 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   tde_status_clear(st);
   memset(&op->info, 0, sizeof op->info);
   op->state = NULL;
+  op->versions = NULL;
+  op->nversions = 0;
   tde_class rc = key_id_check(key_id, st);
   if (rc == TDE_OK) rc = p->parse_id(key_id, op->base_id, op->version, st);
   if (rc == TDE_OK) rc = input_check(op, st);
   if (rc == TDE_OK) rc = drive(p, op, st);
+  if (rc == TDE_OK && op->kind == TDE_OP_VERSIONS) rc = settle_versions(op, st);
   if (p->finish != NULL) p->finish(op);
   op->state = NULL;
-  note_outcome(op, rc, st);
+  /* A list is not about one version. */
+  if (op->kind != TDE_OP_VERSIONS) note_outcome(op, rc, st);
   if (rc == TDE_OK) {
     /* A try that the provider recovered from is no result. */
     tde_status_clear(st);
@@ -276,6 +339,7 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   }
   if (op->kind == TDE_OP_UNWRAP && op->dek != NULL) tde_wipe(op->dek, TDE_KEY_BYTES);
   if (op->kind == TDE_OP_WRAP) op->nwrapped = 0;
+  drop_versions(op);
   if (st->key_id[0] == 0 && key_id != NULL) {
     size_t n = strnlen(key_id, sizeof st->key_id - 1);
     memcpy(st->key_id, key_id, n);

@@ -43,6 +43,7 @@
   "jQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt" \
   "-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"
 #define RFC7638_THUMB "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+#define PAGE_LINK 2300 /* longer than a query may be */
 #define DEK64 "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
 static char root_dir[256];
@@ -553,6 +554,163 @@ static void error_classes(void) {
   CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_CORRUPT);
 }
 
+#define VERSION_OF(key, v, created)                                                           \
+  "{\"kid\":\"" key "/" v "\",\"attributes\":{\"enabled\":true,\"created\":" created          \
+  ",\"updated\":1700000000,\"recoveryLevel\":\"Recoverable\"}}"
+#define PAGE(items, next) "{\"value\":[" items "],\"nextLink\":" next "}"
+#define NEXT(query) "\"" VAULT ":443/keys/k/versions?api-version=7.4&" query "\""
+
+static void list_versions(void) {
+  static const step s[] = {
+      DENY,
+      TOKEN,
+      {200, PAGE(VERSION_OF(KEY, "v2", "200") "," VERSION_OF(VAULT ":443/keys/K", "v1", "100"),
+                 NEXT("$skiptoken=eyJ%3D&maxresults=2")),
+       NULL},
+      {200, PAGE("", NEXT("$skiptoken=2")), NULL},
+      DENY, /* the token is no longer accepted in the middle */
+      TOKEN,
+      {200,
+       PAGE("{\"kid\":\"" KEY "/v4\",\"attributes\":{\"enabled\":false,\"nbf\":5,\"exp\":6,"
+            "\"created\":300}}," VERSION_OF(KEY, "v3", "300"),
+            "null"),
+       NULL}};
+  static const char *const order[] = {"v4", "v3", "v2", "v1"};
+  tde_op op;
+  char full[TDE_KEY_ID_MAX];
+  forget();
+  script(s, 7);
+  REQUIRE(run(TDE_OP_VERSIONS, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 7);
+  REQUIRE(op.nversions == 4);
+  for (int i = 0; i < 4; i++) {
+    tde_key_full_id(&op.versions[i], full);
+    CHECK(strncmp(full, KEY "/", strlen(KEY "/")) == 0 &&
+          strcmp(full + strlen(KEY "/"), order[i]) == 0);
+    CHECK(op.versions[i].type[0] == 0 && op.versions[i].algorithm[0] == 0);
+  }
+  CHECK(!op.versions[0].enabled && op.versions[0].not_before == 5 && op.versions[0].expires == 6);
+  CHECK(op.versions[3].enabled && op.versions[3].created == 100);
+  free(op.versions);
+  CHECK(strcmp(wire.log[0].url, KEY "/versions?api-version=7.4") == 0);
+  CHECK(strcmp(wire.log[3].url,
+               KEY "/versions?api-version=7.4&$skiptoken=eyJ%3D&maxresults=2") == 0);
+  CHECK(strcmp(wire.log[4].url, KEY "/versions?api-version=7.4&$skiptoken=2") == 0);
+  CHECK(strcmp(wire.log[6].url, wire.log[4].url) == 0);
+  CHECK(strstr(wire.log[6].headers, "Authorization: Bearer SECRET.TOKEN-1\n") != NULL);
+}
+
+/* A first page that continues at link: nothing is sent after it. */
+static tde_class continued(const char *link) {
+  char page[4096];
+  step s[] = {DENY, TOKEN, {200, page, NULL}, {200, PAGE("", "null"), NULL}};
+  tde_op op;
+  snprintf(page, sizeof page, PAGE(VERSION_OF(KEY, "v1", "1"), "%s"), link);
+  forget();
+  script(s, 4);
+  tde_class rc = run(TDE_OP_VERSIONS, usual(), KEY, &op);
+  CHECK(op.versions == NULL || rc == TDE_OK);
+  CHECK(rc == TDE_OK || wire.n == 3);
+  if (rc == TDE_OK) free(op.versions);
+  return rc;
+}
+
+static void bad_version_lists(void) {
+  static const char *const corrupt[] = {
+      "",
+      "[]",
+      "{}",
+      "{\"value\":{}}",
+      "{\"value\":[5]}",
+      "{\"value\":[{}]}",
+      PAGE(VERSION_OF(KEY, "v1", "\"x\""), "null"),
+      PAGE(VERSION_OF(KEY, "v1", "-1"), "null"),
+      PAGE("{\"kid\":\"" KEY "/v1\"}", "null"),
+      PAGE("{\"kid\":\"" KEY "\",\"attributes\":{\"enabled\":true}}", "null"),
+      PAGE(VERSION_OF(VAULT "/keys/other", "v1", "1"), "null"),
+      PAGE(VERSION_OF("https://w.vault.azure.net/keys/k", "v1", "1"), "null"),
+      PAGE(VERSION_OF(KEY, "v1", "1") "," VERSION_OF(KEY, "v2", "2") "," VERSION_OF(KEY, "v1", "3"),
+           "null"),
+      "<html>SECRET</html>",
+  };
+  static const char *const elsewhere[] = {
+      "5",
+      "{}",
+      "\"x\"",
+      "\"http://v.vault.azure.net/keys/k/versions?a=b\"",
+      "\"https://w.vault.azure.net/keys/k/versions?a=b\"",
+      "\"https://v.vault.azure.net.evil.example/keys/k/versions?a=b\"",
+      "\"https://v.vault.azure.net@evil.example/keys/k/versions?a=b\"",
+      "\"https://v.vault.azure.net:443@evil.example/keys/k/versions?a=b\"",
+      "\"https://v.vault.azure/keys/k/versions?a=b\"",
+      "\"xttps://v.vault.azure.net/keys/k/versions?a=b\"",
+      "\"https://v.vault.azure.net/keys/j/versions?a=b\"",
+      "\"https://v.vault.azure.net/keys/other/versions?a=b\"",
+      "\"https://v.vault.azure.net/keys/k/versions/../x?a=b\"",
+      "\"https://v.vault.azure.net/keys/k/versions\"",
+      "\"https://v.vault.azure.net/keys/k/versions?\"",
+      "\"https://v.vault.azure.net/keys/k/versions?a=b c\"",
+      "\"https://v.vault.azure.net/keys/k/versions?a=b#c\"",
+      "\"https://v.vault.azure.net/keys/k/versions?a=\\r\\nX: y\"",
+      "\"/keys/k/versions?a=b\"",
+  };
+  for (size_t i = 0; i < COUNT(corrupt); i++) {
+    tde_class rc = with_reply(TDE_OP_VERSIONS, 200, corrupt[i]);
+    if (rc != TDE_CORRUPT) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == TDE_CORRUPT);
+  }
+  for (size_t i = 0; i < COUNT(elsewhere); i++) {
+    tde_class rc = continued(elsewhere[i]);
+    if (rc != TDE_CORRUPT) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == TDE_CORRUPT);
+  }
+  char link[PAGE_LINK + 8];
+  snprintf(link, sizeof link, "\"" KEY "/versions?%0*d\"", PAGE_LINK - 100, 1);
+  CHECK(continued(link) == TDE_CORRUPT);
+  CHECK(continued("\"" KEY "/versions?a=b\"") == TDE_OK);
+  CHECK(continued("\"\"") == TDE_OK);
+  CHECK(with_reply(TDE_OP_VERSIONS, 200, PAGE("", "null")) == TDE_MISSING);
+  CHECK(with_reply(TDE_OP_VERSIONS, 404, ERROR("KeyNotFound", "")) == TDE_MISSING);
+  CHECK(with_reply(TDE_OP_VERSIONS, 403, ERROR("Forbidden", "AccessDenied")) == TDE_DENIED);
+  CHECK(strstr(last.remedy, "grant list to the identity app") != NULL);
+}
+
+/* Pages that never end, and more versions than anyone has. */
+static tde_class endless_send(const tde_op *op, const tde_request *req, tde_reply *reply,
+                              tde_status *st) {
+  static char page[16384];
+  static step deny = DENY, token = TOKEN, list = {200, page, NULL};
+  const step *s = &list;
+  (void)op, (void)st;
+  if (strstr(req->url, "/oauth2/") != NULL) {
+    s = &token;
+  } else if (wire.n++ == 0) {
+    s = &deny;
+  } else {
+    int n = snprintf(page, sizeof page, "{\"nextLink\":" NEXT("$skiptoken=%d") ",\"value\":[", wire.n);
+    for (int i = 0; i < wire.nscript; i++) {
+      n += snprintf(page + n, sizeof page - (size_t)n, "%s" VERSION_OF(KEY, "v%dx%d", "1"),
+                    i > 0 ? "," : "", wire.n, i);
+    }
+    snprintf(page + n, sizeof page - (size_t)n, "]}");
+  }
+  *reply = (tde_reply){s->status, s->body, strlen(s->body), header_of, NULL, (void *)(uintptr_t)s};
+  return TDE_OK;
+}
+
+static void endless_lists(void) {
+  tde_op op;
+  tde_http_sender = endless_send;
+  forget();
+  script(NULL, 0);
+  CHECK(run(TDE_OP_VERSIONS, usual(), KEY, &op) == TDE_CORRUPT && op.versions == NULL);
+  CHECK(wire.n < TDE_OP_REQUESTS_MAX);
+  forget();
+  script(NULL, 25);
+  CHECK(run(TDE_OP_VERSIONS, usual(), KEY, &op) == TDE_UNSUPPORTED && op.versions == NULL);
+  CHECK(wire.n == 1 + TDE_VERSIONS_MAX / 25 + 1);
+  tde_http_sender = wire_send;
+}
+
 static void refused_token(void) {
   static const step twice[] = {DENY, TOKEN, DENY, TOKEN, DENY, TOKEN};
   static const step once[] = {
@@ -999,6 +1157,9 @@ int main(int argc, char **argv) {
       {"bad_key_replies", bad_key_replies},
       {"bad_unwrap_replies", bad_unwrap_replies},
       {"error_classes", error_classes},
+      {"list_versions", list_versions},
+      {"bad_version_lists", bad_version_lists},
+      {"endless_lists", endless_lists},
       {"refused_token", refused_token},
       {"token_replies", token_replies},
       {"managed_identities", managed_identities},

@@ -316,6 +316,7 @@ static struct {
   tde_class fail_with; /* set with TDE_STEP_FAILED; TDE_OK: says nothing */
   tde_class send_with;
   int no_version, no_wrapped;
+  int nversions, same_version; /* of a list */
 } fake;
 
 static int fake_matches(const char *id) {
@@ -341,7 +342,16 @@ static tde_step fake_ask(tde_request *req) {
   return TDE_STEP_SEND;
 }
 
+static void fake_list(tde_op *op, tde_status *st) {
+  for (int i = 0; i < fake.nversions; i++) {
+    tde_key_info info = {.base_id = "fake:k", .created = i % 3};
+    if (!fake.no_version) snprintf(info.version, sizeof info.version, "v%04d", fake.same_version ? 0 : i);
+    if (tde_op_add_version(op, &info, st) != TDE_OK) fake.last = TDE_STEP_FAILED;
+  }
+}
+
 static tde_step fake_end(tde_op *op, tde_status *st) {
+  if (op->kind == TDE_OP_VERSIONS) fake_list(op, st);
   if (!fake.no_version) {
     snprintf(op->info.base_id, sizeof op->info.base_id, "%s", op->base_id);
     snprintf(op->info.version, sizeof op->info.version, "%s", op->version);
@@ -416,6 +426,35 @@ static void driver_loop(void) {
   CHECK(fake_run(TDE_OP_WRAP, TDE_OP_REQUESTS_MAX, &op, dek, &st) == TDE_OK);
   CHECK(fake_run(TDE_OP_UNWRAP, 1000, &op, dek, &st) == TDE_CORRUPT);
   CHECK(fake.sends == TDE_OP_REQUESTS_MAX && tde_all_zero(dek, sizeof dek));
+}
+
+static void driver_versions(void) {
+  uint8_t dek[TDE_KEY_BYTES];
+  tde_status st;
+  tde_op op;
+  memset(&fake, 0, sizeof fake);
+  fake.nversions = TDE_VERSIONS_MAX;
+  CHECK(fake_run(TDE_OP_VERSIONS, 2, &op, dek, &st) == TDE_OK);
+  REQUIRE(op.nversions == TDE_VERSIONS_MAX && op.versions != NULL);
+  CHECK(op.versions[0].created == 2 && strcmp(op.versions[0].version, "v0998") == 0);
+  CHECK(op.versions[TDE_VERSIONS_MAX - 1].created == 0);
+  for (size_t i = 1; i < op.nversions; i++) {
+    const tde_key_info *a = &op.versions[i - 1], *b = &op.versions[i];
+    CHECK(a->created > b->created || (a->created == b->created && strcmp(a->version, b->version) > 0));
+  }
+  free(op.versions);
+  fake.nversions++;
+  CHECK(fake_run(TDE_OP_VERSIONS, 1, &op, dek, &st) == TDE_UNSUPPORTED && op.versions == NULL);
+  fake.last = TDE_STEP_DONE;
+  fake.nversions = 0;
+  CHECK(fake_run(TDE_OP_VERSIONS, 1, &op, dek, &st) == TDE_MISSING && op.nversions == 0);
+  CHECK(st.remedy[0] != 0 && strcmp(st.key_id, "fake:k") == 0);
+  fake.nversions = 2;
+  fake.same_version = 1;
+  CHECK(fake_run(TDE_OP_VERSIONS, 1, &op, dek, &st) == TDE_CORRUPT && op.versions == NULL);
+  fake.no_version = 1;
+  CHECK(fake_run(TDE_OP_VERSIONS, 1, &op, dek, &st) == TDE_INTERNAL && op.versions == NULL);
+  CHECK(dek[0] == 0x11);
 }
 
 static void driver_failures(void) {
@@ -876,8 +915,21 @@ static void local_latest(void) {
   snprintf(dated, sizeof dated, "created: %lld\n%s", (long long)made.created + 5, vector_pem);
   CHECK(put_file(path, dated, 0600) == 0 && tde_local_latest(dir, "mine", &info, &st) == TDE_OK);
   CHECK(strcmp(info.version, VECTOR_VERSION) == 0);
+  /* The list names all of them, newest first, whatever the id names. */
+  tde_op op;
+  op_init(&op, TDE_OP_VERSIONS, inst, NULL);
+  CHECK(tde_provider_run(&op, "local:mine/" VECTOR_VERSION, &st) == TDE_OK);
+  REQUIRE(op.nversions == 2);
+  CHECK(strcmp(op.versions[0].version, VECTOR_VERSION) == 0 &&
+        strcmp(op.versions[1].version, made.version) == 0);
+  CHECK(strcmp(op.versions[0].base_id, "local:mine") == 0 && op.versions[0].enabled &&
+        strcmp(op.versions[0].type, "RSA-2048") == 0);
+  CHECK(memcmp(op.versions[1].thumbprint, made.thumbprint, TDE_THUMB_BYTES) == 0);
+  free(op.versions);
+  CHECK(tde_provider_run(&op, "local:none", &st) == TDE_MISSING && op.versions == NULL);
   /* A version that cannot be read might be the newest: an error, not skipped. */
   CHECK(chmod(path, 0644) == 0 && tde_local_latest(dir, "mine", &info, &st) == TDE_MISCONFIGURED);
+  CHECK(tde_provider_run(&op, "local:mine", &st) == TDE_MISCONFIGURED && op.versions == NULL);
   CHECK(unlink(path) == 0);
   /* Names that are none of this key's. */
   snprintf(path, sizeof path, "%.300s/keys/mine-x-" VECTOR_VERSION ".pem", dir);
@@ -1865,6 +1917,7 @@ int main(int argc, char **argv) {
       {"json_round_trip", json_round_trip},
       {"json_builders", json_builders},
       {"driver_loop", driver_loop},
+      {"driver_versions", driver_versions},
       {"driver_failures", driver_failures},
       {"driver_input", driver_input},
       {"provider_table", provider_table},
