@@ -20,7 +20,6 @@
 */
 #include "azure.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +28,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
+#include "challenge.h"
 #include "instance.h"
 #include "request.h"
 #include "rsa.h"
@@ -129,163 +129,18 @@ static tde_class azure_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX]
 
 /* ---- which hosts ---- */
 
-/* True when host is "label.suffix", with one label or more. */
-static int below(const char *host, const char *suffix) {
-  size_t nh = strlen(host), ns = strlen(suffix);
-  return nh > ns + 1 && host[nh - ns - 1] == '.' && strcmp(host + nh - ns, suffix) == 0;
-}
-
 int tde_azure_host_allowed(const struct tde_instance *inst, const char *host) {
   const tde_cloud *c = tde_instance_cloud(inst);
   char own[TDE_KEY_ID_MAX];
   key_parts parts;
   for (size_t i = 0; i < sizeof official / sizeof official[0]; i++) {
-    if (below(host, official[i])) return 1;
+    if (tde_host_below(host, official[i])) return 1;
   }
   for (int i = 0; i < c->nsuffixes; i++) {
-    if (below(host, c->suffixes[i])) return 1;
+    if (tde_host_below(host, c->suffixes[i])) return 1;
   }
   return tde_instance_protector(inst, own, NULL) == TDE_OK && split_id(own, strlen(own), &parts) &&
          strcmp(parts.host, host) == 0;
-}
-
-/* ---- challenges ---- */
-
-static struct {
-  pthread_mutex_t mutex;
-  pthread_once_t once;
-  unsigned next;
-  struct {
-    char host[254];
-    tde_challenge challenge;
-  } at[TDE_CHALLENGES_MAX];
-} known = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
-
-static void raw_lock(void) {
-  pthread_mutex_lock(&known.mutex);
-}
-
-static void known_unlock(void) {
-  pthread_mutex_unlock(&known.mutex);
-}
-
-/* A child forked while another thread holds the mutex would never get it. */
-static void known_once(void) {
-  pthread_atfork(raw_lock, known_unlock, known_unlock);
-}
-
-static void known_lock(void) {
-  pthread_once(&known.once, known_once);
-  raw_lock();
-}
-
-static int known_get(const char *host, tde_challenge *out) {
-  int found = 0;
-  known_lock();
-  for (int i = 0; i < TDE_CHALLENGES_MAX && !found; i++) {
-    if (strcmp(known.at[i].host, host) != 0) continue;
-    *out = known.at[i].challenge;
-    found = 1;
-  }
-  known_unlock();
-  return found;
-}
-
-static void known_put(const char *host, const tde_challenge *challenge) {
-  known_lock();
-  unsigned at = known.next;
-  int i = 0;
-  while (i < TDE_CHALLENGES_MAX && strcmp(known.at[i].host, host) != 0) i++;
-  if (i < TDE_CHALLENGES_MAX) at = (unsigned)i;
-  else known.next = (known.next + 1) % TDE_CHALLENGES_MAX;
-  snprintf(known.at[at].host, sizeof known.at[at].host, "%s", host);
-  known.at[at].challenge = *challenge;
-  known_unlock();
-}
-
-void tde_azure_drop_cache(void) {
-  known_lock();
-  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) known.at[i].host[0] = 0;
-  known.next = 0;
-  known_unlock();
-}
-
-/* The value of a parameter of a challenge, quoted or not; 0 when absent or
-** too long. */
-static int parameter(const char *header, const char *name, char *out, size_t cap) {
-  const char *p = header;
-  while (*p != 0) {
-    p += strspn(p, " \t,");
-    size_t nname = strcspn(p, "=, \t");
-    if (p[nname] != '=') {
-      if (nname == 0 && *p != 0) return 0;
-      p += nname;
-      continue;
-    }
-    const char *v = p + nname + 1;
-    int quoted = *v == '"';
-    v += quoted;
-    size_t n = strcspn(v, quoted ? "\"" : ", \t");
-    if (quoted && v[n] != '"') return 0;
-    if (nname == strlen(name) && strncasecmp(p, name, nname) == 0) {
-      return n > 0 && copy_part(out, cap, v, n);
-    }
-    p = v + n + quoted;
-  }
-  return 0;
-}
-
-/* "https://host" of a resource or scope; 0 when it is something else. */
-static int resource_host(char *resource, const char **host) {
-  static const char scope[] = "/.default";
-  size_t n = strlen(resource);
-  if (n > sizeof scope - 1 && strcmp(resource + n - (sizeof scope - 1), scope) == 0) {
-    resource[n -= sizeof scope - 1] = 0;
-  }
-  if (n > 0 && resource[n - 1] == '/') resource[--n] = 0;
-  if (n <= SCHEME_LEN || strncmp(resource, SCHEME, SCHEME_LEN) != 0) return 0;
-  *host = resource + SCHEME_LEN;
-  /* A top-level domain is above everything: no vault's domain is that short. */
-  return tde_host_valid(*host, n - SCHEME_LEN) && strchr(*host, '.') != NULL;
-}
-
-static tde_class bad_challenge(tde_status *st) {
-  return tde_fail(st, TDE_CORRUPT, "check what answers at the vault's address",
-                  "the vault's challenge is missing or malformed");
-}
-
-tde_class tde_azure_challenge(const char *header, const char *host, tde_challenge *out,
-                              tde_status *st) {
-  char authority[512];
-  const char *resource = NULL;
-  memset(out, 0, sizeof *out);
-  if (header == NULL || strlen(header) > 4096 || strncasecmp(header, "Bearer ", 7) != 0) {
-    return bad_challenge(st);
-  }
-  header += 7;
-  if (!parameter(header, "authorization", authority, sizeof authority) &&
-      !parameter(header, "authorization_uri", authority, sizeof authority)) {
-    return bad_challenge(st);
-  }
-  if (!parameter(header, "resource", out->resource, sizeof out->resource) &&
-      !parameter(header, "scope", out->resource, sizeof out->resource)) {
-    return bad_challenge(st);
-  }
-  const char *slash = strncmp(authority, SCHEME, SCHEME_LEN) == 0
-                          ? strchr(authority + SCHEME_LEN, '/')
-                          : NULL;
-  size_t n = slash != NULL ? strcspn(slash + 1, "/?#") : 0;
-  if (n == 0 || !copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
-      !tde_plain_name(out->tenant) || out->tenant[0] == '.' ||
-      !resource_host(out->resource, &resource)) {
-    return bad_challenge(st);
-  }
-  if (!below(host, resource)) {
-    return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
-                    "%.100s asks for a token for %.100s, which it does not belong to", host,
-                    resource);
-  }
-  return TDE_OK;
 }
 
 /* ---- an operation ---- */
@@ -391,7 +246,7 @@ static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
   if (op->kind == TDE_OP_LATEST || list) op->version[0] = 0;
   int known_version = op->version[0] != 0;
   a->stage = list ? STAGE_LIST : op->kind == TDE_OP_UNWRAP && known_version ? STAGE_OP : STAGE_GET;
-  if (known_get(a->key.host, &challenge)) return get_token(op, &challenge, req, st);
+  if (tde_challenge_get(a->key.host, &challenge)) return get_token(op, &challenge, req, st);
   return call_vault(op, req, st);
 }
 
@@ -785,11 +640,11 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     a->tried_again = 1;
   }
   const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
-  if (tde_azure_challenge(header, a->key.host, &challenge, st) != TDE_OK) {
+  if (tde_challenge_read(header, a->key.host, &challenge, st) != TDE_OK) {
     st->http_status = reply->status;
     return TDE_STEP_FAILED;
   }
-  known_put(a->key.host, &challenge);
+  tde_challenge_put(a->key.host, &challenge);
   return get_token(op, &challenge, req, st);
 }
 

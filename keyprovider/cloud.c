@@ -39,6 +39,11 @@ int tde_host_valid(const char *host, size_t n) {
   return label > 0 && host[n - 1] != '-';
 }
 
+int tde_host_below(const char *host, const char *suffix) {
+  size_t nh = strlen(host), ns = strlen(suffix);
+  return nh > ns + 1 && host[nh - ns - 1] == '.' && strcmp(host + nh - ns, suffix) == 0;
+}
+
 /* Where a reading stands: which object, of which name, and the outcome. */
 typedef struct reader {
   const tde_json *obj;

@@ -91,5 +91,7 @@ const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde
 int tde_plain_name(const char *text);
 /* True for a host in lower case: letters, digits, '-', labels between dots. */
 int tde_host_valid(const char *host, size_t n);
+/* True when host is "label.suffix", with one label or more. */
+int tde_host_below(const char *host, const char *suffix);
 
 #endif

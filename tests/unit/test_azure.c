@@ -21,6 +21,7 @@
 #include "ext/base/crypto.h"
 #include "ext/base/secret.h"
 #include "keyprovider/azure.h"
+#include "keyprovider/challenge.h"
 #include "keyprovider/http.h"
 #include "keyprovider/instance.h"
 #include "keyprovider/jwt.h"
@@ -105,7 +106,7 @@ static void script(const step *s, int n) {
 
 static void forget(void) {
   tde_token_drop_cache();
-  tde_azure_drop_cache();
+  tde_challenge_drop_cache();
 }
 
 /* ---- instances and operations ---- */
@@ -306,17 +307,17 @@ static void challenges(void) {
   };
   tde_challenge c;
   for (size_t i = 0; i < COUNT(all); i++) {
-    tde_class rc = tde_azure_challenge(all[i].text, all[i].host, &c, NULL);
+    tde_class rc = tde_challenge_read(all[i].text, all[i].host, &c, NULL);
     if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
     CHECK(rc == all[i].rc);
   }
-  CHECK(tde_azure_challenge(CHALLENGE, "v.vault.azure.net", &c, NULL) == TDE_OK);
+  CHECK(tde_challenge_read(CHALLENGE, "v.vault.azure.net", &c, NULL) == TDE_OK);
   CHECK(strcmp(c.tenant, TENANT) == 0 && strcmp(c.resource, "https://vault.azure.net") == 0);
   char huge[6000];
   memset(huge, ' ', sizeof huge);
   memcpy(huge, "Bearer", 6);
   huge[sizeof huge - 1] = 0;
-  CHECK(tde_azure_challenge(huge, "v.vault.azure.net", &c, NULL) == TDE_CORRUPT);
+  CHECK(tde_challenge_read(huge, "v.vault.azure.net", &c, NULL) == TDE_CORRUPT);
 }
 
 /* ---- operations ---- */

@@ -1,0 +1,165 @@
+/*
+** challenge.c: the challenges of vaults; challenge.h tells the rules.
+**
+** What must hold: what a challenge says is a stranger's word until it is checked,
+** and nothing of it is kept before; the mutex is held for copying only.
+*/
+#include "challenge.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "cloud.h"
+
+#define SCHEME "https://"
+#define SCHEME_LEN 8
+
+static int copy_part(char *out, size_t cap, const char *p, size_t n) {
+  if (n >= cap) return 0;
+  memcpy(out, p, n);
+  out[n] = 0;
+  return 1;
+}
+
+/* ---- what is remembered ---- */
+
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  unsigned next;
+  struct {
+    char host[254];
+    tde_challenge challenge;
+  } at[TDE_CHALLENGES_MAX];
+} known = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void raw_lock(void) {
+  pthread_mutex_lock(&known.mutex);
+}
+
+static void known_unlock(void) {
+  pthread_mutex_unlock(&known.mutex);
+}
+
+/* A child forked while another thread holds the mutex would never get it. */
+static void known_once(void) {
+  pthread_atfork(raw_lock, known_unlock, known_unlock);
+}
+
+static void known_lock(void) {
+  pthread_once(&known.once, known_once);
+  raw_lock();
+}
+
+int tde_challenge_get(const char *host, tde_challenge *out) {
+  int found = 0;
+  known_lock();
+  for (int i = 0; i < TDE_CHALLENGES_MAX && !found; i++) {
+    if (strcmp(known.at[i].host, host) != 0) continue;
+    *out = known.at[i].challenge;
+    found = 1;
+  }
+  known_unlock();
+  return found;
+}
+
+void tde_challenge_put(const char *host, const tde_challenge *challenge) {
+  known_lock();
+  unsigned at = known.next;
+  int i = 0;
+  while (i < TDE_CHALLENGES_MAX && strcmp(known.at[i].host, host) != 0) i++;
+  if (i < TDE_CHALLENGES_MAX) at = (unsigned)i;
+  else known.next = (known.next + 1) % TDE_CHALLENGES_MAX;
+  snprintf(known.at[at].host, sizeof known.at[at].host, "%s", host);
+  known.at[at].challenge = *challenge;
+  known_unlock();
+}
+
+void tde_challenge_drop_cache(void) {
+  known_lock();
+  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) known.at[i].host[0] = 0;
+  known.next = 0;
+  known_unlock();
+}
+
+/* ---- reading one ---- */
+
+/* The value of a parameter of a challenge, quoted or not; 0 when absent or
+** too long. */
+static int parameter(const char *header, const char *name, char *out, size_t cap) {
+  const char *p = header;
+  while (*p != 0) {
+    p += strspn(p, " \t,");
+    size_t nname = strcspn(p, "=, \t");
+    if (p[nname] != '=') {
+      if (nname == 0 && *p != 0) return 0;
+      p += nname;
+      continue;
+    }
+    const char *v = p + nname + 1;
+    int quoted = *v == '"';
+    v += quoted;
+    size_t n = strcspn(v, quoted ? "\"" : ", \t");
+    if (quoted && v[n] != '"') return 0;
+    if (nname == strlen(name) && strncasecmp(p, name, nname) == 0) {
+      return n > 0 && copy_part(out, cap, v, n);
+    }
+    p = v + n + quoted;
+  }
+  return 0;
+}
+
+/* "https://host" of a resource or scope; 0 when it is something else. */
+static int resource_host(char *resource, const char **host) {
+  static const char scope[] = "/.default";
+  size_t n = strlen(resource);
+  if (n > sizeof scope - 1 && strcmp(resource + n - (sizeof scope - 1), scope) == 0) {
+    resource[n -= sizeof scope - 1] = 0;
+  }
+  if (n > 0 && resource[n - 1] == '/') resource[--n] = 0;
+  if (n <= SCHEME_LEN || strncmp(resource, SCHEME, SCHEME_LEN) != 0) return 0;
+  *host = resource + SCHEME_LEN;
+  /* A top-level domain is above everything: no vault's domain is that short. */
+  return tde_host_valid(*host, n - SCHEME_LEN) && strchr(*host, '.') != NULL;
+}
+
+static tde_class bad_challenge(tde_status *st) {
+  return tde_fail(st, TDE_CORRUPT, "check what answers at the vault's address",
+                  "the vault's challenge is missing or malformed");
+}
+
+tde_class tde_challenge_read(const char *header, const char *host, tde_challenge *out,
+                              tde_status *st) {
+  char authority[512];
+  const char *resource = NULL;
+  memset(out, 0, sizeof *out);
+  if (header == NULL || strlen(header) > 4096 || strncasecmp(header, "Bearer ", 7) != 0) {
+    return bad_challenge(st);
+  }
+  header += 7;
+  if (!parameter(header, "authorization", authority, sizeof authority) &&
+      !parameter(header, "authorization_uri", authority, sizeof authority)) {
+    return bad_challenge(st);
+  }
+  if (!parameter(header, "resource", out->resource, sizeof out->resource) &&
+      !parameter(header, "scope", out->resource, sizeof out->resource)) {
+    return bad_challenge(st);
+  }
+  const char *slash = strncmp(authority, SCHEME, SCHEME_LEN) == 0
+                          ? strchr(authority + SCHEME_LEN, '/')
+                          : NULL;
+  size_t n = slash != NULL ? strcspn(slash + 1, "/?#") : 0;
+  if (n == 0 || !copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
+      !tde_plain_name(out->tenant) || out->tenant[0] == '.' ||
+      !resource_host(out->resource, &resource)) {
+    return bad_challenge(st);
+  }
+  if (!tde_host_below(host, resource)) {
+    return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
+                    "%.100s asks for a token for %.100s, which it does not belong to", host,
+                    resource);
+  }
+  return TDE_OK;
+}

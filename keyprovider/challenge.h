@@ -1,0 +1,39 @@
+/*
+** challenge.h: what a vault's first answer says about who gives tokens for it.
+**
+** A vault answers a request without a token with 401 and a challenge: RFC 6750
+** section 3 with the parameters authorization and resource (or scope) that
+** Azure Key Vault sends. Tenant and resource are remembered for each vault, so that
+** the next operation begins with the token.
+**
+** Thread-safe; works on in a forked child.
+*/
+#ifndef TDE_CHALLENGE_H
+#define TDE_CHALLENGE_H
+
+#include "../ext/base/status.h"
+
+/* Vaults whose tenant and resource are remembered. */
+#define TDE_CHALLENGES_MAX 64
+
+/* What a challenge says, after the checks. */
+typedef struct tde_challenge {
+  char tenant[128];
+  char resource[256];   /* "https://host" */
+} tde_challenge;
+
+/* Reads a WWW-Authenticate header of the vault at host (no port). The vault
+** must lie below the resource's domain, so that a stranger cannot ask for
+** another service's token. Only the tenant is taken of the authority it names.
+** TDE_CORRUPT: malformed; TDE_DENIED: another resource. */
+tde_class tde_challenge_read(const char *header, const char *host, tde_challenge *out,
+                              tde_status *st);
+
+/* What is remembered of the vault at host; 0: nothing. */
+int tde_challenge_get(const char *host, tde_challenge *out);
+void tde_challenge_put(const char *host, const tde_challenge *challenge);
+
+/* Forgets every challenge. */
+void tde_challenge_drop_cache(void);
+
+#endif
