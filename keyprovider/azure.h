@@ -14,7 +14,7 @@
 #include "provider.h"
 
 /* Whether the instance allows this host: below an official suffix or one of its
-** own, or the host of its default protector. */
+** own, or the host of a key that it names (tde_instance_key_at). */
 int tde_azure_host_allowed(const struct tde_instance *inst, const char *host);
 
 #endif

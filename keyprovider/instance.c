@@ -615,6 +615,13 @@ int tde_instance_is_service_managed(const tde_instance *inst) {
   return inst->service_managed;
 }
 
+const char *tde_instance_key_at(const tde_instance *inst, size_t i) {
+  if (i == 0) return inst->protector;
+  i -= 1;
+  if (inst->smk[0] != 0 && i-- == 0) return inst->smk;
+  return i < (size_t)inst->nkeys ? inst->keys[i].base_id : NULL;
+}
+
 tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
                                  tde_status *st) {
   (void)st;

@@ -77,6 +77,10 @@ const char *tde_instance_default_identity(const tde_instance *inst);
 ** from 0. info->base_id, version, type, thumbprint, created. */
 int tde_instance_nkeys(const tde_instance *inst);
 const tde_key_info *tde_instance_key(const tde_instance *inst, int i);
+/* Every key id that the instance names (default protector, service-managed key, key
+** list), by number from 0; NULL: no more. Their hosts are trusted: a key id in a
+** database's header is not. Lives as long as inst. */
+const char *tde_instance_key_at(const tde_instance *inst, size_t i);
 
 /* Key id of the default protector ("local:smk/..." or a customer's). Copies. */
 tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
