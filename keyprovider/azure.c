@@ -248,7 +248,7 @@ static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
   if (op->kind == TDE_OP_LATEST || list) op->version[0] = 0;
   int known_version = op->version[0] != 0;
   a->stage = list ? STAGE_LIST : op->kind == TDE_OP_UNWRAP && known_version ? STAGE_OP : STAGE_GET;
-  if (tde_challenge_get(a->key.host, &challenge)) return get_token(op, &challenge, req, st);
+  if (tde_challenge_get(op->instance, a->key.host, &challenge)) return get_token(op, &challenge, req, st);
   return call_vault(op, req, st);
 }
 
@@ -646,16 +646,24 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     st->http_status = reply->status;
     return TDE_STEP_FAILED;
   }
-  tde_challenge_put(a->key.host, &challenge);
+  tde_challenge_put(op->instance, a->key.host, &challenge);
   return get_token(op, &challenge, req, st);
+}
+
+/* After a step of the token's flow. A tenant that gives no token may no longer be
+** the vault's: the next operation asks the vault again. */
+static tde_step after_token(tde_op *op, tde_step step, tde_request *req, tde_status *st) {
+  const az *a = op->state;
+  if (step == TDE_STEP_DONE) return call_vault(op, req, st);
+  if (step == TDE_STEP_FAILED && !tde_class_is_outage(st->code)) {
+    tde_challenge_forget(op->instance, a->key.host);
+  }
+  return step;
 }
 
 static tde_step azure_reply(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st) {
   az *a = op->state;
-  if (a->in_token) {
-    tde_step step = tde_token_reply(a->flow, reply, req, st);
-    return step == TDE_STEP_DONE ? call_vault(op, req, st) : step;
-  }
+  if (a->in_token) return after_token(op, tde_token_reply(a->flow, reply, req, st), req, st);
   if (reply->status == 401) return on_challenge(op, reply, req, st);
   if (reply->status != 200) {
     refused(op, reply, st);
@@ -671,6 +679,13 @@ static tde_step azure_reply(tde_op *op, const tde_reply *reply, tde_request *req
   return on_result(op, reply, st) == TDE_OK ? TDE_STEP_DONE : TDE_STEP_FAILED;
 }
 
+/* Only a token can be had from elsewhere than from a reply. */
+static tde_step azure_unanswered(tde_op *op, tde_request *req, tde_status *st) {
+  az *a = op->state;
+  if (!a->in_token) return TDE_STEP_FAILED;
+  return after_token(op, tde_token_unanswered(a->flow, req, st), req, st);
+}
+
 const tde_provider tde_provider_azure = {
     .name = "azure",
     .matches = azure_matches,
@@ -678,4 +693,5 @@ const tde_provider tde_provider_azure = {
     .start = azure_start,
     .reply = azure_reply,
     .finish = azure_finish,
+    .unanswered = azure_unanswered,
 };

@@ -29,7 +29,8 @@ static struct {
   pthread_mutex_t mutex;
   pthread_once_t once;
   unsigned next;
-  struct {
+  struct known_vault {
+    const struct tde_instance *inst; /* NULL: free */
     char host[254];
     tde_challenge challenge;
   } at[TDE_CHALLENGES_MAX];
@@ -53,33 +54,46 @@ static void known_lock(void) {
   raw_lock();
 }
 
-int tde_challenge_get(const char *host, tde_challenge *out) {
-  int found = 0;
-  known_lock();
-  for (int i = 0; i < TDE_CHALLENGES_MAX && !found; i++) {
-    if (strcmp(known.at[i].host, host) != 0) continue;
-    *out = known.at[i].challenge;
-    found = 1;
+/* Its place, or NULL. An instance's address is never another's: they are not freed. */
+static struct known_vault *find(const struct tde_instance *inst, const char *host) {
+  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) {
+    if (known.at[i].inst == inst && strcmp(known.at[i].host, host) == 0) return &known.at[i];
   }
-  known_unlock();
-  return found;
+  return NULL;
 }
 
-void tde_challenge_put(const char *host, const tde_challenge *challenge) {
+int tde_challenge_get(const struct tde_instance *inst, const char *host, tde_challenge *out) {
   known_lock();
-  unsigned at = known.next;
-  int i = 0;
-  while (i < TDE_CHALLENGES_MAX && strcmp(known.at[i].host, host) != 0) i++;
-  if (i < TDE_CHALLENGES_MAX) at = (unsigned)i;
-  else known.next = (known.next + 1) % TDE_CHALLENGES_MAX;
-  snprintf(known.at[at].host, sizeof known.at[at].host, "%s", host);
-  known.at[at].challenge = *challenge;
+  const struct known_vault *v = find(inst, host);
+  if (v != NULL) *out = v->challenge;
+  known_unlock();
+  return v != NULL;
+}
+
+void tde_challenge_put(const struct tde_instance *inst, const char *host,
+                       const tde_challenge *challenge) {
+  known_lock();
+  struct known_vault *v = find(inst, host);
+  if (v == NULL) {
+    v = &known.at[known.next];
+    known.next = (known.next + 1) % TDE_CHALLENGES_MAX;
+  }
+  v->inst = inst;
+  snprintf(v->host, sizeof v->host, "%s", host);
+  v->challenge = *challenge;
+  known_unlock();
+}
+
+void tde_challenge_forget(const struct tde_instance *inst, const char *host) {
+  known_lock();
+  struct known_vault *v = find(inst, host);
+  if (v != NULL) v->inst = NULL;
   known_unlock();
 }
 
 void tde_challenge_drop_cache(void) {
   known_lock();
-  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) known.at[i].host[0] = 0;
+  for (int i = 0; i < TDE_CHALLENGES_MAX; i++) known.at[i].inst = NULL;
   known.next = 0;
   known_unlock();
 }

@@ -29,9 +29,15 @@ typedef struct tde_challenge {
 tde_class tde_challenge_read(const char *header, const char *host, tde_challenge *out,
                               tde_status *st);
 
-/* What is remembered of the vault at host; 0: nothing. */
-int tde_challenge_get(const char *host, tde_challenge *out);
-void tde_challenge_put(const char *host, const tde_challenge *challenge);
+struct tde_instance;
+
+/* What is remembered of the vault at host; 0: nothing. Each instance learns for
+** itself: it may reach another server under that name. */
+int tde_challenge_get(const struct tde_instance *inst, const char *host, tde_challenge *out);
+void tde_challenge_put(const struct tde_instance *inst, const char *host,
+                       const tde_challenge *challenge);
+/* It led to no token: the vault is asked anew. */
+void tde_challenge_forget(const struct tde_instance *inst, const char *host);
 
 /* Forgets every challenge. */
 void tde_challenge_drop_cache(void);

@@ -601,7 +601,8 @@ tde_class tde_http_send(const tde_op *op, const tde_request *req, tde_reply *rep
   pool_unlock();
   tde_class rc = tde_http_url_check(op, req->url, &x.plain, st);
   if (rc != TDE_OK) return rc;
-  x.deadline = now_ms() + (x.cloud != NULL ? x.cloud->total_ms : 30000);
+  int most = x.cloud != NULL ? x.cloud->total_ms : 30000;
+  x.deadline = now_ms() + (req->max_ms > 0 && req->max_ms < most ? req->max_ms : most);
   x.headers = header_list(req, nodes, sizeof nodes / sizeof nodes[0]);
   if (x.cloud != NULL && x.cloud->connect_to[0] != 0) {
     /* "::" : every host and port. */

@@ -66,6 +66,7 @@ typedef struct tde_request {
                                   ** "Name: value" from tde_secret_alloc */
   char *body;                     /* from tde_secret_alloc; may be NULL */
   size_t nbody;
+  int max_ms;                     /* not worth waiting longer for; 0: the instance's timeout */
 } tde_request;
 
 /* Frees what a request holds and zeroes it. */
@@ -119,6 +120,9 @@ typedef struct tde_provider {
   tde_step (*reply)(tde_op *op, const tde_reply *reply, tde_request *req, tde_status *st);
   /* Frees op->state; NULL when there never is any. */
   void (*finish)(tde_op *op);
+  /* A request got no reply; st says why. May go on all the same: DONE, or another
+  ** request. NULL: the operation fails as st says. */
+  tde_step (*unanswered)(tde_op *op, tde_request *req, tde_status *st);
 } tde_provider;
 
 /* How a request is sent: one exchange under the one transport policy, retries

@@ -194,6 +194,8 @@ static tde_step exchange(const tde_provider *p, tde_op *op, tde_request *req, td
              "this build has no network transport");
   } else if (send(op, req, &reply, st) == TDE_OK) {
     step = p->reply(op, &reply, next, st);
+  } else if (p->unanswered != NULL) {
+    step = p->unanswered(op, next, st);
   }
   if (reply.release != NULL) reply.release(&reply);
   tde_request_clear(req);
@@ -208,6 +210,8 @@ static tde_class drive(const tde_provider *p, tde_op *op, tde_status *st) {
   tde_step step = p->start(op, &req, st);
   while (step == TDE_STEP_SEND && sent++ < TDE_OP_REQUESTS_MAX) {
     memset(&next, 0, sizeof next);
+    /* What was recovered from must not colour a later failure. */
+    tde_status_clear(st);
     step = exchange(p, op, &req, &next, st);
     req = next;
   }

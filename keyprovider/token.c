@@ -155,6 +155,7 @@ void tde_token_drop_cache(void) {
 typedef struct want {
   uint8_t key[TDE_HASH_BYTES];
   uint64_t claim;            /* 0: none */
+  int renewing;              /* an older token serves meanwhile */
   uint64_t serial;           /* of text */
   char *text;                /* secret memory, the flow's own */
 } want;
@@ -213,6 +214,7 @@ static outcome want_token(want *w, tde_status *st) {
     } else if (!claimed(e)) {
       e->claim = w->claim = ++cache.clock;
       e->claim_fork = tde_fork_generation();
+      w->renewing = e->text != NULL && now < e->expires_at;
       result = LEAD;
     } else {
       result = wait_for(e, st);
@@ -362,6 +364,10 @@ static tde_class resolve_environment(tde_identity *id, tde_status *st) {
   return rc;
 }
 
+static int is_managed(const tde_identity *id) {
+  return id->kind == TDE_ID_MANAGED || id->kind == TDE_ID_APP_SERVICE;
+}
+
 /* A managed identity that acts for an application in the vault's tenant. */
 static tde_class resolve_federation(tde_token_flow *f, const char *federated, tde_status *st) {
   const tde_identity *via = NULL;
@@ -374,7 +380,7 @@ static tde_class resolve_federation(tde_token_flow *f, const char *federated, td
   if (!tde_plain_name(federated) || strlen(federated) >= sizeof f->id.client_id) {
     return tde_fail(st, TDE_MISCONFIGURED, NULL, "the federated client id is malformed");
   }
-  if (f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+  if (is_managed(&f->id)) {
     f->via = f->id;
     f->id.kind = TDE_ID_FEDERATED;
     f->id.tenant[0] = 0;
@@ -393,7 +399,7 @@ static int is_guid(const char *text) {
 /* The identity's own tenant, if it names one, must be the vault's: a token of
 ** another would be refused. A tenant may also be named by a domain. */
 static tde_class resolve_tenant(tde_token_flow *f, tde_status *st) {
-  if (f->id.tenant[0] == 0 || f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+  if (f->id.tenant[0] == 0 || is_managed(&f->id)) {
     return TDE_OK;
   }
   if (is_guid(f->id.tenant) && is_guid(f->tenant) && strcasecmp(f->id.tenant, f->tenant) != 0) {
@@ -407,19 +413,25 @@ static tde_class resolve_tenant(tde_token_flow *f, tde_status *st) {
 }
 
 /* What makes one token another: everything that goes into its request, save
-** the secrets themselves. */
+** the secrets themselves. Each text with its NUL, so that none runs into the next. */
 static tde_class make_key(const tde_token_flow *f, const tde_op *op, const tde_identity *id,
                           const char *resource, want *w, tde_status *st) {
-  char text[8192];
-  int n = snprintf(text, sizeof text, "%d|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s", (int)id->kind,
-                   id->name, id->client_id, id->via, id->secret_file, id->secret_env,
-                   id->certificate_file, id->token_file, f->via.client_id, f->tenant, resource,
-                   f->cloud->authority, f->cloud->imds_endpoint,
-                   tde_instance_dir(op->instance));
-  if (n < 0 || n >= (int)sizeof text || tde_sha256(text, (size_t)n, w->key) != TDE_OK) {
-    return tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash an identity");
+  /* A managed identity's token is for its own tenant, whatever the vault's is. */
+  const char *const parts[] = {id->name, id->client_id, id->via, id->secret_file, id->secret_env,
+                               id->certificate_file, id->token_file, f->via.client_id,
+                               is_managed(id) ? "" : f->tenant, resource, f->cloud->authority,
+                               f->cloud->imds_endpoint, tde_instance_dir(op->instance)};
+  char text[TDE_PATH_MAX + 5 * TDE_CLOUD_PATH_MAX];
+  size_t n = 0;
+  text[n++] = (char)('0' + id->kind);
+  for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+    size_t len = strlen(parts[i]) + 1;
+    if (len > sizeof text - n) return tde_fail(st, TDE_INTERNAL, NULL, "an identity is too long");
+    memcpy(text + n, parts[i], len);
+    n += len;
   }
-  return TDE_OK;
+  if (tde_sha256(text, n, w->key) == TDE_OK) return TDE_OK;
+  return tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash an identity");
 }
 
 tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const char *resource,
@@ -490,6 +502,11 @@ static tde_class ask_app_service(const tde_identity *id, const char *resource, t
   tde_class rc = tde_request_begin(req, "GET", url, st);
   tde_secret_free(url);
   return rc == TDE_OK ? tde_request_header(req, "X-IDENTITY-HEADER", header, NULL, st) : rc;
+}
+
+/* A renewal before its time is not worth a long wait. */
+static void hurry(tde_request *req, const want *w) {
+  if (w->renewing) req->max_ms = TDE_TOKEN_HURRY_MS;
 }
 
 static tde_class ask_managed(const tde_token_flow *f, const tde_identity *id, const char *resource,
@@ -631,15 +648,34 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
     if (o == LEAD) {
       f->asking_inner = 1;
       rc = ask_managed(f, &f->via, EXCHANGE_RESOURCE, req, st);
+      hurry(req, &f->inner);
+      hurry(req, &f->outer);
       return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
     }
   }
-  if (f->id.kind == TDE_ID_MANAGED || f->id.kind == TDE_ID_APP_SERVICE) {
+  if (is_managed(&f->id)) {
     rc = ask_managed(f, &f->id, f->resource, req, st);
   } else {
     rc = ask_authority(f, req, st);
   }
+  hurry(req, &f->outer);
   return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
+}
+
+/* The request under way failed as st says. In an outage, what is still good of
+** an older assertion or token serves. */
+static tde_step not_renewed(tde_token_flow *f, tde_request *req, tde_status *st) {
+  int outage = tde_class_is_outage(st->code);
+  if (outage && f->asking_inner) {
+    settle_failed(&f->inner, st);
+    if (old_token(&f->inner)) return ask_outer(f, req, st);
+  }
+  ended(f, st);
+  return outage && old_token(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
+}
+
+tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *st) {
+  return not_renewed(f, req, st);
 }
 
 tde_step tde_token_start(tde_token_flow *f, tde_request *req, tde_status *st) {
@@ -734,7 +770,7 @@ static void note_error(const tde_reply *reply, tde_status *st) {
 
 static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_status *st) {
   const tde_identity *id = f->asking_inner ? &f->via : &f->id;
-  int managed = id->kind == TDE_ID_MANAGED || id->kind == TDE_ID_APP_SERVICE;
+  int managed = is_managed(id);
   int s = reply->status;
   note_error(reply, st);
   if (s == 429) {
@@ -761,9 +797,7 @@ tde_step tde_token_reply(tde_token_flow *f, const tde_reply *reply, tde_request 
   tde_class rc = reply->status == 200 ? accept_token(reply, w, st) : refused(f, reply, st);
   if (rc != TDE_OK) {
     st->http_status = reply->status;
-    ended(f, st);
-    if (tde_class_is_outage(rc) && old_token(&f->outer)) return TDE_STEP_DONE;
-    return TDE_STEP_FAILED;
+    return not_renewed(f, req, st);
   }
   if (!f->asking_inner) return TDE_STEP_DONE;
   return ask_outer(f, req, st);

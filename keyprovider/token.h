@@ -21,8 +21,10 @@
 
 /* Tokens that the cache keeps; the one used the longest time ago makes way. */
 #define TDE_TOKENS_MAX 64
-/* Renewed this many seconds before the end, or at half of a shorter life. */
+/* Renewed this many seconds before the end, or at half of a shorter life. Until
+** the end the old token serves when there is no new one within this time. */
 #define TDE_TOKEN_EARLY 300
+#define TDE_TOKEN_HURRY_MS 3000
 /* Bytes of the longest token that is accepted. */
 #define TDE_TOKEN_TEXT_MAX 16384
 
@@ -38,6 +40,8 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
 tde_step tde_token_start(tde_token_flow *f, tde_request *req, tde_status *st);
 tde_step tde_token_reply(tde_token_flow *f, const tde_reply *reply, tde_request *req,
                          tde_status *st);
+/* The request got no reply, as st says: an older token that is still good serves. */
+tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *st);
 /* The token: secret memory, lives as long as the flow. */
 const char *tde_token_value(const tde_token_flow *f);
 /* A service refused this token: it leaves the cache, unless a newer one is

@@ -59,12 +59,13 @@ typedef struct step {
 
 typedef struct asked {
   char method[8], url[600], headers[2048], body[8192];
+  int max_ms;
 } asked;
 
 static struct {
   pthread_mutex_t mutex;
   const step *script;
-  int nscript, n, nap_ms, tokens;
+  int nscript, n, tokens;
   asked log[40];
 } wire = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -82,6 +83,7 @@ static void keep(asked *a, const tde_request *req) {
   for (char **h = req->headers; h != NULL && *h != NULL && n < sizeof a->headers; h++) {
     n += (size_t)snprintf(a->headers + n, sizeof a->headers - n, "%s\n", *h);
   }
+  a->max_ms = req->max_ms;
   if (req->body != NULL) snprintf(a->body, sizeof a->body, "%s", req->body);
 }
 
@@ -794,9 +796,10 @@ static void token_replies(void) {
       CHECK(strcmp(last.service_code, "invalid_client/AADSTS7000215") == 0);
       CHECK(strcmp(last.request_id, "tr-1") == 0);
     }
-    /* The claim is free again. */
-    step good[] = {TOKEN, {200, UNWRAP_REPLY, NULL}};
-    script(good, 2);
+    /* The claim is free again; after a denial the vault is asked for its tenant anew. */
+    step good[] = {DENY, TOKEN, {200, UNWRAP_REPLY, NULL}};
+    int outage = tde_class_is_outage(rc);
+    script(good + outage, 3 - outage);
     CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK);
   }
   static const step gone[] = {DENY, {0, "", NULL}};
@@ -812,6 +815,104 @@ static void token_replies(void) {
     script(s, 2);
     CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_CORRUPT);
   }
+}
+
+/* ---- renewals ---- */
+
+#define SHORT_TOKEN(text) "{\"expires_in\":4,\"access_token\":\"" text "\"}"
+#define NO_ANSWER \
+  { 0, "", NULL }
+
+static void half_life(void) {
+  struct timespec nap = {2, 100000000};
+  nanosleep(&nap, NULL);
+}
+
+/* An unwrap with what the caches hold. */
+static tde_class again(const tde_instance *inst, const char *identity, const step *s, int n) {
+  tde_op op;
+  memset(&op, 0, sizeof op);
+  op.kind = TDE_OP_UNWRAP;
+  op.instance = inst;
+  op.identity = identity;
+  op.dek = dek;
+  op.nwrapped = 256;
+  script(s, n);
+  return tde_provider_run(&op, KEY "/" VERSION, &last);
+}
+
+/* A token is renewed at half of a short life. While the endpoint is away, the old
+** one serves, and the endpoint is left alone for a while. */
+static void renewal(void) {
+  static const step cold[] = {DENY, {200, SHORT_TOKEN("SECRET-OLD"), NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step gone[] = {NO_ANSWER, {200, UNWRAP_REPLY, NULL}};
+  static const step busy[] = {{503, "", NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step denied[] = {{401, "{\"error\":\"invalid_client\"}", NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step fine[] = {{200, SHORT_TOKEN("SECRET-NEW"), NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step warm[] = {{200, UNWRAP_REPLY, NULL}};
+  static const struct {
+    const step *steps;
+    tde_class rc;
+    const char *token; /* that the vault is shown then */
+  } all[] = {{gone, TDE_OK, "SECRET-OLD"},
+             {busy, TDE_OK, "SECRET-OLD"},
+             {fine, TDE_OK, "SECRET-NEW"},
+             {denied, TDE_UNAUTHENTICATED, NULL}};
+  const tde_instance *inst[COUNT(all)];
+  for (size_t i = 0; i < COUNT(all); i++) inst[i] = instance(SECRET_IDENTITY);
+  forget();
+  for (size_t i = 0; i < COUNT(all); i++) CHECK(again(inst[i], NULL, cold, 3) == TDE_OK);
+  CHECK(wire.log[1].max_ms == 0 && again(inst[0], NULL, warm, 1) == TDE_OK);
+  half_life();
+  for (size_t i = 0; i < COUNT(all); i++) {
+    CHECK(again(inst[i], NULL, all[i].steps, 2) == all[i].rc);
+    CHECK(strstr(wire.log[0].url, "/oauth2/") != NULL && wire.log[0].max_ms == TDE_TOKEN_HURRY_MS);
+    CHECK(wire.n == 1 + (all[i].token != NULL));
+    if (all[i].token != NULL) CHECK(strstr(wire.log[1].headers, all[i].token) != NULL);
+  }
+  CHECK(again(inst[0], NULL, warm, 1) == TDE_OK && wire.n == 1);
+  half_life();
+  /* The old one has ended: now the failure counts. */
+  CHECK(again(inst[0], NULL, gone, 1) == TDE_UNREACHABLE && wire.log[0].max_ms == 0);
+  /* The vault may have moved to another tenant: it is asked anew after a denial. */
+  CHECK(again(inst[3], NULL, cold, 3) == TDE_OK && wire.n == 3);
+}
+
+/* The same for the assertion of a federated identity, whose token is of no use. */
+static void renewal_of_an_assertion(void) {
+  static const step cold[] = {DENY, {200, SHORT_TOKEN("SECRET-MI"), NULL}, TOKEN, {200, UNWRAP_REPLY, NULL}};
+  static const step gone[] = {NO_ANSWER, TOKEN, {200, UNWRAP_REPLY, NULL}};
+  static const step other[] = {{401, "", "Bearer authorization=\"https://l/" OTHER_TENANT
+                                         "\", resource=\"https://vault.azure.net\""},
+                               NO_ANSWER,
+                               TOKEN,
+                               {200, UNWRAP_REPLY, NULL}};
+  const tde_instance *inst = instance(
+      ",\"identities\":{\"m\":{\"kind\":\"managed_identity\"},\"f\":{\"kind\":\"federated\","
+      "\"client_id\":\"fc\",\"via\":\"m\"}}");
+  forget();
+  CHECK(again(inst, "f", cold, 4) == TDE_OK);
+  half_life();
+  /* Another vault's tenant needs a token of its own, from the same assertion. */
+  tde_challenge_drop_cache();
+  CHECK(again(inst, "f", other, 4) == TDE_OK && wire.n == 4);
+  CHECK(strstr(wire.log[1].url, "169.254") != NULL);
+  CHECK(strstr(wire.log[2].body, "client_assertion=SECRET-MI") != NULL);
+  half_life();
+  tde_token_drop_cache();
+  CHECK(again(inst, "f", gone, 3) == TDE_UNREACHABLE && wire.n == 1);
+}
+
+/* A failure that was recovered from leaves no trace in a later one's report. */
+static void old_failure_is_forgotten(void) {
+  static const step cold[] = {DENY, {200, SHORT_TOKEN("SECRET-OLD"), NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step s[] = {{503, "{\"error\":\"server_error\",\"trace_id\":\"tr-9\"}", NULL}, NO_ANSWER};
+  const tde_instance *inst = instance(SECRET_IDENTITY);
+  forget();
+  CHECK(again(inst, NULL, cold, 3) == TDE_OK);
+  half_life();
+  CHECK(again(inst, NULL, s, 2) == TDE_UNREACHABLE && wire.n == 2);
+  CHECK(last.http_status == 0 && last.service_code[0] == 0 && last.request_id[0] == 0);
 }
 
 /* Unwraps cold with these identities; what was asked is in wire.log. */
@@ -1175,6 +1276,9 @@ int main(int argc, char **argv) {
       {"endless_lists", endless_lists},
       {"refused_token", refused_token},
       {"token_replies", token_replies},
+      {"renewal", renewal},
+      {"renewal_of_an_assertion", renewal_of_an_assertion},
+      {"old_failure_is_forgotten", old_failure_is_forgotten},
       {"managed_identities", managed_identities},
       {"federation", federation},
       {"secret_sources", secret_sources},

@@ -186,6 +186,8 @@ typedef struct answer {
 ** one is needed, that must end. */
 static int fresh_connection;
 
+static int max_ms; /* of the next request */
+
 static answer ask(const tde_instance *inst, const char *method, const char *url) {
   tde_op op;
   tde_request req;
@@ -205,6 +207,7 @@ static answer ask(const tde_instance *inst, const char *method, const char *url)
     tde_sbuf_add(&s, "SECRET-BODY");
     CHECK(tde_request_body(&req, &s, "text/plain", NULL) == TDE_OK);
   }
+  req.max_ms = max_ms;
   a.rc = tde_http_send(&op, &req, &reply, &a.st);
   a.status = reply.status;
   if (a.rc == TDE_OK) {
@@ -348,6 +351,12 @@ static void deadlines(void) {
   long long t = ms_now();
   answer a = ask_port(inst, "GET", s.port);
   CHECK(a.rc == TDE_UNREACHABLE && ms_now() - t < 1500 && ms_now() - t >= 350);
+  /* A request may be in more of a hurry than the instance. */
+  t = ms_now();
+  max_ms = 300;
+  a = ask_port(plain(), "GET", s.port);
+  max_ms = 0;
+  CHECK(a.rc == TDE_UNREACHABLE && ms_now() - t < 1500 && ms_now() - t >= 250);
   server_stop(&s);
   /* Nobody listens there any more. */
   a = ask_port(plain(), "GET", s.port);

@@ -399,7 +399,7 @@ static tde_class fake_send(const tde_op *op, const tde_request *req, tde_reply *
 }
 
 static const tde_provider fake_provider = {"fake",     fake_matches, fake_parse,
-                                           fake_start, fake_reply,   fake_finish};
+                                           fake_start, fake_reply,   fake_finish, NULL};
 
 static tde_class fake_run(tde_op_kind kind, int rounds, tde_op *op, uint8_t *dek, tde_status *st) {
   fake.starts = fake.replies = fake.finishes = fake.sends = fake.releases = 0;
