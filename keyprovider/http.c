@@ -44,12 +44,6 @@ static tde_class nomem(tde_status *st) {
   return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
 }
 
-static int64_t now_ms(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_BOOTTIME, &t);
-  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 /* ---- the pool of handles ---- */
 
 typedef struct slot {
@@ -365,7 +359,7 @@ typedef struct exchange {
   const tde_request *req;
   const tde_cloud *cloud;    /* or NULL: the defaults */
   int plain;
-  int64_t deadline;          /* now_ms() */
+  int64_t deadline;          /* tde_boot_ms() */
   struct curl_slist *headers;
   struct curl_slist *connect_to;
 } exchange;
@@ -448,7 +442,7 @@ static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t le
 static CURLcode try_once(const exchange *x, inbox *in, int *status) {
   long code = 0;
   pipe_guard guard;
-  int64_t left = x->deadline - now_ms();
+  int64_t left = x->deadline - tde_boot_ms();
   if (left <= 0) return CURLE_OPERATION_TIMEDOUT;
   if (atomic_load(&stopped)) return CURLE_ABORTED_BY_CALLBACK;
   pipe_block(&guard);
@@ -511,7 +505,7 @@ static int64_t backoff_ms(int try) {
 
 /* In naps, so that the end of the process is noticed. */
 static void sleep_until(int64_t at) {
-  for (int64_t now = now_ms(); now < at && !atomic_load(&stopped); now = now_ms()) {
+  for (int64_t now = tde_boot_ms(); now < at && !atomic_load(&stopped); now = tde_boot_ms()) {
     int64_t ms = at - now < 100 ? at - now : 100;
     struct timespec t = {0, (long)ms * 1000000L};
     nanosleep(&t, NULL);
@@ -523,7 +517,7 @@ static int wait_to_retry(const exchange *x, const inbox *in, int try) {
   int64_t asked = retry_after_ms(in), wait = backoff_ms(try);
   if (asked > RETRY_AFTER_CAP_MS) return 0;
   if (asked > wait) wait = asked;
-  int64_t at = now_ms() + wait;
+  int64_t at = tde_boot_ms() + wait;
   if (at >= x->deadline) return 0;
   sleep_until(at);
   return 1;
@@ -602,7 +596,8 @@ tde_class tde_http_send(const tde_op *op, const tde_request *req, tde_reply *rep
   tde_class rc = tde_http_url_check(op, req->url, &x.plain, st);
   if (rc != TDE_OK) return rc;
   int most = x.cloud != NULL ? x.cloud->total_ms : 30000;
-  x.deadline = now_ms() + (req->max_ms > 0 && req->max_ms < most ? req->max_ms : most);
+  x.deadline = tde_boot_ms() + (req->max_ms > 0 && req->max_ms < most ? req->max_ms : most);
+  if (op != NULL && op->deadline != 0 && op->deadline < x.deadline) x.deadline = op->deadline;
   x.headers = header_list(req, nodes, sizeof nodes / sizeof nodes[0]);
   if (x.cloud != NULL && x.cloud->connect_to[0] != 0) {
     /* "::" : every host and port. */

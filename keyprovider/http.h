@@ -12,7 +12,7 @@
 **  - No redirect is followed: a token goes only to the host it was meant for.
 **  - A proxy only if the instance says "proxy_from_environment": true.
 **  - A connect deadline, and one for the whole exchange with its retries, which a
-**    request can shorten.
+**    request can shorten. A whole operation has twice that time (provider.h).
 **  - At most TDE_HTTP_TRIES tries, full-jitter back-off between them, for a
 **    failed connection, a timeout, and the status 429, 500, 502, 503, 504.
 **    Retry-After is honoured as far as the deadline allows.

@@ -104,6 +104,7 @@ typedef struct tde_op {
   tde_key_info info;
   tde_key_info *versions;         /* newest first; the caller frees it with free() */
   size_t nversions;               /* at least 1 after a success */
+  int64_t deadline;               /* set by the driver: tde_boot_ms() at which it all must have ended */
   void *state;                    /* the provider's own, freed by its finish() */
 } tde_op;
 
@@ -125,6 +126,9 @@ typedef struct tde_provider {
   tde_step (*unanswered)(tde_op *op, tde_request *req, tde_status *st);
 } tde_provider;
 
+/* Milliseconds on a clock that neither jumps nor stops while the machine sleeps. */
+int64_t tde_boot_ms(void);
+
 /* How a request is sent: one exchange under the one transport policy, retries
 ** included. An HTTP error status is a reply (TDE_OK), not a failure; a failure
 ** is TDE_UNREACHABLE, TDE_MISCONFIGURED, ... with st set. The network module
@@ -144,7 +148,8 @@ void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);
 ** TDE_VERSIONS_MAX; TDE_NOMEM. The driver sorts them, and frees them after a failure. */
 tde_class tde_op_add_version(tde_op *op, const tde_key_info *info, tde_status *st);
 
-/* Runs one operation to its end; no lock is held meanwhile, and the caller must
+/* Runs one operation to its end, within twice the instance's timeout whatever
+** the service does; no lock is held meanwhile, and the caller must
 ** hold none. key_id may name a version or none; op->base_id and op->version are
 ** set from it. On failure st carries class, key id and next step; an UNWRAP's
 ** op->dek is wiped (a WRAP's is the caller's live key and stays). */

@@ -2,8 +2,8 @@
 ** registry.c: the table of key providers and the driver of an operation.
 **
 ** What must hold: no lock of the product is held while an operation runs; an
-** operation ends after a bounded number of requests whatever the service
-** replies; a failed unwrap leaves no key behind; a failure always names its
+** operation ends after a bounded number of requests and a bounded time whatever
+** the service does; a failed unwrap leaves no key behind; a failure always names its
 ** class, the key and the next step; a provider's defect is reported as
 ** TDE_INTERNAL and never passes for a success.
 */
@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "../ext/base/secret.h"
+#include "instance.h"
 #include "provider.h"
 
 _Atomic(tde_http_send_fn) tde_http_sender;
@@ -202,6 +203,18 @@ static tde_step exchange(const tde_provider *p, tde_op *op, tde_request *req, td
   return step;
 }
 
+int64_t tde_boot_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_BOOTTIME, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Each exchange has its own deadline; together they have this one. */
+static int64_t deadline_of(const tde_op *op) {
+  int timeout = op->instance != NULL ? tde_instance_cloud(op->instance)->total_ms : 30000;
+  return tde_boot_ms() + 2 * (int64_t)timeout;
+}
+
 /* start, then send and reply until the provider is done. */
 static tde_class drive(const tde_provider *p, tde_op *op, tde_status *st) {
   tde_request req, next;
@@ -327,6 +340,7 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   op->state = NULL;
   op->versions = NULL;
   op->nversions = 0;
+  op->deadline = deadline_of(op);
   tde_class rc = key_id_check(key_id, st);
   if (rc == TDE_OK) rc = p->parse_id(key_id, op->base_id, op->version, st);
   if (rc == TDE_OK) rc = input_check(op, st);

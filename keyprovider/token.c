@@ -34,7 +34,6 @@
 #define FILE_TOKEN_MAX 32000
 #define LIFE_MAX 86400      /* seconds; a longer life is not believed */
 #define RETRY_SECONDS 30    /* between renewals that fail while the old token serves */
-#define WAIT_SECONDS 90     /* for another's request; longer than its deadlines */
 
 /* ---- the cache ---- */
 
@@ -174,14 +173,19 @@ static outcome take_text(want *w, const entry *e, tde_status *st) {
   return READY;
 }
 
-/* Waits until e's claim is settled. Returns FAILED with its failure, or READY:
-** look again. */
-static outcome wait_for(entry *e, tde_status *st) {
+/* Waits until e's claim is settled, as long as our own operation has time.
+** Returns FAILED with its failure, or READY: look again. */
+static outcome wait_for(entry *e, int64_t deadline, tde_status *st) {
   struct timespec until;
   uint64_t failures = e->failures, claim = e->claim;
   int rc = 0;
+  int64_t left = deadline - tde_boot_ms();
   clock_gettime(CLOCK_MONOTONIC, &until);
-  until.tv_sec += WAIT_SECONDS;
+  if (left > 0) {
+    left += until.tv_nsec / 1000000;
+    until.tv_sec += left / 1000;
+    until.tv_nsec = left % 1000 * 1000000;
+  }
   e->waiters++;
   while (e->claim == claim && rc == 0) {
     rc = pthread_cond_timedwait(&cache.settled, &cache.mutex, &until);
@@ -198,7 +202,7 @@ static outcome wait_for(entry *e, tde_status *st) {
 }
 
 /* READY: w->text is the token. LEAD: the caller asks for it, and settles. */
-static outcome want_token(want *w, tde_status *st) {
+static outcome want_token(want *w, int64_t deadline, tde_status *st) {
   outcome result = READY;
   cache_lock();
   entry *e = entry_of(w->key, 1);
@@ -217,7 +221,7 @@ static outcome want_token(want *w, tde_status *st) {
       w->renewing = e->text != NULL && now < e->expires_at;
       result = LEAD;
     } else {
-      result = wait_for(e, st);
+      result = wait_for(e, deadline, st);
     }
   }
   cache_unlock();
@@ -308,6 +312,7 @@ struct tde_token_flow {
   want outer;                /* the token for the resource */
   want inner;                /* the managed identity's, as an assertion */
   int asking_inner;          /* which one the request under way is for */
+  int64_t deadline;          /* the operation's */
 };
 
 /* An environment variable, "" when unset; hidden from set-user-id programs,
@@ -446,6 +451,7 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
   }
   f->cloud = c;
   f->id = *id;
+  f->deadline = op->deadline;
   snprintf(f->tenant, sizeof f->tenant, "%s", tenant);
   snprintf(f->resource, sizeof f->resource, "%s", resource);
   tde_class rc = resolve_environment(&f->id, st);
@@ -643,7 +649,7 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
   tde_class rc;
   f->asking_inner = 0;
   if (f->id.kind == TDE_ID_FEDERATED && f->inner.text == NULL) {
-    outcome o = want_token(&f->inner, st);
+    outcome o = want_token(&f->inner, f->deadline, st);
     if (o == FAILED) return ended(f, st);
     if (o == LEAD) {
       f->asking_inner = 1;
@@ -679,7 +685,7 @@ tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *s
 }
 
 tde_step tde_token_start(tde_token_flow *f, tde_request *req, tde_status *st) {
-  switch (want_token(&f->outer, st)) {
+  switch (want_token(&f->outer, f->deadline, st)) {
     case READY: return TDE_STEP_DONE;
     case LEAD: return ask_outer(f, req, st);
     default: return TDE_STEP_FAILED;

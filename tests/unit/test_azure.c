@@ -1050,7 +1050,7 @@ static tde_class slow_send(const tde_op *op, const tde_request *req, tde_reply *
   const step *s = &key;
   (void)op, (void)st;
   if (strstr(req->url, "/oauth2/") != NULL) {
-    struct timespec nap = {0, 50000000};
+    struct timespec nap = {0, 200000000};
     pthread_mutex_lock(&wire.mutex);
     wire.tokens++;
     pthread_mutex_unlock(&wire.mutex);
@@ -1090,6 +1090,16 @@ static void one_request(void) {
   for (size_t i = 0; i < COUNT(t); i++) pthread_join(t[i], NULL);
   tde_http_sender = wire_send;
   CHECK(opened == (int)COUNT(t) && wire.tokens == 1);
+  /* Who waits for another's request has a deadline of its own. */
+  const tde_instance *hasty = instance(SECRET_IDENTITY ",\"http\":{\"timeout_ms\":20}");
+  forget();
+  opened = 0;
+  tde_http_sender = slow_send;
+  CHECK(pthread_create(&t[0], NULL, opener, (void *)(uintptr_t)hasty) == 0);
+  CHECK(pthread_create(&t[1], NULL, opener, (void *)(uintptr_t)hasty) == 0);
+  for (size_t i = 0; i < 2; i++) pthread_join(t[i], NULL);
+  tde_http_sender = wire_send;
+  CHECK(opened == 1);
 }
 
 /* ---- configuration ---- */

@@ -423,6 +423,7 @@ static void driver_loop(void) {
   CHECK(strcmp(op.info.version, "v1") == 0 && strcmp(op.base_id, "fake:k") == 0);
   CHECK(fake_run(TDE_OP_UNWRAP, 3, &op, dek, &st) == TDE_OK && fake.sends == 3);
   CHECK(dek[0] == 0x77 && st.code == TDE_OK);
+  CHECK(op.deadline > tde_boot_ms() + 50000 && op.deadline <= tde_boot_ms() + 60000);
   CHECK(fake_run(TDE_OP_WRAP, TDE_OP_REQUESTS_MAX, &op, dek, &st) == TDE_OK);
   CHECK(fake_run(TDE_OP_UNWRAP, 1000, &op, dek, &st) == TDE_CORRUPT);
   CHECK(fake.sends == TDE_OP_REQUESTS_MAX && tde_all_zero(dek, sizeof dek));
