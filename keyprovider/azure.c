@@ -642,6 +642,10 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     a->tried_again = 1;
   }
   const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
+  if (a->flow != NULL && header == NULL &&
+      tde_challenge_get(op->instance, a->key.host, &challenge)) {
+    return get_token(op, &challenge, req, st);
+  }
   if (tde_challenge_read(header, a->key.host, &challenge, st) != TDE_OK) {
     st->http_status = reply->status;
     return TDE_STEP_FAILED;

@@ -374,6 +374,8 @@ tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st) {
   tde_status own;
   if (st == NULL) st = &own;
   tde_status_clear(st);
+  op->versions = NULL;
+  op->nversions = 0;
   const tde_provider *p = tde_provider_find(key_id, st);
   if (p != NULL) return tde_provider_run_with(p, op, key_id, st);
   if (op->kind == TDE_OP_UNWRAP && op->dek != NULL) tde_wipe(op->dek, TDE_KEY_BYTES);

@@ -190,6 +190,7 @@ static tde_class run(tde_op_kind kind, const tde_instance *inst, const char *id,
   "\"Recoverable\""
 #define KEY_REPLY KEY_JSON(KEY "/" VERSION, "RSA", RFC7638_N, ALL_OPS, GOOD_ATTRS)
 #define UNWRAP_REPLY "{\"kid\":\"" KEY "/" VERSION "\",\"value\":\"" DEK64 "\"}"
+#define SHORT_TOKEN(text) "{\"expires_in\":4,\"access_token\":\"" text "\"}"
 #define DENY \
   { 401, "", CHALLENGE }
 #define TOKEN \
@@ -743,6 +744,20 @@ static void refused_token(void) {
   script(once, 5);
   CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
   CHECK(strstr(wire.log[4].headers, "SECRET.TOKEN-2") != NULL);
+  /* The same without a challenge. */
+  static const step silent[] = {
+      DENY, TOKEN, {401, "", NULL}, {200, SHORT_TOKEN("SECRET.TOKEN-2"), NULL}, {200, UNWRAP_REPLY, NULL}};
+  static const step silent_twice[] = {DENY, TOKEN, {401, "", NULL}, TOKEN, {401, "", NULL}};
+  forget();
+  script(silent, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
+  forget();
+  script(silent_twice, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED && wire.n == 5);
+  /* A first answer without one is no vault's. */
+  forget();
+  script(silent + 2, 3);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_CORRUPT && wire.n == 1);
   /* A stranger's challenge after a token: nothing more is sent. */
   static const step turned[] = {
       DENY,
@@ -819,7 +834,6 @@ static void token_replies(void) {
 
 /* ---- renewals ---- */
 
-#define SHORT_TOKEN(text) "{\"expires_in\":4,\"access_token\":\"" text "\"}"
 #define NO_ANSWER \
   { 0, "", NULL }
 

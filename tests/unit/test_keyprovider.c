@@ -537,7 +537,10 @@ static void provider_table(void) {
   uint8_t dek[TDE_KEY_BYTES];
   memset(dek, 1, sizeof dek);
   op_init(&op, TDE_OP_UNWRAP, NULL, dek);
+  op.versions = &(tde_key_info){.version = "none"};
+  op.nversions = 1;
   CHECK(tde_provider_run(&op, "nobody:a", NULL) == TDE_UNSUPPORTED && tde_all_zero(dek, 32));
+  CHECK(op.versions == NULL && op.nversions == 0);
 }
 
 static void full_ids(void) {
