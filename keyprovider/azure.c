@@ -136,9 +136,7 @@ int tde_azure_host_allowed(const struct tde_instance *inst, const char *host) {
   for (size_t i = 0; i < sizeof official / sizeof official[0]; i++) {
     if (tde_host_below(host, official[i])) return 1;
   }
-  for (int i = 0; i < c->nsuffixes; i++) {
-    if (tde_host_below(host, c->suffixes[i])) return 1;
-  }
+  if (tde_cloud_suffix(c, host) != NULL) return 1;
   for (size_t i = 0; (own = tde_instance_key_at(inst, i)) != NULL; i++) {
     if (split_id(own, strlen(own), &parts) && strcmp(parts.host, host) == 0) return 1;
   }
@@ -646,7 +644,9 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
       tde_challenge_get(op->instance, a->key.host, &challenge)) {
     return get_token(op, &challenge, req, st);
   }
-  if (tde_challenge_read(header, a->key.host, &challenge, st) != TDE_OK) {
+  const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
+  if (tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "", &challenge, st) !=
+      TDE_OK) {
     st->http_status = reply->status;
     return TDE_STEP_FAILED;
   }

@@ -125,18 +125,22 @@ static int parameter(const char *header, const char *name, char *out, size_t cap
   return 0;
 }
 
-/* "https://host" of a resource or scope; 0 when it is something else. */
-static int resource_host(char *resource, const char **host) {
+/* A scope is a resource with this tail. */
+static void trim_scope(char *resource) {
   static const char scope[] = "/.default";
   size_t n = strlen(resource);
   if (n > sizeof scope - 1 && strcmp(resource + n - (sizeof scope - 1), scope) == 0) {
     resource[n -= sizeof scope - 1] = 0;
   }
   if (n > 0 && resource[n - 1] == '/') resource[--n] = 0;
-  if (n <= SCHEME_LEN || strncmp(resource, SCHEME, SCHEME_LEN) != 0) return 0;
-  *host = resource + SCHEME_LEN;
+}
+
+/* The host of "https://host"; NULL when it is something else. */
+static const char *resource_host(const char *resource) {
+  if (strncmp(resource, SCHEME, SCHEME_LEN) != 0) return NULL;
+  const char *host = resource + SCHEME_LEN;
   /* A top-level domain is above everything: no vault's domain is that short. */
-  return tde_host_valid(*host, n - SCHEME_LEN) && strchr(*host, '.') != NULL;
+  return tde_host_valid(host, strlen(host)) && strchr(host, '.') != NULL ? host : NULL;
 }
 
 static tde_class bad_challenge(tde_status *st) {
@@ -144,10 +148,22 @@ static tde_class bad_challenge(tde_status *st) {
                   "the vault's challenge is missing or malformed");
 }
 
-tde_class tde_challenge_read(const char *header, const char *host, tde_challenge *out,
-                              tde_status *st) {
+/* Whether the vault may ask for a token for this resource. */
+static tde_class check_resource(const char *resource, const char *host, const char *expected,
+                                tde_status *st) {
+  const char *domain = resource_host(resource);
+  int ok = domain != NULL && tde_host_below(host, domain);
+  if (expected[0] != 0) ok = strcmp(resource, expected) == 0;
+  else if (domain == NULL) return bad_challenge(st);
+  if (ok) return TDE_OK;
+  return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
+                  "%.100s asks for a token for %.100s, which it does not belong to", host,
+                  domain != NULL ? domain : "another service");
+}
+
+tde_class tde_challenge_read(const char *header, const char *host, const char *expected,
+                             tde_challenge *out, tde_status *st) {
   char authority[512];
-  const char *resource = NULL;
   memset(out, 0, sizeof *out);
   if (header == NULL || strlen(header) > 4096 || strncasecmp(header, "Bearer ", 7) != 0) {
     return bad_challenge(st);
@@ -166,14 +182,9 @@ tde_class tde_challenge_read(const char *header, const char *host, tde_challenge
                           : NULL;
   size_t n = slash != NULL ? strcspn(slash + 1, "/?#") : 0;
   if (n == 0 || !copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
-      !tde_plain_name(out->tenant) || out->tenant[0] == '.' ||
-      !resource_host(out->resource, &resource)) {
+      !tde_plain_name(out->tenant) || out->tenant[0] == '.') {
     return bad_challenge(st);
   }
-  if (!tde_host_below(host, resource)) {
-    return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
-                    "%.100s asks for a token for %.100s, which it does not belong to", host,
-                    resource);
-  }
-  return TDE_OK;
+  trim_scope(out->resource);
+  return check_resource(out->resource, host, expected, st);
 }

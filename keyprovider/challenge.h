@@ -22,12 +22,12 @@ typedef struct tde_challenge {
   char resource[256];   /* "https://host" */
 } tde_challenge;
 
-/* Reads a WWW-Authenticate header of the vault at host (no port). The vault
-** must lie below the resource's domain, so that a stranger cannot ask for
-** another service's token. Only the tenant is taken of the authority it names.
-** TDE_CORRUPT: malformed; TDE_DENIED: another resource. */
-tde_class tde_challenge_read(const char *header, const char *host, tde_challenge *out,
-                              tde_status *st);
+/* Reads a WWW-Authenticate header of the vault at host (no port). The resource
+** must be expected, or, when that is "", a domain that the vault lies below, so that a
+** stranger cannot ask for another service's token. Only the tenant is taken of
+** the authority it names. TDE_CORRUPT: malformed; TDE_DENIED: another resource. */
+tde_class tde_challenge_read(const char *header, const char *host, const char *expected,
+                             tde_challenge *out, tde_status *st);
 
 struct tde_instance;
 

@@ -98,20 +98,25 @@ static tde_class millis(const reader *r, const char *name, int *out) {
   return TDE_OK;
 }
 
-/* SCHEME://host[:port], nothing after it; a slash at the end is cut off. */
-static tde_class endpoint(const reader *r, const char *name, char out[256]) {
-  tde_class rc = text(r, name, out, 256);
-  if (rc != TDE_OK) return rc;
-  size_t n = strlen(out);
-  if (n > 0 && out[n - 1] == '/') out[--n] = 0;
-  const char *host = strncmp(out, "https://", 8) == 0  ? out + 8
-                     : strncmp(out, "http://", 7) == 0 ? out + 7
-                                                       : NULL;
+int tde_endpoint_valid(char *text) {
   static const char set[] = "abcdefghijklmnopqrstuvwxyz0123456789.:-[]";
-  if (host == NULL || host[0] == 0 || strspn(host, set) != strlen(host)) {
-    return bad_member(r, name, "is not of the form https://host or https://host:port, in lower case");
+  size_t n = strlen(text);
+  if (n > 0 && text[n - 1] == '/') text[--n] = 0;
+  const char *host = strncmp(text, "https://", 8) == 0  ? text + 8
+                     : strncmp(text, "http://", 7) == 0 ? text + 7
+                                                        : "";
+  return host[0] != 0 && strspn(host, set) == strlen(host);
+}
+
+/* *given: whether the member is there. */
+static tde_class endpoint(const reader *r, const char *name, char out[256], int *given) {
+  const tde_json *v = tde_json_get(r->obj, name);
+  *given = v != NULL && !tde_json_is_null(v);
+  tde_class rc = text(r, name, out, 256);
+  if (rc == TDE_OK && !tde_endpoint_valid(out)) {
+    rc = bad_member(r, name, "is not of the form https://host or https://host:port, in lower case");
   }
-  return TDE_OK;
+  return rc;
 }
 
 static tde_class sub(const reader *r, const char *name, reader *out) {
@@ -139,6 +144,24 @@ static tde_class read_http(const reader *root, tde_cloud *c) {
   return rc;
 }
 
+/* "https://host" or "https://host/path", as a token's resource is written. */
+static int resource_valid(const char *text) {
+  static const char set[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/";
+  const char *host = strncmp(text, "https://", 8) == 0 ? text + 8 : "";
+  return tde_host_valid(host, strcspn(host, "/")) && strspn(host, set) == strlen(host) &&
+         text[strlen(text) - 1] != '/';
+}
+
+static tde_class read_suffix(const reader *r, const tde_json *item, tde_suffix *out) {
+  reader one = {item, r->file, "azure.vault_suffixes", r->st};
+  tde_class rc = text(&one, "suffix", out->name, sizeof out->name);
+  if (rc == TDE_OK) rc = text(&one, "resource", out->resource, sizeof out->resource);
+  if (rc == TDE_OK && out->resource[0] != 0 && !resource_valid(out->resource)) {
+    rc = bad_member(&one, "resource", "is not of the form https://host or https://host/path");
+  }
+  return rc;
+}
+
 static tde_class read_suffixes(const reader *r, tde_cloud *c) {
   const tde_json *list = tde_json_get(r->obj, "vault_suffixes");
   if (list == NULL) return TDE_OK;
@@ -147,25 +170,38 @@ static tde_class read_suffixes(const reader *r, tde_cloud *c) {
     return bad_member(r, "vault_suffixes", "is no array of at most 8 names");
   }
   for (size_t i = 0; i < n; i++) {
+    tde_suffix *out = &c->suffixes[c->nsuffixes];
+    const tde_json *item = tde_json_at(list, i);
     const char *name = tde_json_text_at(list, i);
-    size_t len = name != NULL ? strlen(name) : 0;
-    int ok = len < sizeof c->suffixes[0] && name != NULL && tde_host_valid(name, len) &&
-             strchr(name, '.') != NULL;
-    if (ok) memcpy(c->suffixes[c->nsuffixes++], name, len + 1);
-    if (!ok) {
+    tde_class rc = TDE_OK;
+    if (name != NULL && strlen(name) < sizeof out->name) memcpy(out->name, name, strlen(name) + 1);
+    if (tde_json_is_object(item)) rc = read_suffix(r, item, out);
+    if (rc != TDE_OK) return rc;
+    if (!tde_host_valid(out->name, strlen(out->name)) || strchr(out->name, '.') == NULL) {
       return bad_member(r, "vault_suffixes",
                         "holds what is no domain name of two labels or more in lower case");
     }
+    c->nsuffixes++;
   }
   return TDE_OK;
 }
 
+const tde_suffix *tde_cloud_suffix(const tde_cloud *c, const char *host) {
+  for (int i = 0; i < c->nsuffixes; i++) {
+    const tde_suffix *s = &c->suffixes[i];
+    if (tde_host_below(host, s->name)) return s;
+    if (s->resource[0] != 0 && strcmp(host, s->name) == 0) return s;
+  }
+  return NULL;
+}
+
 static tde_class read_azure(const reader *root, tde_cloud *c) {
   reader r;
+  int given = 0;
   tde_class rc = sub(root, "azure", &r);
   if (rc != TDE_OK || r.obj == NULL) return rc;
-  rc = endpoint(&r, "authority", c->authority);
-  if (rc == TDE_OK) rc = endpoint(&r, "imds_endpoint", c->imds_endpoint);
+  rc = endpoint(&r, "authority", c->authority, &c->authority_given);
+  if (rc == TDE_OK) rc = endpoint(&r, "imds_endpoint", c->imds_endpoint, &given);
   if (rc == TDE_OK) rc = path_text(&r, "ca_file", c->ca_file);
   if (rc == TDE_OK) rc = name_text(&r, "api_version", c->api_version, sizeof c->api_version);
   return rc == TDE_OK ? read_suffixes(&r, c) : rc;

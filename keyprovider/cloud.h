@@ -8,9 +8,13 @@
 **   "identities": {"NAME": {"kind": "...", ...}},
 **   "azure": {"authority": "https://login.microsoftonline.com",
 **             "imds_endpoint": "http://169.254.169.254",
-**             "vault_suffixes": ["vault.example"], "ca_file": "/...", "api_version": "7.4"},
+**             "vault_suffixes": ["vault.example", {"suffix": "...", "resource": "..."}],
+**             "ca_file": "/...", "api_version": "7.4"},
 **   "policy": {"allow_purgeable_keys": false}
-** All of it is optional. ca_file replaces the system's certificate authorities;
+** All of it is optional. A suffix allows the vaults below that domain, whose token is for the
+** domain itself (https://vault.example). Where it is for another resource (a domain of
+** one's own in front of a vault, Azure Stack Hub), "resource" names it; then the
+** domain alone may be a vault, too. ca_file replaces the system's certificate authorities;
 ** azure.ca_file is another name of http.ca_file. connect_to is where connections of https
 ** go instead of where the name resolves to (a private link, a test server); the
 ** certificate must still be that of the name.
@@ -25,7 +29,8 @@
 **   environment          nothing: AZURE_TENANT_ID, AZURE_CLIENT_ID and one of
 **                        AZURE_CLIENT_SECRET, AZURE_CLIENT_CERTIFICATE_PATH,
 **                        AZURE_FEDERATED_TOKEN_FILE
-** and "tenant" (absent: the vault's, as its challenge tells). A secret never
+** and "tenant" (absent: the vault's, as its challenge tells). For workload_identity and
+** environment, AZURE_AUTHORITY_HOST names the authority where "azure" does not. A secret never
 ** stands in the file itself; paths are absolute.
 */
 #ifndef TDE_CLOUD_H
@@ -61,6 +66,12 @@ typedef struct tde_identity {
   char token_file[TDE_CLOUD_PATH_MAX];
 } tde_identity;
 
+/* A domain of vaults that the instance trusts. */
+typedef struct tde_suffix {
+  char name[128];
+  char resource[256];               /* what tokens are for; "": https://name */
+} tde_suffix;
+
 typedef struct tde_cloud {
   int allow_loopback_http;
   int proxy_from_environment;
@@ -68,9 +79,10 @@ typedef struct tde_cloud {
   char ca_file[TDE_CLOUD_PATH_MAX];
   char connect_to[256];
   char authority[256];              /* no slash at its end */
+  int authority_given;              /* 0: it is the default */
   char imds_endpoint[256];          /* no slash at its end */
   char api_version[32];
-  char suffixes[TDE_SUFFIXES_MAX][128];
+  tde_suffix suffixes[TDE_SUFFIXES_MAX];
   int nsuffixes;
   int allow_purgeable_keys;
   tde_identity *ids;
@@ -89,9 +101,13 @@ const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde
 
 /* True for a name of letters, digits, '.', '_' and '-': tenants, client ids. */
 int tde_plain_name(const char *text);
+/* True for SCHEME://host[:port] and nothing more; a slash at the end is cut off. */
+int tde_endpoint_valid(char *text);
 /* True for a host in lower case: letters, digits, '-', labels between dots. */
 int tde_host_valid(const char *host, size_t n);
 /* True when host is "label.suffix", with one label or more. */
 int tde_host_below(const char *host, const char *suffix);
+/* The instance's entry that allows this host, or NULL. */
+const tde_suffix *tde_cloud_suffix(const tde_cloud *c, const char *host);
 
 #endif

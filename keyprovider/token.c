@@ -309,6 +309,7 @@ struct tde_token_flow {
   tde_identity via;          /* of a federated one */
   char tenant[128];
   char resource[256];
+  char authority[256];
   want outer;                /* the token for the resource */
   want inner;                /* the managed identity's, as an assertion */
   int asking_inner;          /* which one the request under way is for */
@@ -333,12 +334,25 @@ static tde_class env_copy(const char *name, char *out, size_t cap, int plain, td
   return TDE_OK;
 }
 
+/* Where tokens of the environment's identity come from, unless the instance says it. */
+static tde_class resolve_authority(tde_token_flow *f, tde_status *st) {
+  const char *v = env("AZURE_AUTHORITY_HOST");
+  if (f->cloud->authority_given || v[0] == 0) return TDE_OK;
+  snprintf(f->authority, sizeof f->authority, "%s", v);
+  if (strlen(v) < sizeof f->authority && tde_endpoint_valid(f->authority)) return TDE_OK;
+  return tde_fail(st, TDE_MISCONFIGURED, "write https://login.microsoftonline.com or another authority",
+                  "the environment variable AZURE_AUTHORITY_HOST is not of the form https://host");
+}
+
 /* The kinds that read the AZURE_* variables. */
-static tde_class resolve_environment(tde_identity *id, tde_status *st) {
-  tde_class rc = TDE_OK;
+static tde_class resolve_environment(tde_token_flow *f, tde_status *st) {
+  tde_identity *id = &f->id;
   int any = id->kind == TDE_ID_ENVIRONMENT;
   if (!any && id->kind != TDE_ID_WORKLOAD) return TDE_OK;
-  if (id->tenant[0] == 0) rc = env_copy("AZURE_TENANT_ID", id->tenant, sizeof id->tenant, 1, st);
+  tde_class rc = resolve_authority(f, st);
+  if (rc == TDE_OK && id->tenant[0] == 0) {
+    rc = env_copy("AZURE_TENANT_ID", id->tenant, sizeof id->tenant, 1, st);
+  }
   if (rc == TDE_OK && id->client_id[0] == 0) {
     rc = env_copy("AZURE_CLIENT_ID", id->client_id, sizeof id->client_id, 1, st);
   }
@@ -424,7 +438,7 @@ static tde_class make_key(const tde_token_flow *f, const tde_op *op, const tde_i
   /* A managed identity's token is for its own tenant, whatever the vault's is. */
   const char *const parts[] = {id->name, id->client_id, id->via, id->secret_file, id->secret_env,
                                id->certificate_file, id->token_file, f->via.client_id,
-                               is_managed(id) ? "" : f->tenant, resource, f->cloud->authority,
+                               is_managed(id) ? "" : f->tenant, resource, f->authority,
                                f->cloud->imds_endpoint, tde_instance_dir(op->instance)};
   char text[TDE_PATH_MAX + 5 * TDE_CLOUD_PATH_MAX];
   size_t n = 0;
@@ -454,7 +468,8 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
   f->deadline = op->deadline;
   snprintf(f->tenant, sizeof f->tenant, "%s", tenant);
   snprintf(f->resource, sizeof f->resource, "%s", resource);
-  tde_class rc = resolve_environment(&f->id, st);
+  memcpy(f->authority, c->authority, sizeof f->authority);
+  tde_class rc = resolve_environment(f, st);
   if (rc == TDE_OK) rc = resolve_federation(f, op->federated_client_id, st);
   if (rc == TDE_OK) rc = resolve_tenant(f, st);
   if (rc == TDE_OK) rc = make_key(f, op, &f->id, f->resource, &f->outer, st);
@@ -616,7 +631,7 @@ static tde_class ask_authority(const tde_token_flow *f, tde_request *req, tde_st
   if (!tde_plain_name(f->tenant)) {
     return tde_fail(st, TDE_MISCONFIGURED, NULL, "the tenant of the vault is malformed");
   }
-  snprintf(url, sizeof url, "%s/%s/oauth2/v2.0/token", f->cloud->authority, f->tenant);
+  snprintf(url, sizeof url, "%s/%s/oauth2/v2.0/token", f->authority, f->tenant);
   tde_class rc = tde_request_begin(req, "POST", url, st);
   if (rc != TDE_OK) return rc;
   tde_sbuf_init(&s, TDE_FORM_MAX);

@@ -322,17 +322,60 @@ static void challenges(void) {
   };
   tde_challenge c;
   for (size_t i = 0; i < COUNT(all); i++) {
-    tde_class rc = tde_challenge_read(all[i].text, all[i].host, &c, NULL);
+    tde_class rc = tde_challenge_read(all[i].text, all[i].host, "", &c, NULL);
     if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
     CHECK(rc == all[i].rc);
   }
-  CHECK(tde_challenge_read(CHALLENGE, "v.vault.azure.net", &c, NULL) == TDE_OK);
+  CHECK(tde_challenge_read(CHALLENGE, "v.vault.azure.net", "", &c, NULL) == TDE_OK);
   CHECK(strcmp(c.tenant, TENANT) == 0 && strcmp(c.resource, "https://vault.azure.net") == 0);
   char huge[6000];
   memset(huge, ' ', sizeof huge);
   memcpy(huge, "Bearer", 6);
   huge[sizeof huge - 1] = 0;
-  CHECK(tde_challenge_read(huge, "v.vault.azure.net", &c, NULL) == TDE_CORRUPT);
+  CHECK(tde_challenge_read(huge, "v.vault.azure.net", "", &c, NULL) == TDE_CORRUPT);
+}
+
+/* A domain of one's own in front of a vault: its tokens are for what the instance says, and
+** for nothing else. */
+static void custom_domain(void) {
+  static const char members[] =
+      SECRET_IDENTITY ",\"azure\":{\"vault_suffixes\":[\"vault.example\",{\"suffix\":\"keys.corp.example\","
+                      "\"resource\":\"https://vault.azure.net\"},{\"suffix\":\"kv.stack.example\","
+                      "\"resource\":\"https://vault.adfs.stack.example/0f1e2d\"}]}";
+  static const struct {
+    const char *id, *resource;
+    tde_class rc;
+  } all[] = {
+      {"https://keys.corp.example/keys/k", "https://vault.azure.net", TDE_OK},
+      {"https://v.keys.corp.example/keys/k", "https://vault.azure.net", TDE_OK},
+      {"https://v.kv.stack.example/keys/k", "https://vault.adfs.stack.example/0f1e2d", TDE_OK},
+      {"https://v.keys.corp.example/keys/k", "https://keys.corp.example", TDE_DENIED},
+      {"https://v.keys.corp.example/keys/k", "https://management.azure.com", TDE_DENIED},
+      {"https://v.kv.stack.example/keys/k", "https://vault.azure.net", TDE_DENIED},
+      {"https://v.vault.example/keys/k", "https://vault.azure.net", TDE_DENIED},
+      {"https://v.vault.example/keys/k", "https://vault.example", TDE_OK},
+  };
+  const tde_instance *inst = instance(members);
+  char header[512], body[1024], want[300];
+  tde_op op;
+  for (size_t i = 0; i < COUNT(all); i++) {
+    snprintf(header, sizeof header, "Bearer authorization=\"https://l/t\", resource=\"%s\"", all[i].resource);
+    snprintf(body, sizeof body, "{\"kid\":\"%s/v\",\"value\":\"" DEK64 "\"}", all[i].id);
+    step s[] = {{401, "", header}, TOKEN, {200, body, NULL}};
+    char id[200];
+    snprintf(id, sizeof id, "%s/v", all[i].id);
+    forget();
+    script(s, 3);
+    tde_class rc = run(TDE_OP_UNWRAP, inst, id, &op);
+    if (rc != all[i].rc) printf("%zu: %s %s\n", i, tde_class_name(rc), last.message);
+    CHECK(rc == all[i].rc && wire.n == (rc == TDE_OK ? 3 : 1));
+    snprintf(want, sizeof want, "scope=https%%3A%%2F%%2F%.40s", all[i].resource + 8);
+    want[strcspn(want, "/")] = 0;
+    if (rc == TDE_OK) CHECK(strstr(wire.log[1].body, want) != NULL);
+  }
+  script(NULL, 0);
+  CHECK(run(TDE_OP_UNWRAP, inst, "https://vault.example/keys/k/v", &op) == TDE_MISCONFIGURED);
+  CHECK(run(TDE_OP_UNWRAP, inst, "https://corp.example/keys/k/v", &op) == TDE_MISCONFIGURED && wire.n == 0);
 }
 
 /* ---- operations ---- */
@@ -1000,6 +1043,26 @@ static void federation(void) {
         TDE_UNAUTHENTICATED);
 }
 
+/* Certificate and key in one PEM at path. */
+static EVP_PKEY *write_certificate(const char *path, const char *other_key) {
+  EVP_PKEY *key = EVP_RSA_gen(2048), *put = other_key != NULL ? EVP_RSA_gen(2048) : NULL;
+  X509 *cert = X509_new();
+  ASN1_INTEGER_set(X509_get_serialNumber(cert), 7);
+  X509_gmtime_adj(X509_getm_notBefore(cert), 0);
+  X509_gmtime_adj(X509_getm_notAfter(cert), 86400);
+  X509_set_pubkey(cert, key);
+  CHECK(X509_sign(cert, key, EVP_sha256()) > 0);
+  FILE *f = fopen(path, "w");
+  CHECK(f != NULL);
+  PEM_write_X509(f, cert);
+  PEM_write_PrivateKey(f, put != NULL ? put : key, NULL, NULL, 0, NULL, NULL);
+  fclose(f);
+  chmod(path, 0600);
+  X509_free(cert);
+  EVP_PKEY_free(put);
+  return key;
+}
+
 static void secret_sources(void) {
   char path[512], text[1024];
   snprintf(path, sizeof path, "%s/secret", root_dir);
@@ -1031,6 +1094,10 @@ static void secret_sources(void) {
   write_file(path, "SECRET-W2\n", 0644);
   CHECK(unwrap_as(text, "w", NULL, three, 3) == TDE_OK &&
         strstr(wire.log[1].body, "=SECRET-W2") != NULL);
+  for (mode_t bits = 002; bits <= 020; bits <<= 3) {
+    chmod(path, 0644 | bits);
+    CHECK(unwrap_as(text, "w", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  }
 }
 
 static void environment(void) {
@@ -1044,12 +1111,34 @@ static void environment(void) {
         strstr(wire.log[1].body, "SECRET%2BENV") != NULL);
   unsetenv("AZURE_CLIENT_SECRET");
   char path[512];
+  snprintf(path, sizeof path, "%s/env-cert.pem", root_dir);
+  EVP_PKEY_free(write_certificate(path, NULL));
+  setenv("AZURE_CLIENT_CERTIFICATE_PATH", path, 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_OK &&
+        strstr(wire.log[1].body, "client_assertion=ey") != NULL);
+  chmod(path, 0640);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  unsetenv("AZURE_CLIENT_CERTIFICATE_PATH");
   snprintf(path, sizeof path, "%s/federated2", root_dir);
   write_file(path, "SECRET-W3", 0600);
   setenv("AZURE_FEDERATED_TOKEN_FILE", path, 1);
   CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_OK &&
         strstr(wire.log[1].body, "=SECRET-W3") != NULL);
   CHECK(unwrap_as("\"w\":{\"kind\":\"workload_identity\"}", "w", NULL, three, 3) == TDE_OK);
+  /* A sovereign cloud's authority; the instance's own word counts more, and other kinds
+  ** do not look at the environment. */
+  setenv("AZURE_AUTHORITY_HOST", "https://login.chinacloudapi.cn/", 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_OK);
+  CHECK(strcmp(wire.log[1].url, "https://login.chinacloudapi.cn/" TENANT "/oauth2/v2.0/token") == 0);
+  CHECK(unwrap_as("\"w\":{\"kind\":\"workload_identity\"}},\"azure\":{\"authority\":"
+                  "\"https://login.own.example\"", "w", NULL, three, 3) == TDE_OK);
+  CHECK(strncmp(wire.log[1].url, "https://login.own.example/", 26) == 0);
+  CHECK(unwrap_as("\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_env\":\"T_SECRET\"}",
+                  "a", NULL, three, 3) == TDE_OK);
+  CHECK(strncmp(wire.log[1].url, "https://login.microsoftonline.com/", 34) == 0);
+  setenv("AZURE_AUTHORITY_HOST", "https://evil.example/x?y", 1);
+  CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  unsetenv("AZURE_AUTHORITY_HOST");
   unsetenv("AZURE_FEDERATED_TOKEN_FILE");
   setenv("AZURE_CLIENT_ID", "a&b=c", 1);
   CHECK(unwrap_as(env, "e", NULL, three, 3) == TDE_MISCONFIGURED);
@@ -1135,6 +1224,13 @@ static void configuration(void) {
       ",\"azure\":{\"vault_suffixes\":[\"net\"]}",
       ",\"azure\":{\"vault_suffixes\":[\".azure.net\"]}",
       ",\"azure\":{\"vault_suffixes\":[5]}",
+      ",\"azure\":{\"vault_suffixes\":[{}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"net\"}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"a.b\",\"resource\":5}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"a.b\",\"resource\":\"http://a.b\"}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"a.b\",\"resource\":\"https://a.b/?c\"}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"a.b\",\"resource\":\"https://a.b/\"}]}",
+      ",\"azure\":{\"vault_suffixes\":[{\"suffix\":\"a.b\",\"resource\":\"https:///x\"}]}",
       ",\"policy\":{\"allow_purgeable_keys\":\"yes\"}",
       ",\"identities\":[]",
       ",\"identities\":{\"a\":5}",
@@ -1167,7 +1263,7 @@ static void configuration(void) {
                "\"http\":{\"timeout_ms\":1234},\"unknown\":{}"));
   CHECK(strcmp(c->authority, "https://127.0.0.1:8444") == 0 && strcmp(c->ca_file, "/ca.pem") == 0);
   CHECK(c->total_ms == 1234 && c->connect_ms == 5000 &&
-        strcmp(c->suffixes[0], "vault.localtest") == 0);
+        strcmp(c->suffixes[0].name, "vault.localtest") == 0 && c->suffixes[0].resource[0] == 0);
 }
 
 /* ---- assertions ---- */
@@ -1223,26 +1319,6 @@ static void jwt_vector(void) {
   BN_free(n), BN_free(d), BN_free(e);
 }
 
-/* Certificate and key in one PEM at path. */
-static EVP_PKEY *write_certificate(const char *path, const char *other_key) {
-  EVP_PKEY *key = EVP_RSA_gen(2048), *put = other_key != NULL ? EVP_RSA_gen(2048) : NULL;
-  X509 *cert = X509_new();
-  ASN1_INTEGER_set(X509_get_serialNumber(cert), 7);
-  X509_gmtime_adj(X509_getm_notBefore(cert), 0);
-  X509_gmtime_adj(X509_getm_notAfter(cert), 86400);
-  X509_set_pubkey(cert, key);
-  CHECK(X509_sign(cert, key, EVP_sha256()) > 0);
-  FILE *f = fopen(path, "w");
-  CHECK(f != NULL);
-  PEM_write_X509(f, cert);
-  PEM_write_PrivateKey(f, put != NULL ? put : key, NULL, NULL, 0, NULL, NULL);
-  fclose(f);
-  chmod(path, 0600);
-  X509_free(cert);
-  EVP_PKEY_free(put);
-  return key;
-}
-
 static void client_certificate(void) {
   char path[512], text[1024], payload[1024] = "";
   uint8_t sig[512];
@@ -1273,6 +1349,10 @@ static void client_certificate(void) {
             1);
   EVP_MD_CTX_free(ctx);
   EVP_PKEY_free(key);
+  for (mode_t bits = 1; bits <= 040; bits <<= 1) {
+    chmod(path, 0600 | bits);
+    CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
+  }
   EVP_PKEY_free(write_certificate(path, "another"));
   CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
   write_file(path, "no PEM, but a SECRET", 0600);
@@ -1289,6 +1369,7 @@ int main(int argc, char **argv) {
       {"key_ids", key_ids},
       {"hosts", hosts},
       {"challenges", challenges},
+      {"custom_domain", custom_domain},
       {"get_key", get_key},
       {"wrap_and_unwrap", wrap_and_unwrap},
       {"may_wrap", may_wrap},
