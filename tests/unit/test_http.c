@@ -485,6 +485,13 @@ static void tls(void) {
   CHECK(a.rc == TDE_OK && a.status == 200 && s.requests == 1);
   a = ask(tls_instance("tls", ca, s.port), "POST", url);
   CHECK(a.rc == TDE_OK && s.connections == 1);
+  /* A connection that one instance trusts is not another's: this one, which knows other
+  ** authorities, gets no answer, since the server is busy with the kept connection. */
+  char hasty[700];
+  snprintf(hasty, sizeof hasty, ",\"http\":{\"timeout_ms\":400,\"connect_to\":\"127.0.0.1:%d\",\"ca_file\":\"%s\"}",
+           s.port, other);
+  a = ask(instance("tls-other", hasty), "POST", url);
+  CHECK(a.rc == TDE_UNREACHABLE && s.requests == 2);
   /* The host, the issuer, the system's authorities; no request gets out. */
   fresh_connection = 1;
   a = ask(tls_instance("tls", ca, s.port), "POST", "https://w.vault.localtest/keys/k");
@@ -534,6 +541,7 @@ static void no_proxy(void) {
   ask(instance("proxied", ",\"http\":{\"timeout_ms\":300,\"proxy_from_environment\":true}"), "GET",
       "https://v.vault.localtest/");
   CHECK(proxy.requests >= 1 && strncmp(got(&proxy), "CONNECT v.vault.localtest:443 ", 30) == 0);
+  CHECK(strstr(got(&proxy), "SECRET") == NULL);
   unsetenv("http_proxy");
   unsetenv("https_proxy");
   server_stop(&s);
