@@ -40,6 +40,10 @@
 #define VERSION_MAX_LEN 64
 #define RSA_MAX_BYTES 512
 #define PAGE_QUERY_MAX 2048
+/* AES key wrap, RFC 3394, with a key of 256 bits: RFC 7518 section 4.4. */
+#define A256KW "A256KW"
+#define A256KW_BYTES (TDE_KEY_BYTES + 8)
+#define KEY_KINDS "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits, or in Managed HSM an oct-HSM key of 256"
 
 /* Data-plane domains of the public and the sovereign clouds. */
 static const char *const official[] = {
@@ -170,13 +174,21 @@ static const char *permission(const tde_op *op, az_stage stage) {
   return is_wrap(op) ? "wrapKey" : "unwrapKey";
 }
 
+/* How the key wraps: as the wrapped DEK's header says, or as a look at the key said. */
+static const char *algorithm_of(const tde_op *op) {
+  if (!is_wrap(op) && op->algorithm[0] != 0) return op->algorithm;
+  return op->info.algorithm[0] != 0 ? op->info.algorithm : TDE_RSA_OAEP_256;
+}
+
 /* {"alg":"RSA-OAEP-256","value":"..."}: the DEK, or the wrapped one. */
 static tde_class fill_body(const tde_op *op, tde_request *req, tde_status *st) {
   const uint8_t *value = is_wrap(op) ? op->dek : op->wrapped;
   size_t n = is_wrap(op) ? (size_t)TDE_KEY_BYTES : op->nwrapped;
   tde_sbuf s;
   tde_sbuf_init(&s, 4096);
-  tde_sbuf_add(&s, "{\"alg\":\"" TDE_RSA_OAEP_256 "\",\"value\":\"");
+  tde_sbuf_add(&s, "{\"alg\":\"");
+  tde_sbuf_add(&s, algorithm_of(op));
+  tde_sbuf_add(&s, "\",\"value\":\"");
   tde_sbuf_base64url(&s, value, n);
   tde_sbuf_add(&s, "\"}");
   return tde_request_body(req, &s, "application/json", st);
@@ -224,7 +236,7 @@ static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
     return TDE_STEP_FAILED;
   }
   if (op->kind == TDE_OP_UNWRAP && op->algorithm[0] != 0 &&
-      strcmp(op->algorithm, TDE_RSA_OAEP_256) != 0) {
+      strcmp(op->algorithm, TDE_RSA_OAEP_256) != 0 && strcmp(op->algorithm, A256KW) != 0) {
     tde_fail(st, TDE_UNSUPPORTED, NULL, "vault keys do not unwrap with %s here", op->algorithm);
     return TDE_STEP_FAILED;
   }
@@ -365,7 +377,7 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
                     "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);
   }
   if (s >= 400) {
-    return tde_fail(st, TDE_UNSUPPORTED, "check the key's type: RSA or RSA-HSM, 2048 to 4096 bits",
+    return tde_fail(st, TDE_UNSUPPORTED, KEY_KINDS,
                     "the vault does not take the request %s (%d %s)", permission(op, a->stage), s,
                     code);
   }
@@ -405,15 +417,30 @@ static tde_class check_kid(const tde_op *op, const char *kid, size_t n,
   return TDE_OK;
 }
 
+/* A symmetric key has no public part, and its reply no size: a smaller one than 256
+** bits is refused by the vault. Its thumbprint is that of its name, in one spelling. */
+static tde_class read_symmetric(const az *a, tde_key_info *info, tde_status *st) {
+  char id[TDE_KEY_ID_MAX];
+  size_t n = (size_t)snprintf(id, sizeof id, SCHEME "%s/keys/", a->key.host);
+  for (const char *p = a->key.name; *p != 0; p++) {
+    id[n++] = *p >= 'A' && *p <= 'Z' ? (char)(*p - 'A' + 'a') : *p;
+  }
+  id[n] = 0;
+  snprintf(info->type, sizeof info->type, "oct-HSM");
+  snprintf(info->algorithm, sizeof info->algorithm, A256KW);
+  return tde_opaque_thumbprint("azure", id, info->version, info->thumbprint, st);
+}
+
 /* type, algorithm and thumbprint from kty, n and e. */
-static tde_class read_public(const tde_json *key, tde_key_info *info, tde_status *st) {
+static tde_class read_public(const az *a, const tde_json *key, tde_key_info *info,
+                             tde_status *st) {
   uint8_t n[RSA_MAX_BYTES + 1], e[16];
   const char *kty = tde_json_get_text(key, "kty");
   const char *n64 = tde_json_get_text(key, "n"), *e64 = tde_json_get_text(key, "e");
   if (kty == NULL) return corrupt(st, "does not name the key's type");
+  if (strcmp(kty, "oct-HSM") == 0) return read_symmetric(a, info, st);
   if (strcmp(kty, "RSA") != 0 && strcmp(kty, "RSA-HSM") != 0) {
-    return tde_fail(st, TDE_UNSUPPORTED, "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits",
-                    "the key's type is not RSA");
+    return tde_fail(st, TDE_UNSUPPORTED, KEY_KINDS, "the key's type is neither RSA nor oct-HSM");
   }
   long nn = n64 != NULL ? tde_unbase64url(n64, strlen(n64), n, sizeof n) : -1;
   long ne = e64 != NULL ? tde_unbase64url(e64, strlen(e64), e, sizeof e) : -1;
@@ -421,8 +448,7 @@ static tde_class read_public(const tde_json *key, tde_key_info *info, tde_status
   const uint8_t *p = n;
   while (nn > 0 && *p == 0) p++, nn--;
   if ((nn != 256 && nn != 384 && nn != 512) || (*p & 0x80) == 0) {
-    return tde_fail(st, TDE_UNSUPPORTED, "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits",
-                    "the key is not of 2048, 3072 or 4096 bits");
+    return tde_fail(st, TDE_UNSUPPORTED, KEY_KINDS, "the key is not of 2048, 3072 or 4096 bits");
   }
   snprintf(info->type, sizeof info->type, "%s-%ld", kty, 8 * nn);
   snprintf(info->algorithm, sizeof info->algorithm, TDE_RSA_OAEP_256);
@@ -504,7 +530,7 @@ static tde_class read_key(tde_op *op, const tde_json *root, tde_status *st) {
   memcpy(op->info.base_id, op->base_id, sizeof op->info.base_id);
   memcpy(op->info.version, version, sizeof version);
   memcpy(op->version, version, sizeof version);
-  rc = read_public(key, &op->info, st);
+  rc = read_public(op->state, key, &op->info, st);
   if (rc == TDE_OK) rc = read_attributes(attributes, &op->info, st);
   if (rc == TDE_OK && is_wrap(op)) {
     rc = may_wrap(op, key, tde_json_get_text(attributes, "recoveryLevel"), st);
@@ -525,8 +551,10 @@ static tde_step on_key(tde_op *op, const tde_reply *reply, tde_request *req, tde
   return call_vault(op, req, st);
 }
 
-/* The bytes of an info's RSA type, e.g. 384 of "RSA-HSM-3072". */
-static size_t modulus_bytes(const tde_key_info *info) {
+/* How long a DEK is when this key has wrapped it: an RSA key's modulus, e.g. 384 of
+** "RSA-HSM-3072". */
+static size_t wrapped_bytes(const tde_key_info *info) {
+  if (strcmp(info->algorithm, A256KW) == 0) return A256KW_BYTES;
   const char *dash = strrchr(info->type, '-');
   return dash != NULL ? (size_t)strtoul(dash + 1, NULL, 10) / 8 : 0;
 }
@@ -535,7 +563,7 @@ static size_t modulus_bytes(const tde_key_info *info) {
 static tde_class take_value(tde_op *op, const tde_json_span *value, tde_status *st) {
   if (is_wrap(op)) {
     long n = tde_unbase64url(value->at, value->n, op->wrapped, sizeof op->wrapped);
-    if (n <= 0 || (size_t)n != modulus_bytes(&op->info)) {
+    if (n <= 0 || (size_t)n != wrapped_bytes(&op->info)) {
       return corrupt(st, "holds a wrapped key of a wrong length");
     }
     op->nwrapped = (size_t)n;

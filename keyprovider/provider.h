@@ -144,6 +144,12 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
 /* The whole id of a key version: "base/version", as op->info names it. */
 void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);
 
+/* For providers: the thumbprint of a key without a public part. SHA-256 of
+** provider, key id and version, a line feed after each; the parts are printable,
+** so none runs into the next. id is the one spelling that the provider gives the key. */
+tde_class tde_opaque_thumbprint(const char *provider, const char *id, const char *version,
+                                uint8_t out[TDE_THUMB_BYTES], tde_status *st);
+
 /* For providers: adds one to op->versions. TDE_UNSUPPORTED: more than
 ** TDE_VERSIONS_MAX; TDE_NOMEM. The driver sorts them, and frees them after a failure. */
 tde_class tde_op_add_version(tde_op *op, const tde_key_info *info, tde_status *st);

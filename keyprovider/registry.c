@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../ext/base/crypto.h"
 #include "../ext/base/secret.h"
 #include "instance.h"
 #include "provider.h"
@@ -108,6 +109,18 @@ static tde_class input_check(const tde_op *op, tde_status *st) {
            (op->kind == TDE_OP_UNWRAP && op->dek != NULL && op->nwrapped > 0 &&
             op->nwrapped <= TDE_WRAPPED_MAX);
   return ok ? TDE_OK : tde_fail(st, TDE_MISUSE, NULL, "a key operation lacks its input");
+}
+
+tde_class tde_opaque_thumbprint(const char *provider, const char *id, const char *version,
+                                uint8_t out[TDE_THUMB_BYTES], tde_status *st) {
+  char text[TDE_KEY_ID_MAX + 256];
+  int n = snprintf(text, sizeof text, "%s\n%s\n%s\n", provider, id, version);
+  if (n < 0 || (size_t)n >= sizeof text) {
+    return tde_fail(st, TDE_INTERNAL, NULL, "the thumbprint's buffer is too small");
+  }
+  if (tde_sha256(text, (size_t)n, out) == TDE_OK) return TDE_OK;
+  return tde_fail(st, TDE_CRYPTO, "check this process's OpenSSL configuration",
+                  "the crypto library failed to hash a key id");
 }
 
 /* ---- lists of versions ---- */

@@ -476,6 +476,68 @@ static void may_wrap(void) {
   CHECK(strcmp(op.info.type, "RSA-HSM-2048") == 0);
 }
 
+/* ---- Managed HSM ---- */
+
+#define HSM_KEY "https://h.managedhsm.azure.net/keys/Kek"
+#define HSM_VERSION "70e288c11c3500290431c99887a27d16"
+/* As the service replies: no size, and a port in the key's id. */
+#define HSM_REPLY                                                                              \
+  "{\"attributes\":{\"created\":1613785438,\"enabled\":true,\"exportable\":false,"                \
+  "\"recoverableDays\":90,\"recoveryLevel\":\"Recoverable\",\"updated\":1613785438},\"key\":{"       \
+  "\"key_ops\":[\"wrapKey\",\"unwrapKey\"],\"kid\":\"https://h.managedhsm.azure.net:443/keys/Kek/" \
+  HSM_VERSION "\",\"kty\":\"oct-HSM\"}}"
+#define HSM_DENY                                                                                   \
+  {                                                                                                \
+    401, "", "Bearer authorization=\"https://login.microsoftonline.com/" TENANT "\", resource=\"https:" \
+             "//managedhsm.azure.net\""                                                            \
+  }
+/* RFC 3394 section 4.6: a key of 256 bits, wrapped by one of 256 bits. */
+#define KW_DEK "ABEiM0RVZneImaq7zN3u_wABAgMEBQYHCAkKCwwNDg8"
+#define KW_WRAPPED "KMn0BMS4EPTLzLNc-4f4Jj9XhuLYDtMmy8fw5xqZ9Dv7mIubegLdIQ"
+#define HSM_RESULT(value) \
+  "{\"alg\":\"A256KW\",\"kid\":\"" HSM_KEY "/" HSM_VERSION "\",\"value\":\"" value "\"}"
+
+static void symmetric_key(void) {
+  static const step get[] = {HSM_DENY, TOKEN, {200, HSM_REPLY, NULL}};
+  static const step wrap[] = {{200, HSM_REPLY, NULL}, {200, HSM_RESULT(KW_WRAPPED), NULL}};
+  static const step longer[] = {{200, HSM_REPLY, NULL}, {200, HSM_RESULT(KW_WRAPPED "AAAA"), NULL}};
+  static const step unwrap[] = {{200, HSM_RESULT(KW_DEK), NULL}};
+  static const step looked[] = {{200, HSM_REPLY, NULL}, {200, HSM_RESULT(KW_DEK), NULL}};
+  char text[64];
+  uint8_t raw[64];
+  tde_op op;
+  forget();
+  script(get, 3);
+  REQUIRE(run(TDE_OP_GET, usual(), HSM_KEY, &op) == TDE_OK);
+  CHECK(strstr(wire.log[1].body, "scope=https%3A%2F%2Fmanagedhsm.azure.net%2F.default") != NULL);
+  CHECK(strcmp(op.info.type, "oct-HSM") == 0 && strcmp(op.info.algorithm, "A256KW") == 0);
+  /* SHA-256 of "azure\nhttps://h.managedhsm.azure.net/keys/kek\nVERSION\n", by another program. */
+  tde_base64url(op.info.thumbprint, TDE_THUMB_BYTES, text);
+  CHECK(strcmp(text, "W0CGEQXDU_3FxAvwET2rzQ3Gdl_-Y6B4OXg4oHXlHVY") == 0);
+  CHECK(tde_unbase64url(KW_DEK, strlen(KW_DEK), dek, TDE_KEY_BYTES) == TDE_KEY_BYTES);
+  script(wrap, 2);
+  CHECK(run(TDE_OP_WRAP, usual(), HSM_KEY, &op) == TDE_OK && op.nwrapped == 40);
+  CHECK(strcmp(wire.log[1].body, "{\"alg\":\"A256KW\",\"value\":\"" KW_DEK "\"}") == 0);
+  CHECK(tde_unbase64url(KW_WRAPPED, strlen(KW_WRAPPED), raw, sizeof raw) == 40 &&
+        memcmp(raw, op.wrapped, 40) == 0);
+  script(longer, 2);
+  CHECK(run(TDE_OP_WRAP, usual(), HSM_KEY, &op) == TDE_CORRUPT);
+  /* The header says how it was wrapped; without its word the key is looked at. */
+  memset(&op, 0, sizeof op);
+  op = (tde_op){.kind = TDE_OP_UNWRAP, .instance = usual(), .dek = dek, .nwrapped = 40, .algorithm = "A256KW"};
+  memcpy(op.wrapped, raw, 40);
+  script(unwrap, 1);
+  CHECK(tde_provider_run(&op, HSM_KEY "/" HSM_VERSION, &last) == TDE_OK && dek[1] == 0x11);
+  CHECK(strcmp(wire.log[0].body, "{\"alg\":\"A256KW\",\"value\":\"" KW_WRAPPED "\"}") == 0);
+  op.algorithm[0] = 0;
+  script(looked, 2);
+  CHECK(tde_provider_run(&op, HSM_KEY, &last) == TDE_OK);
+  CHECK(strstr(wire.log[1].body, "A256KW") != NULL);
+  snprintf(op.algorithm, sizeof op.algorithm, "A128KW");
+  script(unwrap, 1);
+  CHECK(tde_provider_run(&op, HSM_KEY "/" HSM_VERSION, &last) == TDE_UNSUPPORTED && wire.n == 0);
+}
+
 /* Runs kind with a warm token and this reply. */
 static tde_class with_reply(tde_op_kind kind, int status, const char *body) {
   step s[] = {DENY, TOKEN, {status, body, NULL}};
@@ -1373,6 +1435,7 @@ int main(int argc, char **argv) {
       {"get_key", get_key},
       {"wrap_and_unwrap", wrap_and_unwrap},
       {"may_wrap", may_wrap},
+      {"symmetric_key", symmetric_key},
       {"bad_key_replies", bad_key_replies},
       {"bad_unwrap_replies", bad_unwrap_replies},
       {"error_classes", error_classes},
