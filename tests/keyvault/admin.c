@@ -81,23 +81,28 @@ static void remove_faults(kv_request *r, json_t *body) {
 }
 
 /* The listener's end waits for its connections, which may want the lock. */
+static void unlisten(kv_listener which) {
+  kv_unlock();
+  kv_unlisten(which);
+  kv_lock();
+}
+
 static void set_listeners(kv_request *r, json_t *body) {
   static const char *const names[] = {"https", "http"};
-  int i, rc = 0;
+  const char *cert = json_string_value(json_object_get(body, "cert"));
+  kv_certificate kind = cert ? kv_certificate_of(cert) : KV_GOOD;
+  int i, rc = kind == KV_CERTIFICATES ? -1 : 0;
 
-  for (i = 0; i < 2; i++) {
+  for (i = 0; rc == 0 && i < 2; i++) {
     json_t *wanted = json_object_get(body, names[i]);
 
     if (!json_is_boolean(wanted)) continue;
-    if (json_is_true(wanted) && !kv_listening[i]) rc |= kv_listen_again((kv_listener)i);
-    if (json_is_false(wanted)) {
-      kv_unlock();
-      kv_unlisten((kv_listener)i);
-      kv_lock();
-    }
+    /* Another certificate needs another listener. */
+    if (json_is_false(wanted) || (i == KV_HTTPS && cert)) unlisten((kv_listener)i);
+    if (json_is_true(wanted) && !kv_listening[i]) rc |= kv_listen_again((kv_listener)i, kind);
   }
   if (rc != 0)
-    bad(r, "the port could not be opened again");
+    bad(r, "the port could not be opened again, or there is no such certificate");
   else
     done(r);
 }

@@ -221,9 +221,36 @@ static json_t *number_member(EVP_PKEY *key, const char *param) {
   return out;
 }
 
-json_t *kv_public_jwk(EVP_PKEY *key, const char *kid, const char *kty, json_t *ops) {
-  return json_pack("{s:s,s:s,s:O,s:o,s:o}", "kid", kid, "kty", kty, "key_ops", ops, "n",
-                   number_member(key, "n"), "e", number_member(key, "e"));
+json_t *kv_public_jwk(const kv_version *key, const char *kid) {
+  json_t *out = json_pack("{s:s,s:s,s:O}", "kid", kid, "kty", key->kty, "key_ops", key->ops);
+
+  if (key->pkey) {
+    json_object_set_new(out, "n", number_member(key->pkey, "n"));
+    json_object_set_new(out, "e", number_member(key->pkey, "e"));
+  }
+  return out;
+}
+
+uint8_t *kv_aes_wrap(const kv_version *key, bool wrap, const uint8_t *in, size_t nin,
+                     size_t *nout) {
+  const EVP_CIPHER *cipher = key->noct == 16   ? EVP_aes_128_wrap()
+                             : key->noct == 24 ? EVP_aes_192_wrap()
+                                               : EVP_aes_256_wrap();
+  EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+  uint8_t *out = malloc(nin + 16);
+  int n = 0, tail = 0;
+
+  if (ctx) EVP_CIPHER_CTX_set_flags(ctx, EVP_CIPHER_CTX_FLAG_WRAP_ALLOW);
+  if (!ctx || !out || nin > 4096 ||
+      EVP_CipherInit_ex(ctx, cipher, NULL, key->oct, NULL, wrap) != 1 ||
+      EVP_CipherUpdate(ctx, out, &n, in, (int)nin) != 1 ||
+      EVP_CipherFinal_ex(ctx, out + n, &tail) != 1 || n + tail <= 0) {
+    free(out);
+    out = NULL;
+  }
+  EVP_CIPHER_CTX_free(ctx);
+  *nout = (size_t)(n + tail);
+  return out;
 }
 
 /* ---- certificates ---- */
@@ -283,41 +310,56 @@ static char *pem(EVP_PKEY *key, X509 *a, X509 *b) {
   return out;
 }
 
-int kv_tls_make(const char *kind, kv_tls *out) {
-  const char *san = strcmp(kind, "wrong-host") == 0 ? "DNS:elsewhere.invalid"
-                                                    : "DNS:*." KV_SUFFIX ",DNS:" KV_LOGIN
-                                                      ",DNS:localhost,IP:127.0.0.1";
-  bool expired = strcmp(kind, "expired") == 0, stranger = strcmp(kind, "unknown-ca") == 0;
-  EVP_PKEY *cakey = EVP_EC_gen("P-256"), *key = EVP_EC_gen("P-256"),
-           *otherkey = EVP_EC_gen("P-256");
-  X509 *ca = NULL, *other = NULL, *leaf = NULL;
-  int rc = -1;
+kv_certificate kv_certificate_of(const char *name) {
+  static const char *const names[] = {"good", "expired", "wrong-host", "unknown-ca"};
+  int i = 0;
 
-  if (!cakey || !key || !otherkey) goto end;
-  ca = certificate("Test key server CA", cakey, NULL, NULL, -3 * 86400, 30 * 86400, NULL);
-  other = certificate("Another CA", otherkey, NULL, NULL, -86400, 30 * 86400, NULL);
-  if (!ca || !other) goto end;
-  leaf = certificate("Test key server", key, stranger ? other : ca, stranger ? otherkey : cakey,
-                     expired ? -2 * 86400 : -3600, expired ? -86400 : 30 * 86400, san);
-  if (!leaf) goto end;
-  out->key = pem(key, NULL, NULL);
-  out->chain = pem(NULL, leaf, stranger ? other : ca);
-  out->ca = pem(NULL, ca, NULL);
-  rc = out->key && out->chain && out->ca ? 0 : -1;
-end:
+  while (i < KV_CERTIFICATES && (!name || strcmp(names[i], name) != 0)) i++;
+  return (kv_certificate)i;
+}
+
+static int make_leaf(kv_certificate kind, X509 *ca, EVP_PKEY *cakey, kv_tls *out) {
+  const char *san = kind == KV_WRONG_HOST ? "DNS:elsewhere.invalid"
+                                          : "DNS:*." KV_SUFFIX ",DNS:*." KV_HSM_SUFFIX
+                                            ",DNS:" KV_LOGIN ",DNS:localhost,IP:127.0.0.1";
+  bool expired = kind == KV_EXPIRED;
+  EVP_PKEY *key = EVP_EC_gen("P-256");
+  X509 *leaf = key ? certificate("Test key server", key, ca, cakey, expired ? -2 * 86400 : -3600,
+                                 expired ? -86400 : 30 * 86400, san)
+                   : NULL;
+
+  out->key = leaf ? pem(key, NULL, NULL) : NULL;
+  out->chain = leaf ? pem(NULL, leaf, ca) : NULL;
+  X509_free(leaf);
+  EVP_PKEY_free(key);
+  return out->key && out->chain ? 0 : -1;
+}
+
+int kv_tls_make(kv_tls out[KV_CERTIFICATES], char **ca_pem) {
+  EVP_PKEY *key = EVP_EC_gen("P-256"), *otherkey = EVP_EC_gen("P-256");
+  X509 *ca = NULL, *other = NULL;
+  int kind, rc = -1;
+
+  *ca_pem = NULL;
+  if (key && otherkey) {
+    ca = certificate("Test key server CA", key, NULL, NULL, -3 * 86400, 30 * 86400, NULL);
+    other = certificate("Another CA", otherkey, NULL, NULL, -86400, 30 * 86400, NULL);
+  }
+  if (ca && other) {
+    *ca_pem = pem(NULL, ca, NULL);
+    rc = *ca_pem ? 0 : -1;
+  }
+  for (kind = 0; rc == 0 && kind < KV_CERTIFICATES; kind++) {
+    bool stranger = kind == KV_UNKNOWN_CA;
+
+    rc = make_leaf((kv_certificate)kind, stranger ? other : ca, stranger ? otherkey : key,
+                   &out[kind]);
+  }
   X509_free(ca);
   X509_free(other);
-  X509_free(leaf);
-  EVP_PKEY_free(cakey);
   EVP_PKEY_free(key);
   EVP_PKEY_free(otherkey);
   return rc;
-}
-
-void kv_tls_free(kv_tls *tls) {
-  free(tls->key);
-  free(tls->chain);
-  free(tls->ca);
 }
 
 int kv_client_certificate(const char *name, X509 **cert, char **pem_out) {

@@ -62,9 +62,9 @@ static int64_t number(json_t *spec, const char *name, int64_t otherwise) {
 }
 
 int64_t kv_fault_add(json_t *spec, const char **why) {
-  static const char *const known[] = {"route", "fault",   "vault",       "times",     "after",
-                                      "any",   "ms",      "bytes",       "status",    "code",
-                                      "inner", "message", "retry_after", "challenge", "location"};
+  static const char *const known[] = {
+      "route",  "fault", "vault", "times",   "after",       "any",       "ms",       "bytes",
+      "status", "code",  "inner", "message", "retry_after", "challenge", "location", "part"};
   const char *name;
   json_t *value, *copy;
   size_t i;
@@ -113,17 +113,16 @@ static bool due(json_t *f) {
 }
 
 static json_t *find(const kv_request *r, bool authenticated) {
+  const kv_vault *at = kv_vault_at(r->host);
   const char *vault;
-  size_t i, n;
+  size_t i;
   json_t *f;
 
   json_array_foreach(faults, i, f) {
     if (strcmp(text(f, "route"), "*") != 0 && strcmp(text(f, "route"), r->operation) != 0) continue;
     if (!authenticated && !json_is_true(json_object_get(f, "any"))) continue;
     vault = text(f, "vault");
-    n = vault ? strlen(vault) : 0;
-    if (vault && (strncmp(r->host, vault, n) != 0 || strcmp(r->host + n, "." KV_SUFFIX) != 0))
-      continue;
+    if (vault && (!at || strcmp(at->name, vault) != 0)) continue;
     if (due(f)) return f;
   }
   return NULL;
@@ -149,25 +148,18 @@ static void status_reply(kv_request *r, json_t *f, int k) {
   int status = (int)number(f, "status", kinds[k].status);
 
   if (!inner && !code) inner = kinds[k].inner;
+  if (!message) message = "The fault that was asked for.";
   r->retry_after = number(f, "retry_after", -1);
-  if (json_is_true(json_object_get(f, "challenge")) || (status == 401 && r->listener == KV_HTTPS)) {
-    kv_vault *v = kv_vaults;
-
-    snprintf(r->challenge, sizeof(r->challenge),
-             "Bearer authorization=\"https://" KV_LOGIN ":%u/%s\", resource=\"" KV_RESOURCE "\"",
-             kv_port[KV_HTTPS], v->tenant);
-    for (; v; v = v->next) {
-      size_t n = strlen(v->name);
-
-      if (strncmp(r->host, v->name, n) == 0 && r->host[n] == '.')
-        snprintf(r->challenge, sizeof(r->challenge),
-                 "Bearer authorization=\"https://" KV_LOGIN ":%u/%s\", resource=\"" KV_RESOURCE
-                 "\"",
-                 kv_port[KV_HTTPS], v->tenant);
-    }
+  if (!kv_is_vault_host(r->host)) {
+    kv_token_error(r, status, code, message);
+    return;
   }
-  kv_error(r, status, code ? code : kinds[k].code, inner, "%s",
-           message ? message : "The fault that was asked for.");
+  if (json_is_true(json_object_get(f, "challenge")) || status == 401) {
+    kv_vault *v = kv_vault_at(r->host);
+
+    kv_challenge(r, v ? v : kv_vaults);
+  }
+  kv_error(r, status, code ? code : kinds[k].code, inner, "%s", message);
 }
 
 bool kv_fault_met(kv_request *r, bool authenticated) {
@@ -232,24 +224,42 @@ static void flip_bit(json_t *object, const char *name) {
   free(bytes);
 }
 
+/* A token's signature becomes another's. */
+static void flip_token(json_t *object) {
+  const char *was = text(object, "access_token");
+  char *now = was ? strdup(was) : NULL, *at = now ? strrchr(now, '.') : NULL;
+
+  if (at && at[1]) {
+    at[1] = at[1] == 'A' ? 'B' : 'A';
+    json_object_set_new(object, "access_token", json_string(now));
+  }
+  free(now);
+}
+
+/* Another version's id, or with "part":"name" another key's. */
+static void bend_kid(json_t *holder, bool name) {
+  const char *kid = text(holder, "kid"), *keys = kid ? strstr(kid, "/keys/") : NULL;
+  char *other = keys ? strdup(kid) : NULL, *at;
+
+  if (!other) return;
+  at = name ? other + (keys - kid) + 6 : other + strlen(other) - 1;
+  *at = *at == '0' ? '1' : '0';
+  json_object_set_new(holder, "kid", json_string(other));
+  free(other);
+}
+
 void kv_fault_bend(kv_request *r) {
   json_t *key = json_object_get(r->reply, "key"), *holder = key ? key : r->reply;
-  const char *kid = text(holder, "kid");
+  json_t *list = json_object_get(r->reply, "value");
+  const char *part = text(r->fault_spec, "part");
 
+  if (json_is_array(list)) holder = json_array_get(list, 0);
   if (r->fault == KV_FAULT_FLIP) {
     flip_bit(holder, "value");
     flip_bit(holder, "n");
+    flip_token(holder);
   }
-  if (r->fault == KV_FAULT_WRONG_KID && kid) {
-    char *other = strdup(kid);
-    size_t n = other ? strlen(other) : 0;
-
-    if (n > 0) {
-      other[n - 1] = other[n - 1] == '0' ? '1' : '0';
-      json_object_set_new(holder, "kid", json_string(other));
-    }
-    free(other);
-  }
+  if (r->fault == KV_FAULT_WRONG_KID) bend_kid(holder, part && strcmp(part, "name") == 0);
 }
 
 void kv_fault_free(void) {

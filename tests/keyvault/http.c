@@ -252,15 +252,10 @@ static enum MHD_Result take_body(kv_request *r, const char *data, size_t n) {
 }
 
 static void serve_https(kv_request *r) {
-  size_t n = strlen(r->host), nsuffix = strlen("." KV_SUFFIX);
-  char vault[256];
-
-  if (n > nsuffix && strcmp(r->host + n - nsuffix, "." KV_SUFFIX) == 0) {
-    snprintf(vault, sizeof(vault), "%.*s", (int)(n - nsuffix), r->host);
-    kv_vault_serve(r, vault);
-  } else {
+  if (kv_is_vault_host(r->host))
+    kv_vault_serve(r, kv_vault_at(r->host));
+  else
     kv_login_serve(r);
-  }
 }
 
 static void serve(kv_request *r) {

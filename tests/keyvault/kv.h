@@ -24,7 +24,7 @@
 #include <stdint.h>
 
 #define KV_SUFFIX "vault.localtest"
-#define KV_RESOURCE "https://" KV_SUFFIX
+#define KV_HSM_SUFFIX "managedhsm.localtest"
 #define KV_LOGIN "login.localtest"
 #define KV_CLUSTER_ISSUER "https://cluster.localtest"
 #define KV_EXCHANGE "api://AzureADTokenExchange"
@@ -33,6 +33,8 @@
 #define KV_PAGE_MAX 25
 
 typedef enum { KV_HTTPS, KV_HTTP, KV_ADMIN, KV_LISTENERS } kv_listener;
+
+typedef enum { KV_GOOD, KV_EXPIRED, KV_WRONG_HOST, KV_UNKNOWN_CA, KV_CERTIFICATES } kv_certificate;
 
 typedef enum {
   KV_FAULT_NONE,
@@ -75,7 +77,9 @@ typedef struct {
 
 typedef struct kv_version {
   char id[33], kty[16];
-  EVP_PKEY *pkey;
+  EVP_PKEY *pkey;  /* NULL: a symmetric key */
+  uint8_t oct[32]; /* of a symmetric key, noct bytes */
+  size_t noct;
   json_t *ops, *tags;
   bool enabled;
   int64_t nbf, exp, created, updated; /* seconds; nbf and exp 0: none */
@@ -91,7 +95,7 @@ typedef struct kv_key {
 
 typedef struct kv_vault {
   const char *name, *tenant; /* borrowed from conf */
-  bool rbac, purge_protection;
+  bool rbac, purge_protection, hsm;
   int64_t days;
   json_t *conf, *grants; /* grants: identity name to list of permissions */
   kv_key *keys;
@@ -131,15 +135,17 @@ json_t *kv_jwt_part(const char *jwt, int part);
 /* True when the header's x5t (SHA-1) or x5t#S256 is this certificate's. */
 bool kv_jwt_names(const char *jwt, X509 *certificate);
 /* RSA-OAEP (SHA-1) or RSA-OAEP-256, RFC 8017 section 7.1. */
+/* AES key wrap, RFC 3394; NULL also when the integrity check fails. */
+uint8_t *kv_aes_wrap(const kv_version *key, bool wrap, const uint8_t *in, size_t nin, size_t *nout);
 uint8_t *kv_rsa(EVP_PKEY *key, bool wrap, bool sha256, const uint8_t *in, size_t nin, size_t *nout);
-json_t *kv_public_jwk(EVP_PKEY *key, const char *kid, const char *kty, json_t *ops);
+json_t *kv_public_jwk(const kv_version *key, const char *kid);
 typedef struct {
   char *key, *chain; /* PEM, for the listener */
-  char *ca;          /* PEM, what clients shall trust */
 } kv_tls;
-/* kind: good, expired, wrong-host, unknown-ca. 0 on success. */
-int kv_tls_make(const char *kind, kv_tls *out);
-void kv_tls_free(kv_tls *tls);
+/* One of each kind; *ca: PEM, what clients shall trust. 0 on success. */
+int kv_tls_make(kv_tls out[KV_CERTIFICATES], char **ca);
+/* good, expired, wrong-host, unknown-ca; KV_CERTIFICATES: none of them. */
+kv_certificate kv_certificate_of(const char *name);
 /* A self-signed certificate for a client; pem: key and certificate. 0 on success. */
 int kv_client_certificate(const char *name, X509 **cert, char **pem);
 
@@ -149,6 +155,15 @@ extern EVP_PKEY *kv_authority_key, *kv_cluster_key;
 int kv_store_load(const char *config);
 void kv_store_free(void);
 kv_vault *kv_find_vault(const char *name);
+/* The vault that a host name means, with or without a port; NULL: of no vault. */
+kv_vault *kv_vault_at(const char *host);
+/* True when the host lies below a domain of vaults. */
+bool kv_is_vault_host(const char *host);
+/* vault.localtest or managedhsm.localtest; and what tokens for it are for. */
+const char *kv_suffix(const kv_vault *vault);
+const char *kv_resource(const kv_vault *vault);
+/* "resource", without a slash at its end, is one that tokens are given for. */
+bool kv_resource_known(const char *resource);
 kv_identity *kv_find_identity(const char *name);
 kv_identity *kv_find_client(const char *client_id);
 /* client_id NULL: the default managed identity. */
@@ -159,16 +174,18 @@ bool kv_granted(const kv_vault *vault, const char *identity, const char *permiss
 kv_key *kv_find_key(kv_vault *vault, const char *name, bool deleted);
 /* version NULL or empty: the latest. */
 kv_version *kv_find_version(kv_key *key, const char *version);
-/* Adds a version (and the key, when new); NULL: no memory or no such size. */
-kv_version *kv_add_version(kv_vault *vault, const char *name, const char *kty, int bits);
+/* Adds a version (and the key, when new): RSA, RSA-HSM or oct-HSM. oct: its bytes, NULL:
+** random ones. NULL: no memory or no such size. */
+kv_version *kv_add_version(kv_vault *vault, const char *name, const char *kty, int bits,
+                           const uint8_t *oct);
 void kv_drop_key(kv_vault *vault, kv_key *key);
 int kv_write_federated(kv_identity *who, int64_t seconds);
 
 /* ---- http.c ---- */
 extern unsigned kv_port[KV_LISTENERS];
 int kv_listen(kv_listener which, const kv_tls *tls);
-/* On the port and with the certificate that it had. */
-int kv_listen_again(kv_listener which);
+/* On the port that it had. */
+int kv_listen_again(kv_listener which, kv_certificate certificate);
 void kv_unlisten(kv_listener which);
 extern bool kv_listening[KV_LISTENERS];
 const char *kv_header(kv_request *r, const char *name);
@@ -203,16 +220,20 @@ void kv_fault_remove(int64_t id); /* 0: all */
 void kv_fault_free(void);
 
 /* ---- the services: each fills in the reply ---- */
-void kv_vault_serve(kv_request *r, const char *vault);
+void kv_vault_serve(kv_request *r, kv_vault *vault); /* NULL: there is none of that name */
+/* What a vault answers a request without a token with. */
+void kv_challenge(kv_request *r, const kv_vault *vault);
 void kv_login_serve(kv_request *r);
 void kv_managed_serve(kv_request *r);
 void kv_admin_serve(kv_request *r);
 
 /* ---- token.c ---- */
 char *kv_issue(const kv_identity *who, const char *tenant, const char *audience, int64_t seconds);
-/* Who presents this token at a vault of the tenant; NULL, and why. */
-kv_identity *kv_authenticate(const char *token, const char *tenant, const char **why);
+/* Who presents this token at the vault; NULL, and why. */
+kv_identity *kv_authenticate(const char *token, const kv_vault *vault, const char **why);
 void kv_revoke_tokens(void);
+/* An error in the form of the endpoint that was asked for a token; code may be NULL. */
+void kv_token_error(kv_request *r, int status, const char *code, const char *why);
 /* What App Service gives a process to prove itself with. */
 extern char kv_identity_header[41];
 void kv_issuer(const char *tenant, char *out, size_t n);

@@ -20,7 +20,7 @@
 
 const char *kv_state;
 int64_t kv_clock_offset;
-static kv_tls tls;
+static kv_tls tls[KV_CERTIFICATES];
 
 int64_t kv_real_ms(void) {
   struct timespec t;
@@ -71,8 +71,8 @@ int kv_write_file(const char *name, const char *text) {
   return rename(part, path);
 }
 
-int kv_listen_again(kv_listener which) {
-  return kv_listen(which, which == KV_HTTPS ? &tls : NULL);
+int kv_listen_again(kv_listener which, kv_certificate certificate) {
+  return kv_listen(which, which == KV_HTTPS ? &tls[certificate] : NULL);
 }
 
 static int write_ready(void) {
@@ -89,7 +89,7 @@ static int write_ready(void) {
   if (kv_write_file("env.sh", env) != 0) return -1;
   ready = json_pack("{s:i,s:i,s:i,s:s,s:s,s:s,s:s,s:i}", "https", (int)kv_port[KV_HTTPS], "http",
                     (int)kv_port[KV_HTTP], "admin", (int)kv_port[KV_ADMIN], "authority", authority,
-                    "suffix", KV_SUFFIX, "resource", KV_RESOURCE, "identity_header",
+                    "suffix", KV_SUFFIX, "resource", "https://" KV_SUFFIX, "identity_header",
                     kv_identity_header, "pid", (int)getpid());
   text = json_dumps(ready, JSON_INDENT(2));
   json_decref(ready);
@@ -105,7 +105,7 @@ static int usage(void) {
   return 2;
 }
 
-static int read_options(int argc, char **argv, const char **config, const char **cert) {
+static int read_options(int argc, char **argv, const char **config, kv_certificate *cert) {
   static const struct option options[] = {{"state", required_argument, NULL, 's'},
                                           {"config", required_argument, NULL, 'c'},
                                           {"https", required_argument, NULL, 'S'},
@@ -113,8 +113,6 @@ static int read_options(int argc, char **argv, const char **config, const char *
                                           {"admin", required_argument, NULL, 'A'},
                                           {"cert", required_argument, NULL, 'C'},
                                           {NULL, 0, NULL, 0}};
-  static const char *const kinds[] = {"good", "expired", "wrong-host", "unknown-ca"};
-  size_t i;
   int c;
 
   while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -129,24 +127,26 @@ static int read_options(int argc, char **argv, const char **config, const char *
     else if (c == 'A')
       kv_port[KV_ADMIN] = (unsigned)strtoul(optarg, NULL, 10);
     else if (c == 'C')
-      *cert = optarg;
+      *cert = kv_certificate_of(optarg);
     else
       return -1;
   }
-  for (i = 0; i < 4 && strcmp(kinds[i], *cert) != 0; i++) {
-  }
-  return kv_state && *config && i < 4 && optind == argc ? 0 : -1;
+  return kv_state && *config && *cert != KV_CERTIFICATES && optind == argc ? 0 : -1;
 }
 
-static int start(const char *config, const char *cert) {
-  char path[1000];
+static int start(const char *config, kv_certificate cert) {
+  char path[1000], *ca = NULL;
+  int rc;
 
   snprintf(path, sizeof(path), "%s/ready.json", kv_state);
   (void)unlink(path);
   kv_random_hex(kv_identity_header, 20);
   if (kv_store_load(config) != 0) return -1;
-  if (kv_tls_make(cert, &tls) != 0 || kv_write_file("ca.pem", tls.ca) != 0) return -1;
-  if (kv_listen(KV_HTTPS, &tls) != 0 || kv_listen(KV_HTTP, NULL) != 0 ||
+  rc = kv_tls_make(tls, &ca);
+  if (rc == 0) rc = kv_write_file("ca.pem", ca);
+  free(ca);
+  if (rc != 0) return -1;
+  if (kv_listen(KV_HTTPS, &tls[cert]) != 0 || kv_listen(KV_HTTP, NULL) != 0 ||
       kv_listen(KV_ADMIN, NULL) != 0) {
     fprintf(stderr, "keyvault: a port could not be opened\n");
     return -1;
@@ -155,9 +155,10 @@ static int start(const char *config, const char *cert) {
 }
 
 int main(int argc, char **argv) {
-  const char *config = NULL, *cert = "good";
+  const char *config = NULL;
+  kv_certificate cert = KV_GOOD;
   sigset_t wanted;
-  int signal_, rc = 1;
+  int signal_, rc = 1, i;
 
   if (read_options(argc, argv, &config, &cert) != 0) return usage();
   /* Before any thread: all of them leave these to sigwait. */
@@ -179,6 +180,9 @@ int main(int argc, char **argv) {
   kv_log_clear();
   kv_fault_free();
   kv_store_free();
-  kv_tls_free(&tls);
+  for (i = 0; i < KV_CERTIFICATES; i++) {
+    free(tls[i].key);
+    free(tls[i].chain);
+  }
   return rc;
 }

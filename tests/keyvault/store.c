@@ -6,6 +6,7 @@
 ** identities live until the end, so that others may keep pointers to them;
 ** keys do not.
 */
+#include <openssl/rand.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,42 @@ kv_vault *kv_find_vault(const char *name) {
   kv_vault *v = kv_vaults;
 
   while (v && strcmp(v->name, name) != 0) v = v->next;
+  return v;
+}
+
+const char *kv_suffix(const kv_vault *vault) {
+  return vault->hsm ? KV_HSM_SUFFIX : KV_SUFFIX;
+}
+
+const char *kv_resource(const kv_vault *vault) {
+  return vault->hsm ? "https://" KV_HSM_SUFFIX : "https://" KV_SUFFIX;
+}
+
+bool kv_resource_known(const char *resource) {
+  return strcmp(resource, "https://" KV_SUFFIX) == 0 ||
+         strcmp(resource, "https://" KV_HSM_SUFFIX) == 0 || strcmp(resource, KV_EXCHANGE) == 0;
+}
+
+static bool host_below(const char *host, const char *suffix, size_t *nlabel) {
+  size_t n = strcspn(host, ":"), ns = strlen(suffix);
+
+  *nlabel = n > ns + 1 ? n - ns - 1 : 0;
+  return *nlabel > 0 && host[*nlabel] == '.' && strncmp(host + *nlabel + 1, suffix, ns) == 0;
+}
+
+bool kv_is_vault_host(const char *host) {
+  size_t n;
+
+  return host_below(host, KV_SUFFIX, &n) || host_below(host, KV_HSM_SUFFIX, &n);
+}
+
+kv_vault *kv_vault_at(const char *host) {
+  kv_vault *v = kv_vaults;
+  size_t n;
+
+  while (v && (!host_below(host, kv_suffix(v), &n) || strlen(v->name) != n ||
+               strncmp(v->name, host, n) != 0))
+    v = v->next;
   return v;
 }
 
@@ -141,12 +178,14 @@ static kv_key *new_key(kv_vault *vault, const char *name) {
   return k;
 }
 
-kv_version *kv_add_version(kv_vault *vault, const char *name, const char *kty, int bits) {
+kv_version *kv_add_version(kv_vault *vault, const char *name, const char *kty, int bits,
+                           const uint8_t *oct) {
   kv_key *key = kv_find_key(vault, name, false);
-  EVP_PKEY *pkey = EVP_RSA_gen((unsigned)bits);
+  bool symmetric = strcmp(kty, "oct-HSM") == 0;
+  EVP_PKEY *pkey = symmetric ? NULL : EVP_RSA_gen((unsigned)bits);
   kv_version *grown, *v;
 
-  if (!pkey) return NULL;
+  if (!symmetric && !pkey) return NULL;
   if (!key) key = new_key(vault, name);
   grown = key ? realloc(key->versions, (key->n + 1) * sizeof(*grown)) : NULL;
   if (!grown) abort(); /* a key without versions must not stay */
@@ -156,8 +195,14 @@ kv_version *kv_add_version(kv_vault *vault, const char *name, const char *kty, i
   kv_random_hex(v->id, 16);
   snprintf(v->kty, sizeof(v->kty), "%s", kty);
   v->pkey = pkey;
-  v->ops = json_pack("[s,s,s,s,s,s]", "encrypt", "decrypt", "sign", "verify", "wrapKey",
-                     "unwrapKey");
+  v->noct = symmetric ? (size_t)bits / 8 : 0;
+  if (oct)
+    memcpy(v->oct, oct, v->noct);
+  else if (symmetric && RAND_bytes(v->oct, (int)v->noct) != 1)
+    abort();
+  v->ops = symmetric ? json_pack("[s,s,s,s]", "encrypt", "decrypt", "wrapKey", "unwrapKey")
+                     : json_pack("[s,s,s,s,s,s]", "encrypt", "decrypt", "sign", "verify", "wrapKey",
+                                 "unwrapKey");
   v->enabled = true;
   v->created = v->updated = kv_now();
   return v;
@@ -231,16 +276,19 @@ static int load_vault(json_t *conf) {
   v->tenant = text(conf, "tenant");
   v->rbac = authorization && strcmp(authorization, "rbac") == 0;
   v->purge_protection = json_is_true(json_object_get(conf, "purge_protection"));
+  v->hsm = json_is_true(json_object_get(conf, "hsm"));
   v->days = json_is_integer(days) ? json_integer_value(days) : 90;
   v->grants = json_object_get(conf, "grants");
   v->next = kv_vaults;
   kv_vaults = v;
   if (!v->name || !v->tenant || !json_is_object(v->grants)) return -1;
   json_array_foreach(json_object_get(conf, "keys"), i, name) {
-    const char *key = text(name, "name");
+    const char *key = text(name, "name"), *kty = text(name, "kty");
     int bits = (int)json_integer_value(json_object_get(name, "size"));
 
-    if (!key || !kv_add_version(v, key, "RSA", bits)) return -1;
+    if (!kty) kty = v->hsm ? "RSA-HSM" : "RSA";
+    if (!key || bits > (strcmp(kty, "oct-HSM") == 0 ? 256 : 4096)) return -1;
+    if (!kv_add_version(v, key, kty, bits, NULL)) return -1;
   }
   return 0;
 }

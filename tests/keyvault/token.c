@@ -53,7 +53,7 @@ static json_int_t number(json_t *claims, const char *name) {
   return json_integer_value(json_object_get(claims, name));
 }
 
-kv_identity *kv_authenticate(const char *token, const char *tenant, const char **why) {
+kv_identity *kv_authenticate(const char *token, const kv_vault *vault, const char **why) {
   json_t *claims = kv_jwt_verify(kv_authority_key, token);
   kv_identity *who = NULL;
 
@@ -61,9 +61,9 @@ kv_identity *kv_authenticate(const char *token, const char *tenant, const char *
     *why = "AKV10001: Signature of the token is not valid.";
   } else if (kv_now() >= number(claims, "exp") || number(claims, "serial") <= revoked_up_to) {
     *why = "[TokenExpired] Error validating token: 'S2S12086'.";
-  } else if (strcmp(text(claims, "aud"), KV_RESOURCE) != 0) {
-    *why = "AKV10022: Invalid audience. Expected " KV_RESOURCE ".";
-  } else if (strcmp(text(claims, "tid"), tenant) != 0) {
+  } else if (strcmp(text(claims, "aud"), kv_resource(vault)) != 0) {
+    *why = "AKV10022: Invalid audience: the token is for another resource.";
+  } else if (strcmp(text(claims, "tid"), vault->tenant) != 0) {
     *why = "AKV10032: Invalid issuer: the token is of another tenant than the vault.";
   } else {
     who = kv_find_client(text(claims, "appid"));
@@ -231,7 +231,7 @@ static bool audience_of(char *scope) {
   if (n <= ntail || strcmp(scope + n - ntail, tail) != 0) return false;
   scope[n - ntail] = 0;
   if (n > ntail && scope[n - ntail - 1] == '/') scope[n - ntail - 1] = 0;
-  return strcmp(scope, KV_RESOURCE) == 0 || strcmp(scope, KV_EXCHANGE) == 0;
+  return kv_resource_known(scope);
 }
 
 static void give_token(kv_request *r, const char *tenant) {
@@ -324,6 +324,13 @@ static void managed_error(kv_request *r, int status, const char *error, const ch
   kv_reply(r, status, json_pack("{s:s,s:s}", "error", error, "error_description", why));
 }
 
+void kv_token_error(kv_request *r, int status, const char *code, const char *why) {
+  if (r->listener == KV_HTTPS)
+    refuse(r, status, code ? code : "invalid_request", 900000 + status, why);
+  else
+    managed_error(r, status, code ? code : "invalid_request", why);
+}
+
 static void give_managed(kv_request *r, bool imds) {
   const char *client = kv_query(r, "client_id"), *resource = kv_query(r, "resource");
   kv_identity *who = kv_find_managed(client);
@@ -339,7 +346,7 @@ static void give_managed(kv_request *r, bool imds) {
     return;
   }
   snprintf(r->identity, sizeof(r->identity), "%s", who->name);
-  if (strcmp(audience, KV_RESOURCE) != 0 && strcmp(audience, KV_EXCHANGE) != 0) {
+  if (!kv_resource_known(audience)) {
     managed_error(r, 400, "invalid_resource",
                   "AADSTS500011: The resource principal was not found in the tenant.");
     return;

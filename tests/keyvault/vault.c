@@ -33,8 +33,8 @@ typedef struct {
 
 static void set_kid(const call *c, const char *folder, const char *name, const char *version,
                     char *out, size_t n) {
-  snprintf(out, n, "https://%s." KV_SUFFIX ":%u/%s/%s%s%s", c->vault->name, kv_port[KV_HTTPS],
-           folder, name, version ? "/" : "", version ? version : "");
+  snprintf(out, n, "https://%s.%s:%u/%s/%s%s%s", c->vault->name, kv_suffix(c->vault),
+           kv_port[KV_HTTPS], folder, name, version ? "/" : "", version ? version : "");
 }
 
 static json_t *attributes(const kv_vault *vault, const kv_version *v) {
@@ -43,6 +43,7 @@ static json_t *attributes(const kv_vault *vault, const kv_version *v) {
                         vault->purge_protection ? "Recoverable" : "Recoverable+Purgeable",
                         "recoverableDays", (json_int_t)vault->days);
 
+  if (vault->hsm) json_object_set_new(a, "exportable", json_false());
   if (v->nbf) json_object_set_new(a, "nbf", json_integer(v->nbf));
   if (v->exp) json_object_set_new(a, "exp", json_integer(v->exp));
   return a;
@@ -53,8 +54,7 @@ static json_t *bundle(const call *c, const kv_key *key, const kv_version *v) {
   json_t *out;
 
   set_kid(c, "keys", key->name, v->id, kid, sizeof(kid));
-  out = json_pack("{s:o,s:o}", "key", kv_public_jwk(v->pkey, kid, v->kty, v->ops), "attributes",
-                  attributes(c->vault, v));
+  out = json_pack("{s:o,s:o}", "key", kv_public_jwk(v, kid), "attributes", attributes(c->vault, v));
   if (v->tags) json_object_set(out, "tags", v->tags);
   return out;
 }
@@ -127,10 +127,9 @@ static void page_end(const call *c, page *p, const char *path) {
 
   if (p->more) {
     snprintf(next, sizeof(next),
-             "https://%s." KV_SUFFIX ":%u/%s?api-version=" KV_API_VERSION
-             "&$skiptoken=%lld&maxresults=%lld",
-             c->vault->name, kv_port[KV_HTTPS], path, (long long)(p->skip + p->max),
-             (long long)p->max);
+             "https://%s.%s:%u/%s?api-version=" KV_API_VERSION "&$skiptoken=%lld&maxresults=%lld",
+             c->vault->name, kv_suffix(c->vault), kv_port[KV_HTTPS], path,
+             (long long)(p->skip + p->max), (long long)p->max);
     json_object_set_new(out, "nextLink", json_string(next));
   }
   kv_reply(c->r, 200, out);
@@ -246,27 +245,63 @@ static bool name_free(const call *c) {
   return false;
 }
 
-static void create_key(call *c) {
-  const char *kty = json_string_value(json_object_get(c->body, "kty"));
-  json_t *size = json_object_get(c->body, "key_size");
-  int bits = size ? (int)json_integer_value(size) : 2048;
+/* What the vault makes of a key type: a Managed HSM makes each one in hardware. */
+static const char *offered(const call *c, const char *kty, int *bits) {
+  bool oct = kty && (strcmp(kty, "oct-HSM") == 0 || strcmp(kty, "oct") == 0);
+
+  if (*bits == 0) *bits = oct ? 256 : 2048;
+  if (oct) {
+    if (c->vault->hsm && (*bits == 128 || *bits == 192 || *bits == 256)) return "oct-HSM";
+  } else if (kty && (strcmp(kty, "RSA") == 0 || strcmp(kty, "RSA-HSM") == 0)) {
+    if (*bits == 2048 || *bits == 3072 || *bits == 4096) return c->vault->hsm ? "RSA-HSM" : kty;
+  }
+  bad_parameter(c,
+                "Only RSA and RSA-HSM keys of 2048, 3072 and 4096 bits are offered here, and "
+                "oct-HSM keys in a Managed HSM.");
+  return NULL;
+}
+
+static void add_key(call *c, const char *kty, int bits, const uint8_t *oct) {
   kv_version trial = {0}, *v;
 
-  if (!name_free(c)) return;
-  if (!kty || (strcmp(kty, "RSA") != 0 && strcmp(kty, "RSA-HSM") != 0) ||
-      (bits != 2048 && bits != 3072 && bits != 4096)) {
-    bad_parameter(c, "Only RSA and RSA-HSM keys of 2048, 3072 and 4096 bits are offered here.");
-    return;
-  }
   if (!take_properties(c, &trial)) return;
   json_decref(trial.ops);
   json_decref(trial.tags);
-  v = kv_add_version(c->vault, c->name, kty, bits);
+  v = kv_add_version(c->vault, c->name, kty, bits, oct);
   if (!v || !take_properties(c, v)) {
     kv_error(c->r, 500, "InternalServerError", NULL, "No key could be made.");
     return;
   }
   kv_reply(c->r, 200, bundle(c, kv_find_key(c->vault, c->name, false), v));
+}
+
+static void create_key(call *c) {
+  const char *kty = json_string_value(json_object_get(c->body, "kty"));
+  json_t *size = json_object_get(c->body, "key_size");
+  int bits = size ? (int)json_integer_value(size) : 0;
+
+  if (!name_free(c)) return;
+  kty = offered(c, kty, &bits);
+  if (kty) add_key(c, kty, bits, NULL);
+}
+
+/* Of symmetric keys alone: known answers need a known key. */
+static void import_key(call *c) {
+  json_t *jwk = json_object_get(c->body, "key");
+  const char *kty = json_string_value(json_object_get(jwk, "kty"));
+  const char *text = json_string_value(json_object_get(jwk, "k"));
+  size_t n = 0;
+  uint8_t *oct = text ? kv_unbase64url(text, &n) : NULL;
+  int bits = n <= 32 ? (int)n * 8 : -1;
+
+  if (name_free(c)) {
+    kty = oct ? offered(c, kty, &bits) : NULL;
+    if (!oct)
+      bad_parameter(c, "Only symmetric keys can be imported here.");
+    else if (kty && strcmp(kty, "oct-HSM") == 0)
+      add_key(c, kty, bits, oct);
+  }
+  free(oct);
 }
 
 static void update_key(call *c) {
@@ -284,8 +319,8 @@ static void rotate_key(call *c) {
 
   if (!last) return;
   snprintf(kty, sizeof(kty), "%s", last->kty);
-  bits = EVP_PKEY_get_bits(last->pkey);
-  v = kv_add_version(c->vault, c->name, kty, bits);
+  bits = last->pkey ? EVP_PKEY_get_bits(last->pkey) : (int)last->noct * 8;
+  v = kv_add_version(c->vault, c->name, kty, bits, NULL);
   if (!v) {
     kv_error(c->r, 500, "InternalServerError", NULL, "No key could be made.");
     return;
@@ -378,10 +413,24 @@ static bool usable(const call *c, const kv_version *v, bool wrap) {
   return !inner;
 }
 
+/* The value wrapped or unwrapped; NULL, and why not. */
+static uint8_t *transform(const kv_version *v, bool wrap, const char *alg, const uint8_t *in,
+                          size_t nin, size_t *nout, const char **why) {
+  char own[16];
+  bool sha256 = strcmp(alg, "RSA-OAEP-256") == 0;
+
+  snprintf(own, sizeof(own), "A%zuKW", v->noct * 8);
+  *why = "The parameter is incorrect.";
+  if (!v->pkey && strcmp(alg, own) == 0) return kv_aes_wrap(v, wrap, in, nin, nout);
+  if (v->pkey && (sha256 || strcmp(alg, "RSA-OAEP") == 0))
+    return kv_rsa(v->pkey, wrap, sha256, in, nin, nout);
+  *why = "The algorithm does not fit the key, or is not offered here.";
+  return NULL;
+}
+
 static void turn(call *c, bool wrap) {
-  const char *alg = json_string_value(json_object_get(c->body, "alg"));
+  const char *alg = json_string_value(json_object_get(c->body, "alg")), *why;
   const char *value = json_string_value(json_object_get(c->body, "value"));
-  bool sha256 = alg && strcmp(alg, "RSA-OAEP-256") == 0;
   uint8_t *in = NULL, *out = NULL;
   size_t nin = 0, nout = 0;
   char kid[600], *text = NULL;
@@ -389,18 +438,20 @@ static void turn(call *c, bool wrap) {
   kv_version *v = wanted(c, &key);
 
   if (!v || !usable(c, v, wrap)) return;
-  if (!alg || !value || (!sha256 && strcmp(alg, "RSA-OAEP") != 0)) {
-    bad_parameter(c, "Property alg must be RSA-OAEP-256 or RSA-OAEP, and value must be given.");
+  if (!alg || !value) {
+    bad_parameter(c, "Properties alg and value must be given.");
     return;
   }
+  why = "The value is not base64url.";
   in = kv_unbase64url(value, &nin);
-  if (in) out = kv_rsa(v->pkey, wrap, sha256, in, nin, &nout);
+  if (in) out = transform(v, wrap, alg, in, nin, &nout, &why);
   if (out) text = kv_base64url(out, nout);
   set_kid(c, "keys", key->name, v->id, kid, sizeof(kid));
   if (text)
     kv_reply(c->r, 200, json_pack("{s:s,s:s}", "kid", kid, "value", text));
   else
-    bad_parameter(c, "The parameter is incorrect.");
+    bad_parameter(c, why);
+  if (text && c->vault->hsm) json_object_set_new(c->r->reply, "alg", json_string(alg));
   free(text);
   free(out);
   free(in);
@@ -421,6 +472,7 @@ static const route routes[] = {
     {"listVersions", "GET", "list", "read", list_versions, false},
     {"listKeys", "GET", "list", "read", list_keys, false},
     {"createKey", "POST", "create", "create/action", create_key, true},
+    {"importKey", "PUT", "import", "create/action", import_key, true},
     {"updateKey", "PATCH", "update", "update/action", update_key, true},
     {"rotateKey", "POST", "rotate", "rotate/action", rotate_key, false},
     {"wrapKey", "POST", "wrapKey", "wrap/action", wrap_key, true},
@@ -461,6 +513,7 @@ static const char *operation_on_key(const char *method, size_t n, char **parts, 
   const char *last = parts[n - 1];
 
   if (n == 2 && strcmp(method, "DELETE") == 0) return "deleteKey";
+  if (n == 2 && strcmp(method, "PUT") == 0) return "importKey";
   if (n == 3 && strcmp(last, "create") == 0) return "createKey";
   if (n == 3 && strcmp(last, "rotate") == 0) return "rotateKey";
   if (n == 3 && strcmp(last, "versions") == 0) return "listVersions";
@@ -483,11 +536,19 @@ static const char *operation_of(const char *method, size_t n, char **parts, call
   return n == 3 && strcmp(parts[2], "recover") == 0 ? "recoverKey" : NULL;
 }
 
-static void challenge(kv_request *r, const kv_vault *vault, const char *why) {
+void kv_challenge(kv_request *r, const kv_vault *vault) {
   snprintf(r->challenge, sizeof(r->challenge),
-           "Bearer authorization=\"https://" KV_LOGIN ":%u/%s\", resource=\"" KV_RESOURCE "\"",
-           kv_port[KV_HTTPS], vault->tenant);
-  kv_error(r, 401, "Unauthorized", NULL, "%s", why);
+           "Bearer authorization=\"https://" KV_LOGIN ":%u/%s\", resource=\"%s\"",
+           kv_port[KV_HTTPS], vault->tenant, kv_resource(vault));
+}
+
+/* A Managed HSM says no more than the challenge does. */
+static void challenge(kv_request *r, const kv_vault *vault, const char *why) {
+  kv_challenge(r, vault);
+  if (vault->hsm)
+    kv_reply(r, 401, NULL);
+  else
+    kv_error(r, 401, "Unauthorized", NULL, "%s", why);
 }
 
 static void deny(const call *c, const kv_identity *who, const route *op) {
@@ -520,7 +581,7 @@ static bool admitted(call *c, const route *op) {
   if (!header || strncasecmp(header, "Bearer ", 7) != 0)
     why = "AKV10000: Request is missing a Bearer or PoP token.";
   else
-    who = kv_authenticate(header + 7, c->vault->tenant, &why);
+    who = kv_authenticate(header + 7, c->vault, &why);
   if (!who) {
     challenge(c->r, c->vault, why);
     return false;
@@ -552,8 +613,8 @@ static void perform(call *c, const route *op) {
   json_decref(c->body);
 }
 
-void kv_vault_serve(kv_request *r, const char *vault) {
-  call c = {.r = r, .vault = kv_find_vault(vault)};
+void kv_vault_serve(kv_request *r, kv_vault *vault) {
+  call c = {.r = r, .vault = vault};
   const char *version = kv_query(r, "api-version");
   char *path = strdup(r->path), *parts[5];
   size_t n = path ? split(path, parts) : 6;
