@@ -313,7 +313,7 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   static const char *const key_ops[] = {"KeyOperationForbidden", "KeyOperationNotPermitted", NULL};
   const az *a = op->state;
   const char *what = permission(op, a->stage);
-  const char *who = a->flow != NULL ? tde_token_identity(a->flow) : "";
+  const char *who = a->flow != NULL ? tde_token_identity(a->flow) : "(not signed in yet)";
   char remedy[320];
   if (is_code(code, disabled)) {
     return tde_fail(st, TDE_DISABLED, "enable the key version, or correct its dates",

@@ -313,6 +313,7 @@ struct tde_token_flow {
   want outer;                /* the token for the resource */
   want inner;                /* the managed identity's, as an assertion */
   int asking_inner;          /* which one the request under way is for */
+  int renewed_inner;         /* the assertion was refused once already */
   int64_t deadline;          /* the operation's */
 };
 
@@ -684,9 +685,17 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
 }
 
 /* The request under way failed as st says. In an outage, what is still good of
-** an older assertion or token serves. */
+** an older assertion or token serves. An assertion that is refused may be too old,
+** whatever the cache says: it is fetched once more. */
 static tde_step not_renewed(tde_token_flow *f, tde_request *req, tde_status *st) {
   int outage = tde_class_is_outage(st->code);
+  if (st->code == TDE_UNAUTHENTICATED && !f->asking_inner && f->id.kind == TDE_ID_FEDERATED) {
+    drop(&f->inner);
+    if (!f->renewed_inner) {
+      f->renewed_inner = 1;
+      return ask_outer(f, req, st);
+    }
+  }
   if (outage && f->asking_inner) {
     settle_failed(&f->inner, st);
     if (old_token(&f->inner)) return ask_outer(f, req, st);

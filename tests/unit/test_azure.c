@@ -1100,6 +1100,24 @@ static void federation(void) {
   CHECK(unwrap_as(
             "\"a\":{\"kind\":\"client_secret\",\"client_id\":\"c\",\"secret_env\":\"T_SECRET\"}",
             "a", "fed", four, 4) == TDE_MISCONFIGURED);
+  /* An assertion that is refused is fetched once more, and not kept. */
+  static const step stale[] = {
+      DENY,
+      {200, "{\"access_token\":\"SECRET-STALE\",\"expires_in\":\"86399\"}", NULL},
+      {401, "{\"error\":\"invalid_client\"}", NULL},
+      {200, "{\"access_token\":\"SECRET-FRESH\",\"expires_in\":\"86399\"}", NULL},
+      TOKEN,
+      {200, UNWRAP_REPLY, NULL}};
+  static const step refused_twice[] = {DENY,
+                                       {200, "{\"access_token\":\"SECRET-STALE\",\"expires_in\":60}", NULL},
+                                       {401, "", NULL},
+                                       {200, "{\"access_token\":\"SECRET-STALE\",\"expires_in\":60}", NULL},
+                                       {401, "", NULL},
+                                       TOKEN};
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "m", "fed", stale, 6) == TDE_OK && wire.n == 6);
+  CHECK(strstr(wire.log[2].body, "SECRET-STALE") != NULL && strstr(wire.log[4].body, "SECRET-FRESH") != NULL);
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "m", "fed", refused_twice, 6) ==
+        TDE_UNAUTHENTICATED && wire.n == 5);
   static const step inner_fails[] = {DENY, {400, "{\"error\":\"invalid_request\"}", NULL}};
   CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "m", "fed", inner_fails, 2) ==
         TDE_UNAUTHENTICATED);
