@@ -28,8 +28,9 @@ endef
 keyvault: $(KEYVAULT) ## start the test key server with a sample tenant, and say what to try
 	$(Q)sh tests/keyvault/start.sh $(KEYVAULT) $(KEYVAULT_OUT)/state $(KEYVAULT_ARGS)
 
-check-azure-sdk: ## Microsoft's own npm packages against the test key server (npm, network)
-	$(call keyvault_built,sh tests/keyvault/sdk/run.sh $(KEYVAULT) $(KEYVAULT_OUT))
+check-azure-sdk: ## Microsoft's own npm packages against the test key server and the product (npm, network)
+	$(call keyvault_built,$(MAKE) --no-print-directory BUILD=$(BUILD) $(AZURE_OUT)/client && \
+	  sh tests/keyvault/sdk/run.sh $(KEYVAULT) $(KEYVAULT_OUT) $(AZURE_OUT)/client)
 
 check-keyvault-smoke: ## the test key server's own faults, identities and clock (offline)
 	$(call keyvault_built,python3 tests/keyvault/smoke.py $(KEYVAULT) tests/keyvault/sample.json)

@@ -1,13 +1,15 @@
 #!/bin/sh
-# run.sh: Microsoft's npm packages against the test key server.
+# run.sh: Microsoft's npm packages against the test key server, and against the product.
 #
-#   run.sh SERVER OUT-DIR
+#   run.sh SERVER OUT-DIR CLIENT
 #
+# CLIENT is tests/azure/client.c, the product's provider as a command.
 # Installs the packages that package-lock.json pins into OUT-DIR/sdk (once), starts
 # the server, runs test.cjs. The last line is the totals.
 set -eu
 
 server=$1
+client=$(cd "$(dirname "$3")" && pwd)/$(basename "$3")
 mkdir -p "$2/sdk"
 out=$(cd "$2" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,5 +40,5 @@ until [ -f "$state/ready.json" ]; do
 done
 . "$state/env.sh"
 rc=0
-(cd "$out/sdk" && NODE_EXTRA_CA_CERTS=$KV_CA timeout 300 node --require ./lookup.cjs test.cjs) || rc=$?
+(cd "$out/sdk" && NODE_EXTRA_CA_CERTS=$KV_CA KV_CLIENT=$client timeout 300 node --require ./lookup.cjs test.cjs) || rc=$?
 exit $rc

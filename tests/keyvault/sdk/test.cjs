@@ -16,14 +16,14 @@ const { KeyClient, CryptographyClient } = require('@azure/keyvault-keys');
 const { ClientSecretCredential, ClientCertificateCredential, WorkloadIdentityCredential,
   ManagedIdentityCredential, ClientAssertionCredential } = require('@azure/identity');
 
-const { KV_STATE, KV_HTTPS, KV_HTTP, KV_ADMIN, KV_AUTHORITY, KV_IDENTITY_HEADER } = process.env;
+const { KV_STATE, KV_HTTPS, KV_HTTP, KV_ADMIN, KV_AUTHORITY, KV_IDENTITY_HEADER, KV_CA, KV_CLIENT } = process.env;
 const contoso = '11111111-1111-4111-8111-111111111111';
 const fabrikam = '22222222-2222-4222-8222-222222222222';
 const clientId = (n) => `a0000000-0000-4000-8000-${n.toString(16).padStart(12, '0')}`;
 const ofIdentity = (name, file) => path.join(KV_STATE, 'identities', name, file);
 const secretOf = (name) => fs.readFileSync(ofIdentity(name, 'secret'), 'utf8');
 const authority = { authorityHost: KV_AUTHORITY, disableInstanceDiscovery: true };
-const vaultUrl = (name) => `https://${name}.vault.localtest:${KV_HTTPS}`;
+const vaultUrl = (name) => `https://${name}.${name === 'delta' ? 'managedhsm' : 'vault'}.localtest:${KV_HTTPS}`;
 const version = { serviceVersion: '7.4' };
 const quick = { ...version, retryOptions: { maxRetries: 0 } };
 
@@ -64,6 +64,7 @@ const dek = crypto.randomBytes(32);
 const all = bySecret(1, 'app-secret');
 const alpha = client('alpha', all);
 const beta = client('beta', all, quick);
+const hsm = client('delta', all, quick);
 
 /* A credential of another kind reads a key, wraps and unwraps. */
 async function serves(vault, credential) {
@@ -74,6 +75,50 @@ async function serves(vault, credential) {
 
   assert.deepEqual(Buffer.from(back.result), dek);
   assert.equal(wrapped.keyID, key.id);
+}
+
+/* ---- the product, as a command with an instance of its own ---- */
+
+const instanceDir = path.join(KV_STATE, 'product');
+
+function makeInstance() {
+  fs.mkdirSync(instanceDir, { mode: 0o700 });
+  fs.writeFileSync(path.join(instanceDir, 'instance.json'), JSON.stringify({
+    version: 1, default_protector: `${vaultUrl('beta')}/keys/tde`,
+    http: { ca_file: KV_CA, connect_to: `127.0.0.1:${KV_HTTPS}` },
+    azure: { authority: KV_AUTHORITY, vault_suffixes: ['vault.localtest', 'managedhsm.localtest'] },
+    policy: { allow_purgeable_keys: true },
+    identities: { app: { kind: 'client_secret', client_id: clientId(1), secret_file: ofIdentity('app-secret', 'secret') } },
+  }), { mode: 0o600 });
+}
+
+/* The product's answer; value is a Buffer. */
+function product(keyId, operation, value, algorithm = '') {
+  const run = spawnSync(KV_CLIENT, [instanceDir, keyId, operation, 'app', algorithm],
+    { input: value ? Buffer.from(value).toString('base64url') : '', encoding: 'utf8' });
+  const answer = JSON.parse(run.stdout);
+
+  if (answer.value) answer.value = Buffer.from(answer.value, 'base64url');
+  return answer;
+}
+
+/* What the one wraps, the other unwraps, both ways; and both see the same key. */
+async function together(keyClient, name, algorithm) {
+  const key = await keyClient.getKey(name);
+  const microsoft = crypt(key.id, all);
+  const mine = crypto.randomBytes(32);
+  const wrapped = product(key.id, 'wrap', mine);
+
+  assert.equal(wrapped.error, undefined, wrapped.message);
+  assert.equal(wrapped.algorithm, algorithm);
+  assert.equal(wrapped.version, key.properties.version);
+  assert.deepEqual(Buffer.from((await microsoft.unwrapKey(algorithm, wrapped.value)).result), mine);
+  const theirs = Buffer.from((await microsoft.wrapKey(algorithm, dek)).result);
+  assert.deepEqual(product(key.id, 'unwrap', theirs, algorithm).value, dek);
+  theirs[10] ^= 1;
+  assert.equal(product(key.id, 'unwrap', theirs, algorithm).error, 'wrong-key');
+  await refused(microsoft.unwrapKey(algorithm, theirs), 400);
+  return product(`${keyClient.vaultUrl.replace(/\/$/, '')}/keys/${name}`, 'latest');
 }
 
 const tests = {
@@ -226,6 +271,84 @@ const tests = {
     await (await beta.beginRecoverDeletedKey('safe', { intervalInMs: 50 })).pollUntilDone();
   },
 
+  async 'Managed HSM: symmetric keys are made, imported, rotated, and wrap with A256KW in the HSM'() {
+    const made = await hsm.createOctKey('made', { keySize: 256, hsm: true });
+    assert.equal(made.keyType, 'oct-HSM');
+    assert.equal(made.key.k, undefined);
+    const before = [await count('wrapKey'), await count('unwrapKey')];
+    const wrapped = (await crypt(made.id, all).wrapKey('A256KW', dek)).result;
+    assert.equal(wrapped.length, 40);
+    assert.deepEqual(Buffer.from((await crypt(made.id, all).unwrapKey('A256KW', wrapped)).result), dek);
+    assert.ok(await count('wrapKey') > before[0] && await count('unwrapKey') > before[1]);
+    const turned = await hsm.rotateKey('made');
+    await refused(crypt(turned.id, all).unwrapKey('A256KW', wrapped), 400);
+    assert.equal((await collect(hsm.listPropertiesOfKeyVersions('made'))).length, 2);
+    assert.deepEqual(Buffer.from((await crypt(made.id, all).unwrapKey('A256KW', wrapped)).result), dek);
+    await refused(client('alpha', all, quick).createOctKey('no'), 400);
+  },
+
+  /* RFC 3394 in Node's OpenSSL, on a key that both know. */
+  async 'Managed HSM: what it wraps, another implementation of AES key wrap unwraps'() {
+    const k = crypto.randomBytes(32);
+    const key = await hsm.importKey('known', { kty: 'oct-HSM', k, keyOps: ['wrapKey', 'unwrapKey'] }, { hardwareProtected: true });
+    const wrapped = Buffer.from((await crypt(key.id, all).wrapKey('A256KW', dek)).result);
+    const turn = crypto.createDecipheriv('id-aes256-wrap', k, Buffer.alloc(8, 0xa6));
+
+    assert.deepEqual(Buffer.concat([turn.update(wrapped), turn.final()]), dek);
+    assert.deepEqual(product(key.id, 'unwrap', wrapped, 'A256KW').value, dek);
+  },
+
+  async 'the product: RSA keys'() {
+    for (const [keyClient, size] of [[alpha, 2048], [beta, 3072]]) {
+      const facts = await together(keyClient, 'tde', 'RSA-OAEP-256');
+      const key = (await keyClient.getKey('tde')).key;
+      const jwk = JSON.stringify({ e: Buffer.from(key.e).toString('base64url'), kty: 'RSA',
+        n: Buffer.from(key.n).toString('base64url') });
+
+      assert.equal(facts.type, `RSA-${size}`);
+      assert.equal(facts.thumbprint, crypto.createHash('sha256').update(jwk).digest('hex'));
+    }
+    await alpha.createRsaKey('big', { keySize: 4096 });
+    assert.equal((await together(alpha, 'big', 'RSA-OAEP-256')).type, 'RSA-4096');
+    assert.equal((await together(hsm, 'rsa', 'RSA-OAEP-256')).type, 'RSA-HSM-3072');
+  },
+
+  async 'the product: symmetric keys of Managed HSM'() {
+    assert.equal((await together(hsm, 'tde', 'A256KW')).type, 'oct-HSM');
+    await hsm.createOctKey('small', { keySize: 128, hsm: true });
+    assert.equal(product(`${vaultUrl('delta')}/keys/small`, 'wrap', dek).error, 'unsupported');
+  },
+
+  async 'the product: versions in pages, as Microsoft lists them'() {
+    for (let i = 0; i < 30; i++) await hsm.createOctKey('many', { keySize: 256, hsm: true });
+    const theirs = await collect(hsm.listPropertiesOfKeyVersions('many'));
+    await hsm.updateKeyProperties('many', theirs[3].version, { enabled: false, notBefore: new Date(1e12), expiresOn: new Date(2e12) });
+    const before = await count('listVersions');
+    const mine = product(`${vaultUrl('delta')}/keys/many`, 'versions').versions;
+
+    assert.ok(await count('listVersions') >= before + 2, 'more than one page');
+    assert.deepEqual(mine.map((v) => v.version).sort(), theirs.map((p) => p.version).sort());
+    const changed = mine.find((v) => v.version === theirs[3].version);
+    assert.deepEqual([changed.enabled, changed.not_before, changed.expires], [false, 1e9, 2e9]);
+    assert.ok(mine.every((v, i) => i === 0 || mine[i - 1].created >= v.created));
+    assert.equal(product(`${vaultUrl('delta')}/keys/absent`, 'versions').error, 'missing');
+  },
+
+  async 'the product: an old version after a rotation; disabled, deleted, recovered'() {
+    const first = await alpha.createRsaKey('life');
+    const wrapped = product(first.id, 'wrap', dek).value;
+
+    await alpha.rotateKey('life');
+    assert.deepEqual(product(first.id, 'unwrap', wrapped).value, dek);
+    await alpha.updateKeyProperties('life', first.properties.version, { enabled: false });
+    assert.equal(product(first.id, 'unwrap', wrapped).error, 'disabled');
+    await alpha.updateKeyProperties('life', first.properties.version, { enabled: true });
+    await (await alpha.beginDeleteKey('life', { intervalInMs: 50 })).pollUntilDone();
+    assert.equal(product(first.id, 'unwrap', wrapped).error, 'missing');
+    await (await alpha.beginRecoverDeletedKey('life', { intervalInMs: 50 })).pollUntilDone();
+    assert.deepEqual(product(first.id, 'unwrap', wrapped).value, dek);
+  },
+
   async 'permissions: access policy and RBAC'() {
     const reader = bySecret(7, 'reader');
     const ids = { alpha: (await alpha.getKey('tde')).id, beta: (await beta.getKey('tde')).id };
@@ -351,6 +474,7 @@ async function main() {
   let passed = 0;
   let failed = 0;
 
+  makeInstance();
   for (const [name, test] of Object.entries(tests)) {
     try {
       await test();
