@@ -14,6 +14,7 @@ uint32_t tde_get32le(const uint8_t *p);
 uint64_t tde_get64le(const uint8_t *p);
 uint32_t tde_get32be(const uint8_t *p);
 void tde_put32le(uint8_t *p, uint32_t v);
+void tde_put32be(uint8_t *p, uint32_t v);
 void tde_put64le(uint8_t *p, uint64_t v);
 
 /* True when all n bytes are zero. */
