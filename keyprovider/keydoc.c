@@ -500,6 +500,14 @@ int tde_keydoc_needed(const tde_keydoc *doc, tde_key_info *out, int cap) {
   return n;
 }
 
+int tde_keydoc_wrap_info(const tde_keydoc *doc, uint32_t epoch, tde_key_info *out) {
+  const tde_json *wraps = tde_json_get(tde_keydoc_dek_of(doc, epoch), "wraps");
+  size_t n = tde_json_count(wraps);
+  if (n == 0) return 0;
+  tde_keydoc_info_of(tde_json_at(wraps, n - 1), out);
+  return 1;
+}
+
 int tde_key_named(const tde_key_info *info, const char *key) {
   char full[TDE_KEY_ID_MAX], hex[2 * TDE_THUMB_BYTES + 1];
   size_t n = strlen(key);

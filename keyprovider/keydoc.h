@@ -79,6 +79,8 @@ int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked);
 /* Every thumbprint that some epoch is wrapped under now: what a restore needs. Into
 ** out, each once; returns their number. */
 int tde_keydoc_needed(const tde_keydoc *doc, tde_key_info *out, int cap);
+/* The key that one epoch is wrapped under; false: no such epoch. */
+int tde_keydoc_wrap_info(const tde_keydoc *doc, uint32_t epoch, tde_key_info *out);
 /* The whole document, borrowed: for views. */
 const tde_json *tde_keydoc_json(const tde_keydoc *doc);
 
@@ -122,6 +124,13 @@ tde_class tde_keydoc_begin_epoch(tde_keydoc *doc, const tde_op *wrap, int64_t un
 int tde_keydoc_epoch_progress(tde_keydoc *doc, int64_t done, int64_t all);
 /* No unit of an older epoch is left. */
 int tde_keydoc_end_epoch(tde_keydoc *doc, int64_t now);
+/* The DEK epochs of another document of the same database: wraps[i] is the wrap of
+** epochs[i], NULL where this document has one. current becomes the current epoch;
+** keep: epochs that are not named stay. */
+int tde_keydoc_take_epochs(tde_keydoc *doc, const uint32_t *epochs, const tde_op *const *wraps,
+                           int n, uint32_t current, int keep, int64_t now);
+/* Adds the keys of another document's list that this one lacks. */
+int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from);
 /* Sets or (v NULL) removes a member that the format does not depend on: origin,
 ** backup, secondary, secondaries. Takes v over. */
 int tde_keydoc_set_member(tde_keydoc *doc, const char *name, tde_json *v);

@@ -379,6 +379,39 @@ int tde_keydoc_end_epoch(tde_keydoc *doc, int64_t now) {
          tde_json_set_int(doc->root, "regenerated", now);
 }
 
+int tde_keydoc_take_epochs(tde_keydoc *doc, const uint32_t *epochs, const tde_op *const *wraps,
+                           int n, uint32_t current, int keep, int64_t now) {
+  tde_json *deks = tde_json_get(doc->root, "deks");
+  int failed = 0;
+  for (int i = 0; i < n; i++) {
+    if (tde_keydoc_dek_of(doc, epochs[i]) != NULL) continue;
+    if (wraps[i] == NULL) return -1;
+    failed |= tde_json_append(deks, new_dek(epochs[i], wraps[i], now));
+  }
+  for (size_t i = tde_json_count(deks); i > 0 && !keep; i--) {
+    int64_t epoch = tde_json_get_int(tde_json_at(deks, i - 1), "epoch", 0);
+    int named = 0;
+    for (int k = 0; k < n; k++) named |= epoch == (int64_t)epochs[k];
+    if (!named) tde_json_remove_at(deks, i - 1);
+  }
+  doc->epoch = current;
+  return failed | tde_json_set_int(doc->root, "epoch", current);
+}
+
+int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from) {
+  tde_json *keys = list_of(doc);
+  const tde_json *more = tde_json_get(from->root, "keys");
+  int failed = keys == NULL;
+  for (size_t i = 0; i < tde_json_count(more) && !failed; i++) {
+    tde_key_info info;
+    tde_keydoc_info_of(tde_json_at(more, i), &info);
+    if (entry_of(keys, &info) == NULL) {
+      failed = tde_json_append(keys, tde_json_copy(tde_json_at(more, i))) != 0;
+    }
+  }
+  return failed ? -1 : 0;
+}
+
 int tde_keydoc_set_member(tde_keydoc *doc, const char *name, tde_json *v) {
   return v != NULL ? tde_json_set_json(doc->root, name, v) : tde_json_unset(doc->root, name);
 }
