@@ -880,6 +880,8 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->params.instance = copy_param(name, "tde_instance", &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
+  db->as_key = copy_param(name, "tde_key", &oom);
+  if (db->as_key && db->as_key[0]) db->params.as_key = db->as_key;
   if (oom) return SQLITE_NOMEM;
   db->params.path = (char *)f->path; /* borrowed, as is the name of the VFS */
   db->params.vfs = (char *)f->lower_vfs->zName;
@@ -909,6 +911,7 @@ void tde_db_close(tde_file *f) {
   sqlite3_free(db->params.instance);
   sqlite3_free(db->params.protector);
   sqlite3_free(db->params.identity);
+  sqlite3_free(db->as_key);
   sqlite3_free(db);
   f->db = NULL;
 }
@@ -957,6 +960,54 @@ int tde_db_io_gate(tde_file *f) {
   return tde_db_report(db);
 }
 
+int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance, int flags,
+                       tde_file **out) {
+  const char *params[] = {"tde_instance", instance, NULL};
+  tde_file *f = sqlite3_malloc64(sizeof(*f));
+  int rc = SQLITE_NOMEM;
+
+  *out = f;
+  if (!f) return rc;
+  memset(f, 0, sizeof(*f));
+  f->role = TDE_ROLE_MAIN;
+  f->lower_vfs = vfs;
+  f->path = sqlite3_create_filename(path, "", "", instance ? 1 : 0, params);
+  if (!f->path) return rc;
+  f->lower = tde_lower_open(vfs, f->path, SQLITE_OPEN_MAIN_DB | flags, NULL, &rc);
+  return f->lower ? tde_db_open(f, f->path, flags) : rc;
+}
+
+void tde_db_close_beside(tde_file *f) {
+  if (!f) return;
+  tde_db_close(f);
+  tde_sealed_clear(&f->s);
+  if (f->lower) {
+    (void)LOWER(f)->xClose(f->lower);
+    sqlite3_free(f->lower);
+  }
+  sqlite3_free_filename((char *)f->path);
+  sqlite3_free(f);
+}
+
+/* A secondary whose update was cut short: it is finished before anything is read.
+** Who updates it holds EXCLUSIVE, so under SHARED such a log is nobody's. */
+static int finish_update(tde_file *f) {
+  tde_db *db = f->db;
+  int rc;
+
+  if (!tde_redo_exists(f)) return SQLITE_OK;
+  if (db->read_only) {
+    tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
+             "%s: an update of this secondary was cut short", path_of(f));
+    return SQLITE_BUSY;
+  }
+  rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);
+  if (rc == SQLITE_OK) rc = tde_redo_settle(f, 1);
+  (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_SHARED);
+  return rc;
+}
+
 int tde_db_gate(tde_file *f) {
   tde_db *db = f->db;
   int rc;
@@ -964,6 +1015,10 @@ int tde_db_gate(tde_file *f) {
   if (db->state == TDE_STATE_ONLINE && db->keys) {
     check_here(db);
     if (!tde_keys_live(db->keys)) tde_db_lose(db);
+  }
+  if (db->state == TDE_STATE_ONLINE && db->facts.secondary) {
+    rc = finish_update(f);
+    if (rc) return rc;
   }
   switch (db->state) {
     case TDE_STATE_ONLINE:
@@ -996,9 +1051,9 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
 
   tde_file_enter(f);
   if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
-  db->params.as_key = (char *)as_key;
+  if (as_key) db->params.as_key = (char *)as_key;
   rc = load(f, 1, 1);
-  db->params.as_key = NULL;
+  db->params.as_key = db->as_key && db->as_key[0] ? db->as_key : NULL;
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
     rc = not_online(db, st);
     /* One denial is no loss yet: the lease says when it is. */

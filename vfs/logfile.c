@@ -404,49 +404,27 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
 ** the key. A database whose key is not to be had is an error, and everything
 ** stays as it is.
 */
-static int open_owner(tde_file *f, const char *journal_path, tde_file *owner) {
+static int open_owner(tde_file *f, const char *journal_path, tde_file **owner) {
   size_t n = strlen(journal_path);
-  const char *empty[1] = {NULL};
-  const char *name;
   char *path;
   int rc;
 
   if (n < 9 || strcmp(journal_path + n - 8, "-journal") != 0) return SQLITE_CANTOPEN;
   path = sqlite3_mprintf("%.*s", (int)(n - 8), journal_path);
-  name = path ? sqlite3_create_filename(path, "", "", 0, empty) : NULL;
+  if (!path) return SQLITE_NOMEM;
+  rc = tde_db_open_beside(path, f->lower_vfs, NULL, SQLITE_OPEN_READONLY, owner);
   sqlite3_free(path);
-  if (!name) return SQLITE_NOMEM;
-  memset(owner, 0, sizeof(*owner));
-  owner->role = TDE_ROLE_MAIN;
-  owner->path = name;
-  owner->lower_vfs = f->lower_vfs;
-  owner->lower = tde_lower_open(f->lower_vfs, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY,
-                                NULL, &rc);
-  if (owner->lower) {
-    rc = tde_db_open(owner, name, SQLITE_OPEN_READONLY);
-    if (rc == SQLITE_OK && owner->db->state != TDE_STATE_ONLINE) {
-      rc = tde_db_report(owner->db);
-      if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
-    }
+  if (rc == SQLITE_OK && (*owner)->db->state != TDE_STATE_ONLINE) {
+    rc = tde_db_report((*owner)->db);
+    if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
   }
   return rc;
-}
-
-void tde_log_close_owner(tde_file *owner) {
-  tde_db_close(owner);
-  tde_sealed_clear(&owner->s);
-  if (owner->lower) {
-    (void)LOWER(owner)->xClose(owner->lower);
-    sqlite3_free(owner->lower);
-  }
-  sqlite3_free_filename((char *)owner->path);
-  sqlite3_free(owner);
 }
 
 int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_prefix p;
-  tde_file *owner;
+  tde_file *owner = NULL;
   int rc = LOWER(f)->xRead(f->lower, b, sizeof(b), 0);
 
   *is_sealed = 0;
@@ -460,11 +438,9 @@ int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
     default:
       return SQLITE_OK; /* not sealed, or torn: it names nothing */
   }
-  owner = sqlite3_malloc64(sizeof(*owner));
-  if (!owner) return SQLITE_NOMEM;
-  rc = open_owner(f, journal_path, owner);
+  rc = open_owner(f, journal_path, &owner);
   if (rc) {
-    tde_log_close_owner(owner);
+    tde_db_close_beside(owner);
     return rc;
   }
   *is_sealed = 1;

@@ -32,6 +32,7 @@ enum {
   H_COUNT = 24,
   H_UUID = 32,
   H_EPOCH = 48, /* of the MAC key */
+  H_UNITS = 56,
   H_CHAIN = 64,
   H_MAC = 96
 };
@@ -148,6 +149,7 @@ int tde_redo_commit(tde_redo *r) {
   tde_put64le(head + H_COUNT, r->count);
   memcpy(head + H_UUID, r->f->db->header.uuid, TDE_UUID_BYTES);
   tde_put32le(head + H_EPOCH, r->f->db->header.epoch);
+  tde_put64le(head + H_UNITS, r->units);
   memcpy(head + H_CHAIN, r->chain, TDE_HASH_BYTES);
   c = head_mac(r->f, head, r->f->db->header.epoch, head + H_MAC);
   if (c) return tde_class_rc(c);
@@ -203,6 +205,7 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
   if (rc) return rc;
   r->record = tde_get32le(head + H_RECORD);
   r->count = tde_get64le(head + H_COUNT);
+  r->units = tde_get64le(head + H_UNITS);
   if (memcmp(head + H_MAGIC, magic, sizeof(magic)) != 0 ||
       tde_get32le(head + H_VERSION) != TDE_FORMAT_VERSION ||
       r->record != f->s.geo.unit + TDE_UNIT_OVERHEAD ||
@@ -295,6 +298,9 @@ static int put_back(tde_redo *r, int only_bad, uint64_t *put) {
   f->s.ahead_units = 0;
   f->s.size_known = 0;
   f->db->head_valid = 0;
+  if (rc == SQLITE_OK && r->units && !only_bad) {
+    rc = LOWER(f)->xTruncate(f->lower, (sqlite3_int64)tde_lower_size(&f->s.geo, r->units));
+  }
   if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
   f->s.counters->lower_syncs++;
   return rc;

@@ -23,6 +23,7 @@ typedef struct tde_redo {
   const char *name; /* from sqlite3_create_filename */
   sqlite3_file *lower;
   uint64_t count;
+  uint64_t units;  /* what the database has when all is applied; 0: as many as before */
   uint32_t record; /* bytes of a record */
   uint8_t chain[TDE_HASH_BYTES];
   uint8_t *buf; /* entries not yet written */

@@ -287,11 +287,25 @@ static void set_lock(tde_db *db, int level) {
   __atomic_store_n(&db->lock, level, __ATOMIC_RELAXED);
 }
 
+/* What changes a secondary is its primary. */
+static int refuse_secondary(tde_file *f) {
+  tde_fail(&f->db->last, TDE_MISUSE,
+           "write to its primary and run tde_sync_secondary() there; tde_restore() makes a "
+           "database of its own of it",
+           "%s: is a secondary, which is only read", f->path);
+  (void)tde_db_report(f->db);
+  return SQLITE_READONLY;
+}
+
 static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
-  int before = db->lock, rc = LOWER(f)->xLock(f->lower, level);
+  int before = db->lock, rc;
 
+  if (level >= SQLITE_LOCK_RESERVED && !f->plain && db->facts.secondary) {
+    return refuse_secondary(f);
+  }
+  rc = LOWER(f)->xLock(f->lower, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);
   if (f->plain) return SQLITE_OK;
@@ -606,7 +620,7 @@ static int do_side_close(tde_file *f) {
   if (f->db && f->db->journal == f) f->db->journal = NULL;
   tde_sealed_clear(&f->s);
   tde_cryptor_clear(&f->own_crypt);
-  if (f->owned_owner) tde_log_close_owner(f->owned_owner);
+  if (f->owned_owner) tde_db_close_beside(f->owned_owner);
   rc2 = LOWER(f)->xClose(f->lower);
   sqlite3_free(f->lower);
   sqlite3_free(f);

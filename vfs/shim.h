@@ -19,6 +19,7 @@ typedef struct tde_db {
   tde_status last;  /* why it is not accessible, or the last bad unit */
   int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
   tde_key_params params;
+  char *as_key;      /* tde_key=: the id to ask under, in place of the header's */
   tde_header header; /* in force; header.doc NULL while new */
   tde_slot_info slot[2];
   tde_key_facts facts;
@@ -127,6 +128,12 @@ int tde_db_wait_busy(tde_db *db);
 void tde_db_lose(tde_db *db);
 void tde_db_wipe(tde_db *db);
 int tde_db_in_transaction(const tde_db *db);
+/* Opens a database beside SQLite, for its keys or its units: the file has no methods
+** and is in no list. instance: as in the URI, or NULL. *out is to be closed also after
+** a failure; its state may be any. */
+int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance, int flags,
+                       tde_file **out);
+void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 /* The newest whole header slot of a file that is not open here, not verified;
 ** out->doc NULL: there is none. vfs: the VFS below, by name. */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
@@ -138,7 +145,6 @@ int tde_heal_free_pages(tde_file *f);
 /* logfile.c: WAL and rollback journal */
 void tde_log_open(tde_file *f);
 int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed);
-void tde_log_close_owner(tde_file *owner);
 /* A WAL write lock was taken: what a rolled-back transaction left is void. */
 void tde_wal_begin(tde_file *f);
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);

@@ -1,0 +1,339 @@
+/*
+** replica.c: copies of a database that keep its DEK; see replica.h.
+**
+** What must hold:
+**  - a copy is whole and synced before its caller gives it a name;
+**  - an update of a secondary is in its redo log, complete and synced, before the
+**    first byte of the secondary changes; whoever finds that log finishes the update
+**    before anything is read (tde_db_gate). The secondary is locked EXCLUSIVE
+**    meanwhile;
+**  - its change counter goes up with each update: connections that cached pages of
+**    it see that they are old.
+*/
+#include "replica.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/log.h"
+#include "../ext/base/secret.h"
+#include "redo.h"
+#include "snapshot.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define RUN_BYTES (64u * 1024u)
+
+/* ---- a new file ---- */
+
+typedef struct target {
+  tde_file *f; /* the source */
+  tde_replica *r;
+  sqlite3_file *lower;
+  uint64_t written; /* units from here on were never written */
+  uint8_t *run;     /* records that wait, adjacent */
+  uint32_t nrun;
+  uint64_t run_first;
+  uint32_t record;
+  uint8_t *there; /* one record read back */
+} target;
+
+static int write_run(target *t) {
+  int rc = SQLITE_OK;
+
+  if (t->nrun) {
+    rc = t->lower->pMethods->xWrite(t->lower, t->run, (int)t->nrun,
+                                    (sqlite3_int64)tde_unit_physical(&t->f->s.geo, t->run_first));
+  }
+  t->nrun = 0;
+  return rc;
+}
+
+static int new_has(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
+  target *t = ctx;
+
+  if (i >= t->written) return 0;
+  if (t->nrun && write_run(t)) return 0;
+  return t->lower->pMethods->xRead(t->lower, t->there, (int)n,
+                                   (sqlite3_int64)tde_unit_physical(&t->f->s.geo, i)) ==
+             SQLITE_OK &&
+         memcmp(t->there, record, n) == 0;
+}
+
+static int new_put(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
+  target *t = ctx;
+  const tde_geometry *g = &t->f->s.geo;
+  int rc = SQLITE_OK;
+
+  if (t->nrun && (t->nrun + n > RUN_BYTES ||
+                  tde_unit_physical(g, i) != tde_unit_physical(g, t->run_first) + t->nrun)) {
+    rc = write_run(t);
+  }
+  if (rc) return rc;
+  if (!t->nrun) t->run_first = i;
+  memcpy(t->run + t->nrun, record, n);
+  t->nrun += n;
+  if (i >= t->written) t->written = i + 1;
+  t->r->changed++;
+  return SQLITE_OK;
+}
+
+static int tell(void *ctx, uint64_t done, uint64_t all) {
+  target *t = ctx;
+  return t->r->progress ? t->r->progress(t->r->ctx, done, all) : 0;
+}
+
+/* Both slots, and the header's last byte. */
+static int write_header(target *t) {
+  tde_db *db = t->f->db;
+  uint8_t *head = sqlite3_malloc64(TDE_HEADER_BYTES), mac_key[TDE_KEY_BYTES];
+  tde_header h = db->header;
+  tde_class c;
+  int rc = SQLITE_NOMEM;
+
+  if (!head) return rc;
+  memset(head, 0, TDE_HEADER_BYTES);
+  h.doc = (char *)t->r->doc;
+  h.ndoc = t->r->ndoc;
+  h.sequence = 1;
+  c = tde_keys_mac_key(db->keys, h.epoch, mac_key);
+  if (c == TDE_OK) c = tde_slot_build(&h, mac_key, head);
+  tde_wipe(mac_key, sizeof(mac_key));
+  rc = tde_class_rc(c);
+  if (rc == SQLITE_OK) {
+    memcpy(head + TDE_SLOT_STRIDE, head, TDE_SLOT_BYTES);
+    rc = t->lower->pMethods->xWrite(t->lower, head, (int)TDE_HEADER_BYTES, 0);
+  }
+  sqlite3_free(head);
+  return rc;
+}
+
+static int copy_units(target *t) {
+  tde_snapshot_sink sink = {t, new_has, new_put, tell};
+  tde_replica *r = t->r;
+  int rc = tde_snapshot_ahead(t->f, &sink);
+
+  if (rc == SQLITE_OK) rc = write_run(t);
+  if (rc == SQLITE_OK) rc = r->begin(r->ctx);
+  if (rc) return rc;
+  rc = tde_snapshot_take(t->f, &sink, 0, &r->size, &r->wal);
+  r->end(r->ctx);
+  if (rc == SQLITE_OK) rc = write_run(t);
+  r->units = (r->size + t->f->s.geo.unit - 1) / t->f->s.geo.unit;
+  return rc;
+}
+
+static int finish(target *t) {
+  sqlite3_int64 size = (sqlite3_int64)tde_lower_size(&t->f->s.geo, t->r->units);
+  int rc = t->lower->pMethods->xTruncate(t->lower, size);
+
+  if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);
+  return rc;
+}
+
+static void explain(tde_file *f, const char *what, const char *path, int rc, tde_status *st) {
+  if (st->code) return;
+  if (f->db->last.code && (rc & 0xff) != SQLITE_FULL) {
+    *st = f->db->last;
+    return;
+  }
+  tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+           (rc & 0xff) == SQLITE_BUSY ? "try again when it is not in use" : "check the disk",
+           "%s %s: %s", what, path, sqlite3_errstr(rc));
+}
+
+int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st) {
+  const char *none[1] = {NULL};
+  const char *name = sqlite3_create_filename(path, "", "", 0, none);
+  target t;
+  int rc = SQLITE_NOMEM;
+
+  memset(&t, 0, sizeof(t));
+  t.f = f;
+  t.r = r;
+  t.record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
+  t.run = sqlite3_malloc64(RUN_BYTES);
+  t.there = sqlite3_malloc64(t.record);
+  f->db->last.code = TDE_OK;
+  if (name && t.run && t.there) {
+    t.lower = tde_lower_open(
+        f->lower_vfs, name,
+        SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE,
+        NULL, &rc);
+  }
+  if (t.lower) {
+    rc = write_header(&t);
+    if (rc == SQLITE_OK) rc = copy_units(&t);
+    if (rc == SQLITE_OK) rc = finish(&t);
+    (void)t.lower->pMethods->xClose(t.lower);
+    sqlite3_free(t.lower);
+  }
+  if (rc) explain(f, "the copy", path, rc, st);
+  sqlite3_free(t.run);
+  sqlite3_free(t.there);
+  sqlite3_free_filename((char *)name);
+  return rc;
+}
+
+/* ---- an existing one ---- */
+
+typedef struct update {
+  tde_file *from, *to;
+  tde_replica *r;
+  tde_redo log;
+  uint64_t has_units;
+  int committed; /* the log counts: it must stay until it is applied */
+  uint8_t *there;
+} update;
+
+static int old_has(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
+  update *u = ctx;
+
+  return i < u->has_units &&
+         LOWER(u->to)->xRead(u->to->lower, u->there, (int)n,
+                             (sqlite3_int64)tde_unit_physical(&u->to->s.geo, i)) == SQLITE_OK &&
+         memcmp(u->there, record, n) == 0;
+}
+
+static int old_put(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
+  update *u = ctx;
+
+  (void)n;
+  u->r->changed++;
+  return tde_redo_add(&u->log, i, record);
+}
+
+static int old_tell(void *ctx, uint64_t done, uint64_t all) {
+  update *u = ctx;
+  return u->r->progress ? u->r->progress(u->r->ctx, done, all) : 0;
+}
+
+/* The secondary's own change counter, plus one. */
+static int next_counter(update *u, uint32_t *counter) {
+  uint8_t head[32];
+  int rc = tde_sealed_read(&u->to->s, head, sizeof(head), 0, 0);
+
+  *counter = tde_get32be(head + 24) + 1;
+  if (*counter == 0) *counter = 1;
+  return rc;
+}
+
+/* Is the file at hand a copy of this database? */
+static int check_target(update *u, const char *path, tde_status *st) {
+  tde_db *a = u->from->db, *b = u->to->db;
+
+  if (b->state != TDE_STATE_ONLINE) {
+    *st = b->last;
+    return tde_class_rc(b->last.code) ? tde_class_rc(b->last.code) : SQLITE_ERROR;
+  }
+  if (memcmp(a->header.uuid, b->header.uuid, TDE_UUID_BYTES) != 0 || !b->facts.secondary ||
+      a->header.unit_size != b->header.unit_size) {
+    tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
+             "%s is not a secondary of this database", path);
+    return SQLITE_MISUSE;
+  }
+  return SQLITE_OK;
+}
+
+static int lock_target(tde_file *to) {
+  int rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_SHARED);
+
+  if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_RESERVED);
+  if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_EXCLUSIVE);
+  if (rc == SQLITE_OK) to->db->lock = SQLITE_LOCK_EXCLUSIVE;
+  return rc;
+}
+
+static void unlock_target(tde_file *to) {
+  (void)LOWER(to)->xUnlock(to->lower, SQLITE_LOCK_NONE);
+  to->db->lock = SQLITE_LOCK_NONE;
+}
+
+/* Everything that changed goes into the log. */
+static int gather(update *u) {
+  tde_snapshot_sink sink = {u, old_has, old_put, old_tell};
+  tde_replica *r = u->r;
+  sqlite3_int64 lower = 0;
+  uint64_t rest;
+  uint32_t counter = 0;
+  int rc = LOWER(u->to)->xFileSize(u->to->lower, &lower);
+
+  u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)lower, &rest);
+  if (rc == SQLITE_OK) rc = next_counter(u, &counter);
+  if (rc == SQLITE_OK) rc = tde_redo_begin(&u->log, u->to);
+  if (rc == SQLITE_OK) rc = r->begin(r->ctx);
+  if (rc) return rc;
+  rc = tde_snapshot_take(u->from, &sink, counter, &r->size, &r->wal);
+  r->end(r->ctx);
+  r->units = (r->size + u->to->s.geo.unit - 1) / u->to->s.geo.unit;
+  u->log.units = r->units;
+  return rc;
+}
+
+/* DEK epochs that the secondary does not know yet. *new: there were some. */
+static int hand_down_epochs(update *u, int *fresh) {
+  tde_db *a = u->from->db, *b = u->to->db;
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class c = dek ? TDE_OK : TDE_NOMEM;
+
+  *fresh = 0;
+  for (int i = 0; c == TDE_OK && i < a->facts.nepochs; i++) {
+    uint32_t epoch = a->facts.epochs[i];
+    if (tde_keys_has(b->keys, epoch)) continue;
+    *fresh = 1;
+    c = tde_keys_dek(a->keys, epoch, dek);
+    if (c == TDE_OK) c = tde_keys_add_epoch(b->keys, epoch, dek);
+  }
+  for (int i = 0; c == TDE_OK && i < b->facts.nepochs; i++) {
+    int known = 0;
+    for (int k = 0; k < a->facts.nepochs; k++) known |= a->facts.epochs[k] == b->facts.epochs[i];
+    *fresh |= !known;
+  }
+  if (a->facts.epoch != b->facts.epoch) *fresh = 1;
+  tde_secret_free(dek);
+  return tde_class_rc(c);
+}
+
+/* The log counts from here on. Where there are new DEK epochs, the header names them
+** before a unit of theirs is written, and forgets old ones after. */
+static int apply(update *u, tde_mutation before, tde_mutation after, tde_status *st) {
+  int fresh, rc = hand_down_epochs(u, &fresh);
+
+  if (rc == SQLITE_OK) rc = tde_redo_commit(&u->log);
+  if (rc) return rc;
+  u->committed = 1;
+  if (fresh) rc = tde_file_update_header(u->to, before, u->r->ctx, 0, st);
+  if (rc == SQLITE_OK) rc = tde_redo_apply(&u->log);
+  if (rc == SQLITE_OK) rc = tde_file_update_header(u->to, after, u->r->ctx, 1, st);
+  if (rc == SQLITE_OK) rc = tde_redo_void(&u->log);
+  return rc;
+}
+
+int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mutation before,
+                     tde_mutation after, tde_replica *r, tde_status *st) {
+  update u;
+  int rc;
+
+  memset(&u, 0, sizeof(u));
+  u.from = f;
+  u.r = r;
+  f->db->last.code = TDE_OK;
+  rc = tde_db_open_beside(path, f->lower_vfs, instance, SQLITE_OPEN_READWRITE, &u.to);
+  if (rc == SQLITE_OK) rc = check_target(&u, path, st);
+  u.there = rc ? NULL : sqlite3_malloc64(u.to->s.geo.unit + TDE_UNIT_OVERHEAD);
+  if (rc == SQLITE_OK && !u.there) rc = SQLITE_NOMEM;
+  if (rc == SQLITE_OK) {
+    rc = lock_target(u.to);
+    if (rc == SQLITE_OK) rc = tde_redo_settle(u.to, 1);
+    if (rc == SQLITE_OK) rc = gather(&u);
+    if (rc == SQLITE_OK) rc = apply(&u, before, after, st);
+    if (u.log.lower && rc && !u.committed) (void)tde_redo_void(&u.log);
+    tde_redo_close(&u.log);
+    unlock_target(u.to);
+  }
+  if (rc) explain(f, "the secondary", path, rc, st);
+  sqlite3_free(u.there);
+  tde_db_close_beside(u.to);
+  return rc;
+}

@@ -1,0 +1,38 @@
+/*
+** snapshot.h: the sealed units of one moment of a database in use.
+**
+** Records are handed over as they stand in the file where that is possible: equal
+** records of two snapshots are equal content, and a copy of a database that changed
+** little differs little. What only the WAL has is sealed anew for its place in the
+** database file.
+**
+** The caller holds a read transaction of the connection during tde_snapshot_take.
+** In WAL mode writers go on meanwhile. In the rollback modes they wait for its end,
+** which is why tde_snapshot_ahead exists: it looks at everything before, without any
+** lock, so that what remains for the transaction is to compare.
+*/
+#ifndef TDE_SNAPSHOT_H
+#define TDE_SNAPSHOT_H
+
+#include "shim.h"
+
+typedef struct tde_snapshot_sink {
+  void *ctx;
+  /* Does the target hold exactly this record for unit i? */
+  int (*has)(void *ctx, uint64_t i, const uint8_t *record, uint32_t n);
+  /* A record of the snapshot that it does not hold; authentic. */
+  int (*put)(void *ctx, uint64_t i, const uint8_t *record, uint32_t n);
+  /* Units done of how many; other than 0 stops. May be NULL. */
+  int (*progress)(void *ctx, uint64_t done, uint64_t all);
+} tde_snapshot_sink;
+
+/* Hands over what opens, changing or not. Does nothing in WAL mode. SQLite codes. */
+int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink);
+/* Hands over every unit of the snapshot. *size: its logical size in bytes. Unit 0 is
+** that of a database in a rollback mode, with this change counter (0: the
+** snapshot's own), whatever the journal mode is: *wal tells. A unit that does not
+** open is SQLITE_IOERR_DATA, with f's status saying which. */
+int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, uint64_t *size,
+                      int *wal);
+
+#endif
