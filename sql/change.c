@@ -35,10 +35,10 @@ static void touch(sqlite3 *db, const char *schema) {
   sqlite3_free(sql);
 }
 
-static int check_state(const tde_change *c, tde_status *st) {
+static int check_state(const tde_change *c, int reading, tde_status *st) {
   const tde_file_info *i = c->info;
 
-  if (i->state == TDE_STATE_ONLINE && !tde_file_read_only(c->f)) return SQLITE_OK;
+  if (i->state == TDE_STATE_ONLINE && (reading || !tde_file_read_only(c->f))) return SQLITE_OK;
   if (i->state == TDE_STATE_ONLINE) {
     tde_fail(st, TDE_MISUSE, "open it for writing", "%s: the database is read-only", i->path);
     return SQLITE_READONLY;
@@ -52,7 +52,7 @@ static int check_state(const tde_change *c, tde_status *st) {
   return SQLITE_ERROR;
 }
 
-static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event,
+static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
                  tde_status *st) {
   const char *text;
   size_t n = 0;
@@ -70,7 +70,7 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   if (!c->info) return SQLITE_NOMEM;
   touch(db, c->schema);
   tde_file_info_get(c->f, 1, c->info);
-  rc = check_state(c, st);
+  rc = check_state(c, reading, st);
   if (rc) return rc;
   text = tde_file_keydoc(c->f, &n);
   cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : TDE_INTERNAL;
@@ -166,19 +166,36 @@ static void tell_failure(const tde_change *c, const tde_status *st) {
   (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
 }
 
-int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
-                   void *ctx, tde_status *st) {
+void tde_change_tell(const tde_change *c, const tde_key_info *key) {
+  tde_event e;
+
+  fill(c, &e, key ? key : &c->protector, NULL);
+  (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
+}
+
+static int run(sqlite3 *db, const char *schema, const char *event, int reading,
+               tde_change_work work, void *ctx, tde_status *st) {
   tde_change c;
   int rc = SQLITE_BUSY;
 
   for (int i = 0; i < TRIES; i++) {
-    rc = begin(&c, db, schema, event, st);
+    rc = begin(&c, db, schema, event, reading, st);
     if (rc == SQLITE_OK) rc = work(ctx, &c, st);
     if (rc && !is_stale(st)) tell_failure(&c, st);
     end(&c);
     if (!rc || !is_stale(st)) break;
   }
   return rc;
+}
+
+int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
+                   void *ctx, tde_status *st) {
+  return run(db, schema, event, 0, work, ctx, st);
+}
+
+int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
+                           void *ctx, tde_status *st) {
+  return run(db, schema, event, 1, work, ctx, st);
 }
 
 /* ---- the rule of old thumbprints ---- */

@@ -32,6 +32,13 @@ typedef int (*tde_change_work)(void *ctx, tde_change *c, tde_status *st);
 int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
                    void *ctx, tde_status *st);
 
+/* The same for what leaves the database as it is, which may be read-only: work calls
+** no commit, but may tell of its success. */
+int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
+                           void *ctx, tde_status *st);
+/* The event of a success that stands in no header; key as below. */
+void tde_change_tell(const tde_change *c, const tde_key_info *key);
+
 /* For work: edits the document in force. loose: what the edit rests on is not the
 ** protector. both: see tde_file_update_header. key: what the event is about, NULL:
 ** the protector. On success the event is in the header, and in the audit sink. */

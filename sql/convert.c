@@ -17,17 +17,14 @@
 #include "convert.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../ext/base/bytes.h"
-#include "../ext/base/crypto.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
+#include "place.h"
 #include "result.h"
 #include "subject.h"
 
@@ -39,8 +36,7 @@ typedef struct conversion {
   int encrypting;
   const char *verb; /* for messages */
   char *source;     /* full path of the source */
-  char *target;     /* full path of the result */
-  char *temp;       /* the result while it is made */
+  tde_place place;  /* the result */
   char *params;     /* tde_* URI parameters for the encrypted side */
   int in_place;
   sqlite3 *from, *to;
@@ -209,52 +205,15 @@ static int open_source(conversion *c, const char *arg) {
   return rc;
 }
 
-/* A target of its own must not exist yet, and its folder must. */
-static int check_target_place(conversion *c) {
-  struct stat sb;
-  char text[400], *folder, *slash;
-  int rc = SQLITE_OK;
-
-  if (lstat(c->target, &sb) == 0) {
-    (void)snprintf(text, sizeof(text), "the target %s exists already", c->target);
-    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name or remove that file", text);
-  }
-  folder = sqlite3_mprintf("%s", c->target);
-  if (!folder) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  slash = strrchr(folder, '/');
-  if (slash && slash != folder) *slash = 0;
-  if (slash && slash != folder && (stat(folder, &sb) != 0 || !S_ISDIR(sb.st_mode))) {
-    (void)snprintf(text, sizeof(text), "the target %s: its folder does not exist", c->target);
-    rc = fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "create the folder first", text);
-  }
-  sqlite3_free(folder);
-  return rc;
-}
-
 /* Full path of the target, and the temporary name beside it. */
 static int name_target(conversion *c, const char *out) {
-  uint8_t r[8];
-  char hex[2 * sizeof(r) + 1];
-  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
-  char *full;
+  int rc = tde_place_begin(&c->place, out ? out : c->source, 1, &c->st);
 
-  if (!vfs || tde_random(r, sizeof(r), &c->st)) return SQLITE_ERROR;
-  tde_hex(r, sizeof(r), hex);
-  full = sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1);
-  if (!full) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  if (!out) {
-    c->target = sqlite3_mprintf("%s", c->source);
-  } else if ((vfs->xFullPathname(vfs, out, vfs->mxPathname + 1, full) & 0xff) == SQLITE_OK) {
-    c->target = sqlite3_mprintf("%s", full);
-  } else {
-    sqlite3_free(full);
-    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE, NULL, "the target's path can not be resolved");
-  }
-  sqlite3_free(full);
-  c->temp = c->target ? sqlite3_mprintf("%s-tde-%s", c->target, hex) : NULL;
-  if (!c->temp) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  c->in_place = strcmp(c->source, c->target) == 0;
-  return c->in_place ? SQLITE_OK : check_target_place(c);
+  if (rc) return rc;
+  c->in_place = strcmp(c->source, c->place.target) == 0;
+  if (c->in_place) return SQLITE_OK;
+  tde_place_end(&c->place);
+  return tde_place_begin(&c->place, out, 0, &c->st);
 }
 
 /* Copies every page; both sides stay locked. */
@@ -262,7 +221,7 @@ static int copy_pages(conversion *c) {
   sqlite3_backup *b;
   int rc;
 
-  rc = open_db(c, c->temp, c->encrypting ? c->params : "?",
+  rc = open_db(c, c->place.temp, c->encrypting ? c->params : "?",
                c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
                SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &c->to);
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
@@ -302,7 +261,7 @@ static int check_target(conversion *c) {
   int rc, pages = 0;
 
   if (!params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  rc = open_db(c, c->temp, params, c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
+  rc = open_db(c, c->place.temp, params, c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
                SQLITE_OPEN_READONLY, &c->to);
   sqlite3_free(params);
   if (rc == SQLITE_OK) rc = pragma_int(c->to, "PRAGMA page_count", &pages);
@@ -319,26 +278,8 @@ static int check_target(conversion *c) {
             : SQLITE_OK;
 }
 
-static int sync_directory(conversion *c) {
-  char *dir = sqlite3_mprintf("%s", c->target), *slash;
-  int fd, rc = SQLITE_OK;
-
-  if (!dir) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  slash = strrchr(dir, '/');
-  if (slash == dir) {
-    slash[1] = 0;
-  } else if (slash) {
-    *slash = 0;
-  }
-  fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0 || fsync(fd) != 0) rc = fail_errno(c, "the directory could not be synced");
-  if (fd >= 0) (void)close(fd);
-  sqlite3_free(dir);
-  return rc;
-}
-
 static int remove_side_file(conversion *c, const char *suffix) {
-  char *name = sqlite3_mprintf("%s%s", c->target, suffix);
+  char *name = sqlite3_mprintf("%s%s", c->place.target, suffix);
   int rc = SQLITE_OK;
 
   if (!name) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
@@ -353,9 +294,10 @@ static int publish(conversion *c) {
   int rc = SQLITE_OK;
 
   if (stat(c->source, &sb) == 0) {
-    if (chmod(c->temp, sb.st_mode & 07777) != 0) return fail_errno(c, "its mode can not be kept");
+    if (chmod(c->place.temp, sb.st_mode & 07777) != 0)
+      return fail_errno(c, "its mode can not be kept");
     if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
-        chown(c->temp, sb.st_uid, sb.st_gid) != 0 && geteuid() == 0) {
+        chown(c->place.temp, sb.st_uid, sb.st_gid) != 0 && geteuid() == 0) {
       return fail_errno(c, "its owner can not be kept");
     }
   }
@@ -366,20 +308,15 @@ static int publish(conversion *c) {
     (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
     rc = remove_side_file(c, "-wal");
     if (rc == SQLITE_OK) rc = remove_side_file(c, "-shm");
-    if (rc == SQLITE_OK && rename(c->temp, c->target) != 0) {
+    if (rc == SQLITE_OK && rename(c->place.temp, c->place.target) != 0) {
       rc = fail_errno(c, "the copy can not take its place");
     }
-  } else if (link(c->temp, c->target) != 0) {
-    rc = errno == EEXIST ? fail(c, SQLITE_CANTOPEN, TDE_MISUSE, "choose another name",
-                                "the target exists already")
-                         : fail_errno(c, "the copy can not take its name");
-  } else {
-    (void)unlink(c->temp);
+    if (rc) return rc;
+    sqlite3_free(c->place.temp); /* nothing to clean up any more */
+    c->place.temp = NULL;
+    return tde_place_sync(&c->place, &c->st);
   }
-  if (rc) return rc;
-  sqlite3_free(c->temp); /* nothing to clean up any more */
-  c->temp = NULL;
-  return sync_directory(c);
+  return tde_place_publish(&c->place, &c->st);
 }
 
 static int convert(conversion *c, const char *path, const char *out) {
@@ -396,10 +333,8 @@ static int convert(conversion *c, const char *path, const char *out) {
 static void clean_up(conversion *c) {
   (void)sqlite3_close(c->to);
   (void)sqlite3_close(c->from);
-  if (c->temp) (void)unlink(c->temp);
-  sqlite3_free(c->temp);
+  tde_place_end(&c->place);
   sqlite3_free(c->source);
-  sqlite3_free(c->target);
   sqlite3_free(c->params);
 }
 
@@ -425,7 +360,7 @@ static void run(sqlite3_context *ctx, int argc, sqlite3_value **argv, int encryp
     return;
   }
   j = tde_json_object();
-  bad |= tde_json_set_text(j, "path", c.target);
+  bad |= tde_json_set_text(j, "path", c.place.target);
   bad |= tde_json_set_int(j, "pages", c.pages);
   bad |= tde_json_set_int(j, "page_size", c.page_size);
   bad |= tde_json_set_bool(j, "in_place", c.in_place);

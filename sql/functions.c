@@ -15,9 +15,11 @@
 #include "../ext/base/secret.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
+#include "backup.h"
 #include "convert.h"
 #include "instance_fn.h"
 #include "lifecycle.h"
+#include "restore.h"
 #include "result.h"
 #include "rotate_dek.h"
 #include "views.h"
@@ -384,6 +386,20 @@ static const struct {
     {"tde_revalidate", 2, SQLITE_DIRECTONLY, tde_sql_revalidate},
     {"tde_rotate_dek", 0, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
     {"tde_rotate_dek", 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
+    {"tde_backup", 1, SQLITE_DIRECTONLY, tde_sql_backup},
+    {"tde_backup", 2, SQLITE_DIRECTONLY, tde_sql_backup},
+    {"tde_copy", 1, SQLITE_DIRECTONLY, tde_sql_copy},
+    {"tde_copy", 2, SQLITE_DIRECTONLY, tde_sql_copy},
+    {"tde_create_secondary", 1, SQLITE_DIRECTONLY, tde_sql_create_secondary},
+    {"tde_create_secondary", 2, SQLITE_DIRECTONLY, tde_sql_create_secondary},
+    {"tde_sync_secondary", 1, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
+    {"tde_sync_secondary", 2, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
+    {"tde_restore_check", 1, SQLITE_DIRECTONLY, tde_sql_restore_check},
+    {"tde_restore_check", 2, SQLITE_DIRECTONLY, tde_sql_restore_check},
+    {"tde_restore", 2, SQLITE_DIRECTONLY, tde_sql_restore},
+    {"tde_restore", 3, SQLITE_DIRECTONLY, tde_sql_restore},
+    {"tde_key_safe_to_retire", 1, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
+    {"tde_key_safe_to_retire", 2, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
     {"tde_instance", 0, SQLITE_DIRECTONLY, tde_sql_instance},
     {"tde_instance", 1, SQLITE_DIRECTONLY, tde_sql_instance},
     {"tde_instance_set_protector", 1, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},

@@ -78,6 +78,13 @@ int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *s
   return read_head(v, vfs, st);
 }
 
+int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, tde_status *st) {
+  memset(v, 0, sizeof(*v));
+  v->db = db;
+  v->path = sqlite3_mprintf("%s", path);
+  return v->path ? read_head(v, NULL, st) : SQLITE_NOMEM;
+}
+
 void tde_view_close(tde_view_db *v) {
   tde_keydoc_free(v->doc);
   sqlite3_free(v->path);

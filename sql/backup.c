@@ -1,0 +1,689 @@
+/*
+** backup.c: tde_backup, tde_create_secondary, tde_sync_secondary, tde_copy.
+**
+** A backup and a secondary keep the database's DEK and UUID: their units are the
+** database's own records (vfs/replica.h), so what did not change is the same bytes.
+** A backup's header says which keys it needs, for good: nobody re-wraps it. A
+** secondary has a protector of its own, and is brought up to date from its primary.
+** A copy is a new database (newdb.h).
+**
+** What must hold: the header of a copy names every DEK epoch that a unit of it is
+** under. A regeneration that begins or ends meanwhile makes the copy start over.
+*/
+#include "backup.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/secret.h"
+#include "../vfs/replica.h"
+#include "newdb.h"
+#include "options.h"
+#include "result.h"
+#include "views.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define EPOCH_TRIES 3
+#define SECONDARIES_MAX 4
+
+/* A read transaction of the source, and progress. */
+typedef struct source {
+  sqlite3 *db;
+  const char *schema;
+  sqlite3_stmt *hold;
+  tde_job job;
+} source;
+
+static int begin_read(void *ctx) {
+  source *s = ctx;
+  char *sql = sqlite3_mprintf("SELECT count(*) FROM \"%w\".sqlite_schema", s->schema);
+  int rc = sql ? sqlite3_prepare_v2(s->db, sql, -1, &s->hold, NULL) : SQLITE_NOMEM;
+
+  sqlite3_free(sql);
+  if (rc == SQLITE_OK && sqlite3_step(s->hold) != SQLITE_ROW) rc = sqlite3_reset(s->hold);
+  return rc;
+}
+
+static void end_read(void *ctx) {
+  source *s = ctx;
+  (void)sqlite3_finalize(s->hold);
+  s->hold = NULL;
+}
+
+static int on_progress(void *ctx, uint64_t done, uint64_t all) {
+  source *s = ctx;
+  return tde_job_step(&s->job, (int64_t)done, (int64_t)all);
+}
+
+static tde_class out_of_memory(tde_status *st) {
+  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+}
+
+static void put_protector(tde_json *j, const tde_keydoc *doc, int *bad) {
+  char thumb[2 * TDE_THUMB_SHOWN + 1];
+  tde_key_info p;
+
+  *bad |= tde_keydoc_protector(doc, &p, NULL) != TDE_OK;
+  tde_hex(p.thumbprint, TDE_THUMB_SHOWN, thumb);
+  *bad |= tde_json_set_text(j, "key_id", p.base_id) | tde_json_set_text(j, "version", p.version) |
+          tde_json_set_text(j, "thumbprint", thumb);
+}
+
+/* ---- a copy of records, with a document that fits it ---- */
+
+/* Makes the copy's document out of the source's. */
+typedef tde_class (*make_document)(void *ctx, tde_keydoc *doc, tde_status *st);
+
+typedef struct raw_copy {
+  source src;
+  tde_change *c; /* the basis */
+  make_document make;
+  void *ctx;
+  tde_replica r;
+  tde_place place;
+} raw_copy;
+
+/* The epochs of the header in force. */
+static int same_epochs(tde_change *c) {
+  uint32_t then[TDE_EPOCHS_MAX];
+  tde_file_info *now = sqlite3_malloc64(sizeof(*now));
+  int n = tde_keydoc_epochs(c->doc, then, TDE_EPOCHS_MAX), same = 0;
+
+  if (!now) return 0;
+  tde_file_info_get(c->f, 1, now);
+  same = now->facts.nepochs == n && now->facts.epoch == tde_keydoc_epoch(c->doc) &&
+         memcmp(now->facts.epochs, then, (size_t)n * sizeof(then[0])) == 0;
+  sqlite3_free(now);
+  return same;
+}
+
+static int write_once(raw_copy *k, tde_status *st) {
+  tde_keydoc *doc = NULL;
+  char *text = NULL;
+  size_t n = 0;
+  int rc;
+  tde_class cls = tde_keydoc_text(k->c->doc, &text, &n, st);
+
+  if (cls == TDE_OK) cls = tde_keydoc_parse(text, n, &doc, st);
+  free(text);
+  text = NULL;
+  if (cls == TDE_OK) cls = k->make(k->ctx, doc, st);
+  if (cls == TDE_OK) cls = tde_keydoc_text(doc, &text, &n, st);
+  tde_keydoc_free(doc);
+  if (cls) return tde_class_rc(cls);
+  k->r = (tde_replica){text, n, &k->src, begin_read, end_read, on_progress, 0, 0, 0, 0};
+  rc = tde_replica_write(k->c->f, k->place.temp, &k->r, st);
+  free(text);
+  return rc;
+}
+
+/* Writes the file under its temporary name; it is the caller's to publish. */
+static int write_raw(raw_copy *k, tde_status *st) {
+  int rc = write_once(k, st);
+
+  if (rc == SQLITE_OK && !same_epochs(k->c)) {
+    (void)unlink(k->place.temp);
+    tde_fail(st, TDE_BUSY, "try again", "%s: its DEK changed while it was copied",
+             k->c->info->path);
+    rc = SQLITE_BUSY;
+  }
+  return rc;
+}
+
+static int is_epoch_change(const tde_status *st) {
+  return st->code == TDE_BUSY && strstr(st->message, "its DEK changed while") != NULL;
+}
+
+/* ---- tde_backup(path [, options]) ---- */
+
+static tde_class mark_backup(void *ctx, tde_keydoc *doc, tde_status *st) {
+  tde_json *b = tde_json_object();
+  int64_t *now = ctx;
+
+  *now = (int64_t)time(NULL);
+  if (tde_json_set_int(b, "time", *now) | tde_keydoc_set_member(doc, "backup", b) |
+      tde_keydoc_set_member(doc, "secondaries", NULL) |
+      tde_keydoc_set_member(doc, "secondary", NULL)) {
+    return out_of_memory(st);
+  }
+  return TDE_OK;
+}
+
+typedef struct backup_work {
+  const char *path;
+  sqlite3 *db;
+  const char *schema;
+  tde_json *answer;
+} backup_work;
+
+static tde_json *backup_answer(const raw_copy *k, int64_t now) {
+  tde_json *j = tde_json_object();
+  int bad = tde_json_set_text(j, "path", k->place.target) |
+            tde_json_set_int(j, "bytes", (int64_t)k->r.size) |
+            tde_json_set_int(j, "units", (int64_t)k->r.units) | tde_view_set_time(j, "time", now);
+
+  put_protector(j, k->c->doc, &bad);
+  if (!bad) return j;
+  tde_json_free(j);
+  return NULL;
+}
+
+static int backup(void *ctx, tde_change *c, tde_status *st) {
+  backup_work *w = ctx;
+  raw_copy k;
+  int64_t now = 0;
+  int rc;
+
+  memset(&k, 0, sizeof(k));
+  k.c = c;
+  k.make = mark_backup;
+  k.ctx = &now;
+  k.src.db = w->db;
+  k.src.schema = c->schema;
+  rc = tde_place_begin(&k.place, w->path, 0, st);
+  if (rc == SQLITE_OK) {
+    tde_job_begin(&k.src.job, w->db, "backup", k.place.target);
+    rc = write_raw(&k, st);
+    tde_job_end(&k.src.job);
+  }
+  if (rc == SQLITE_OK) rc = tde_place_publish(&k.place, st);
+  if (rc == SQLITE_OK) {
+    w->answer = backup_answer(&k, now);
+    tde_change_tell(c, NULL);
+  }
+  tde_place_end(&k.place);
+  return rc;
+}
+
+/* The last argument's options; 0 when they are not understood. */
+static int options_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i,
+                      const char *allowed, tde_options *o) {
+  tde_status st;
+  int rc;
+
+  tde_status_clear(&st);
+  rc = tde_options_read(o, sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, i), allowed,
+                        &st);
+  if (rc) tde_result_status(ctx, rc, &st);
+  return rc == SQLITE_OK;
+}
+
+static const char *path_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
+  const char *path = tde_arg_text(argc, argv, i);
+  tde_status st;
+
+  if (path && path[0]) return path;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, "give the path as text", "the path is NULL or empty");
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return NULL;
+}
+
+/* Runs the work, again where the DEK changed meanwhile, and answers. */
+static void run(sqlite3_context *ctx, const char *schema, const char *event, int reading,
+                tde_change_work work, backup_work *w) {
+  tde_status st;
+  int rc = SQLITE_ERROR;
+
+  for (int i = 0; i < EPOCH_TRIES; i++) {
+    tde_json_free(w->answer); /* of a try that came to nothing */
+    w->answer = NULL;
+    rc = reading ? tde_change_run_reading(w->db, schema, event, work, w, &st)
+                 : tde_change_run(w->db, schema, event, work, w, &st);
+    if (!rc || !is_epoch_change(&st)) break;
+  }
+  if (rc) {
+    tde_json_free(w->answer);
+    tde_result_status(ctx, rc, &st);
+  } else {
+    tde_result_json(ctx, w->answer, w->answer == NULL);
+  }
+}
+
+void tde_sql_backup(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  backup_work w = {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL};
+  tde_options o;
+
+  if (!w.path) return;
+  if (options_of(ctx, argc, argv, 1, "schema", &o)) run(ctx, o.schema, "backup", 1, backup, &w);
+  tde_options_end(&o);
+}
+
+/* ---- secondaries ---- */
+
+typedef struct secondary_work {
+  backup_work b; /* first: run() knows no more */
+  const tde_options *o;
+  tde_op *wraps; /* of every epoch, when it gets a protector of its own */
+} secondary_work;
+
+/* The entries of secondaries[] whose file is still there, without one path. */
+static tde_json *living(const tde_keydoc *doc, const char *without) {
+  const tde_json *have = tde_json_get(tde_keydoc_json(doc), "secondaries");
+  tde_json *list = tde_json_array();
+
+  for (size_t i = 0; i < tde_json_count(have); i++) {
+    const tde_json *e = tde_json_at(have, i);
+    const char *path = tde_json_get_text(e, "path");
+    if (!path || strcmp(path, without) == 0 || access(path, F_OK) != 0) continue;
+    if (tde_json_append(list, tde_json_copy(e))) {
+      tde_json_free(list);
+      return NULL;
+    }
+  }
+  return list;
+}
+
+/* Notes a secondary in its primary's document. */
+typedef struct listing {
+  const char *path;
+  int64_t created, synced; /* created 0: as it was */
+} listing;
+
+static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const listing *l = ctx;
+  const tde_json *have = tde_json_get(tde_keydoc_json(doc), "secondaries");
+  tde_json *list = living(doc, l->path), *e = tde_json_object();
+  int64_t created = l->created;
+  int bad = !list;
+
+  for (size_t i = 0; i < tde_json_count(have) && !created; i++) {
+    const char *path = tde_json_get_text(tde_json_at(have, i), "path");
+    if (path && strcmp(path, l->path) == 0) {
+      created = tde_json_get_int(tde_json_at(have, i), "created", 0);
+    }
+  }
+  bad |= tde_json_set_text(e, "path", l->path) |
+         tde_json_set_int(e, "created", created ? created : l->synced) |
+         tde_json_set_int(e, "synced", l->synced);
+  bad |= tde_json_append(list, e);
+  bad |= tde_keydoc_set_member(doc, "secondaries", list);
+  return bad ? out_of_memory(st) : TDE_OK;
+}
+
+/* The secondary's document: its primary's, with its own protector. */
+static tde_class make_secondary(void *ctx, tde_keydoc *doc, tde_status *st) {
+  secondary_work *w = ctx;
+  tde_json *s = tde_json_object();
+  int64_t now = (int64_t)time(NULL);
+  uint32_t epochs[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_epochs(doc, epochs, TDE_EPOCHS_MAX);
+  tde_keydoc_asker who = {w->o->identity, w->o->federated_client_id};
+  int bad = tde_json_set_text(s, "of", w->b.schema) | tde_json_set_int(s, "created", now) |
+            tde_json_set_int(s, "synced", now);
+
+  bad |= tde_keydoc_set_member(doc, "secondary", s) |
+         tde_keydoc_set_member(doc, "secondaries", NULL) |
+         tde_keydoc_set_member(doc, "regeneration", NULL) | tde_keydoc_set_auto_rotation(doc, 0);
+  if (w->wraps) {
+    for (int i = 0; i < n; i++) bad |= tde_keydoc_set_wrap(doc, epochs[i], &w->wraps[i], now);
+    bad |= tde_keydoc_use_key(doc, &w->wraps[0].info, now) | tde_keydoc_set_mode(doc, "database");
+  }
+  if (who.identity) bad |= tde_keydoc_set_identity(doc, &who);
+  return bad ? out_of_memory(st) : TDE_OK;
+}
+
+/* Wraps every DEK under the protector that was asked for. */
+static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
+  const tde_instance *inst = NULL;
+  uint32_t epochs[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_epochs(c->doc, epochs, TDE_EPOCHS_MAX);
+  tde_keydoc_asker who = {w->o->identity, w->o->federated_client_id};
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class cls = dek ? TDE_OK : out_of_memory(st);
+
+  if (!who.identity) tde_keydoc_asker_of(c->doc, &who);
+  if (cls == TDE_OK) {
+    cls = tde_instance_open(w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &inst,
+                            st);
+  }
+  if (cls == TDE_OK) cls = tde_instance_may_protect(inst, w->o->protector, st);
+  w->wraps = calloc((size_t)n, sizeof(*w->wraps));
+  if (cls == TDE_OK && !w->wraps) cls = out_of_memory(st);
+  for (int i = 0; i < n && cls == TDE_OK; i++) {
+    cls = tde_file_dek(c->f, epochs[i], dek, st);
+    if (cls == TDE_OK) {
+      cls = tde_keydoc_wrap(inst, w->o->protector, &who, c->info->uuid, dek, &w->wraps[i], st);
+    }
+  }
+  tde_secret_free(dek);
+  return cls;
+}
+
+static int may_have_another(tde_change *c, tde_status *st) {
+  tde_json *list = living(c->doc, "");
+  size_t n = tde_json_count(list);
+
+  tde_json_free(list);
+  if (tde_keydoc_is_secondary(c->doc)) {
+    tde_fail(st, TDE_MISUSE, "create it from the primary", "%s: is a secondary itself",
+             c->info->path);
+    return SQLITE_MISUSE;
+  }
+  if (n >= SECONDARIES_MAX) {
+    tde_fail(st, TDE_MISUSE, "remove one of their files first",
+             "%s: has %d secondaries, which is the most", c->info->path, (int)n);
+    return SQLITE_MISUSE;
+  }
+  return SQLITE_OK;
+}
+
+static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
+  secondary_work *w = ctx;
+  raw_copy k;
+  listing l;
+  int rc = may_have_another(c, st);
+
+  memset(&k, 0, sizeof(k));
+  k.c = c;
+  k.make = make_secondary;
+  k.ctx = w;
+  k.src.db = w->b.db;
+  k.src.schema = c->schema;
+  w->b.schema = c->info->path;
+  if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
+  if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
+  if (rc == SQLITE_OK) {
+    tde_job_begin(&k.src.job, w->b.db, "create-secondary", k.place.target);
+    rc = write_raw(&k, st);
+    tde_job_end(&k.src.job);
+  }
+  if (rc == SQLITE_OK) {
+    /* Listed first: an entry without its file counts for nothing. */
+    l.path = k.place.target;
+    l.created = l.synced = (int64_t)time(NULL);
+    w->b.answer = backup_answer(&k, l.synced);
+    rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
+  }
+  if (rc == SQLITE_OK) rc = tde_place_publish(&k.place, st);
+  tde_place_end(&k.place);
+  free(w->wraps);
+  w->wraps = NULL;
+  return rc;
+}
+
+void tde_sql_create_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  tde_options o;
+  secondary_work w = {
+      {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o, NULL};
+
+  if (!w.b.path) return;
+  if (options_of(ctx, argc, argv, 1, "schema instance protector identity federated_client_id",
+                 &o)) {
+    run(ctx, o.schema, "create-secondary", 0, create_secondary, &w.b);
+  }
+  tde_options_end(&o);
+}
+
+/* ---- tde_sync_secondary(path [, options]) ---- */
+
+typedef struct sync_work {
+  source src; /* first: the replica's context serves both */
+  backup_work b;
+  const tde_options *o;
+  char *path; /* full */
+  const tde_keydoc *primary;
+  uint32_t epochs[TDE_EPOCHS_MAX], current;
+  int n;
+  tde_op *wraps[TDE_EPOCHS_MAX]; /* of epochs that the secondary does not know */
+  tde_replica r;
+} sync_work;
+
+static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep, char **newdoc,
+                             size_t *nnew, tde_status *st) {
+  const tde_op *wraps[TDE_EPOCHS_MAX];
+  int64_t now = (int64_t)time(NULL);
+  tde_keydoc *doc = NULL;
+  tde_json *s;
+  int bad;
+  tde_class c = tde_keydoc_parse(text, n, &doc, st);
+
+  if (c) return c;
+  for (int i = 0; i < w->n; i++) wraps[i] = w->wraps[i];
+  bad = tde_keydoc_take_epochs(doc, w->epochs, wraps, w->n, w->current, keep, now) |
+        tde_keydoc_merge_list(doc, w->primary);
+  s = tde_json_copy(tde_json_get(tde_keydoc_json(doc), "secondary"));
+  if (!keep) bad |= tde_json_set_int(s, "synced", now);
+  bad |= tde_keydoc_set_member(doc, "secondary", s);
+  c = bad ? out_of_memory(st) : tde_keydoc_text(doc, newdoc, nnew, st);
+  tde_keydoc_free(doc);
+  return c;
+}
+
+static tde_class before_units(void *ctx, const char *doc, size_t n, char **newdoc, size_t *nnew,
+                              tde_status *st) {
+  return take_epochs(ctx, doc, n, 1, newdoc, nnew, st);
+}
+
+static tde_class after_units(void *ctx, const char *doc, size_t n, char **newdoc, size_t *nnew,
+                             tde_status *st) {
+  return take_epochs(ctx, doc, n, 0, newdoc, nnew, st);
+}
+
+/* DEKs that the secondary's header does not have are wrapped under its protector. */
+static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there, tde_status *st) {
+  const tde_instance *inst = NULL;
+  uint32_t known[TDE_EPOCHS_MAX];
+  int nknown = tde_keydoc_epochs(there, known, TDE_EPOCHS_MAX);
+  char full[TDE_KEY_ID_MAX];
+  tde_keydoc_asker who;
+  tde_key_info p;
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class cls = dek ? tde_keydoc_protector(there, &p, st) : out_of_memory(st);
+
+  tde_keydoc_asker_of(there, &who);
+  if (cls == TDE_OK) {
+    cls = tde_instance_open(w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &inst,
+                            st);
+  }
+  if (cls == TDE_OK) tde_key_full_id(&p, full);
+  for (int i = 0; i < w->n && cls == TDE_OK; i++) {
+    int has = 0;
+    for (int k = 0; k < nknown; k++) has |= known[k] == w->epochs[i];
+    if (has) continue;
+    w->wraps[i] = calloc(1, sizeof(*w->wraps[i]));
+    if (!w->wraps[i]) cls = out_of_memory(st);
+    if (cls == TDE_OK) cls = tde_file_dek(c->f, w->epochs[i], dek, st);
+    if (cls == TDE_OK) {
+      cls = tde_keydoc_wrap(inst, full, &who, c->info->uuid, dek, w->wraps[i], st);
+    }
+  }
+  tde_secret_free(dek);
+  return cls;
+}
+
+/* Reads the secondary's header, and prepares what it will need. */
+static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
+  tde_peek peek;
+  tde_keydoc *there = NULL;
+  tde_class cls;
+  int rc = tde_header_peek(w->path, c->info->lower_vfs, &peek);
+
+  if (rc) {
+    tde_fail(st, TDE_MISUSE, "create it with tde_create_secondary()", "%s: is no secondary (%s)",
+             w->path, sqlite3_errstr(rc));
+    return rc;
+  }
+  cls = tde_keydoc_parse(peek.doc, peek.ndoc, &there, st);
+  if (cls == TDE_OK && memcmp(peek.uuid, c->info->uuid, TDE_UUID_BYTES) != 0) {
+    cls = tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
+                   "%s is not a secondary of this database", w->path);
+  }
+  w->primary = c->doc;
+  w->n = tde_keydoc_epochs(c->doc, w->epochs, TDE_EPOCHS_MAX);
+  w->current = tde_keydoc_epoch(c->doc);
+  if (cls == TDE_OK) cls = wrap_new_epochs(w, c, there, st);
+  tde_keydoc_free(there);
+  free(peek.doc);
+  return tde_class_rc(cls);
+}
+
+static tde_json *sync_answer(const sync_work *w) {
+  tde_json *j = tde_json_object();
+  int bad = tde_json_set_text(j, "path", w->path) |
+            tde_json_set_int(j, "units", (int64_t)w->r.units) |
+            tde_json_set_int(j, "changed", (int64_t)w->r.changed);
+
+  if (!bad) return j;
+  tde_json_free(j);
+  return NULL;
+}
+
+static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
+  sync_work *w = ctx;
+  listing l = {w->path, 0, 0};
+  int rc = prepare_sync(w, c, st);
+
+  if (rc == SQLITE_OK) {
+    const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
+    w->src.db = w->b.db;
+    w->src.schema = c->schema;
+    w->r = (tde_replica){NULL, 0, w, begin_read, end_read, on_progress, 0, 0, 0, 0};
+    tde_job_begin(&w->src.job, w->b.db, "sync-secondary", w->path);
+    rc = tde_replica_sync(c->f, w->path, instance, before_units, after_units, &w->r, st);
+    tde_job_end(&w->src.job);
+  }
+  if (rc == SQLITE_OK) {
+    w->b.answer = sync_answer(w);
+    l.synced = (int64_t)time(NULL);
+    rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
+  }
+  for (int i = 0; i < w->n; i++) {
+    free(w->wraps[i]);
+    w->wraps[i] = NULL;
+  }
+  return rc;
+}
+
+/* The full path, as it is listed. */
+static char *full_path(const char *path) {
+  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
+  char *full = vfs ? sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1) : NULL, *copy = NULL;
+
+  if (full && (vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) == SQLITE_OK) {
+    copy = sqlite3_mprintf("%s", full);
+  }
+  sqlite3_free(full);
+  return copy;
+}
+
+void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *path = path_of(ctx, argc, argv, 0);
+  tde_options o;
+  tde_status st;
+  sync_work *w;
+  int rc = SQLITE_NOMEM;
+
+  if (!path) return;
+  tde_status_clear(&st);
+  w = sqlite3_malloc64(sizeof(*w));
+  if (!options_of(ctx, argc, argv, 1, "schema instance", &o)) {
+    sqlite3_free(w);
+    tde_options_end(&o);
+    return;
+  }
+  if (w) {
+    memset(w, 0, sizeof(*w));
+    w->b.db = sqlite3_context_db_handle(ctx);
+    w->o = &o;
+    w->path = full_path(path);
+    if (w->path) {
+      rc = tde_change_run(w->b.db, o.schema, "sync-secondary", sync_secondary, w, &st);
+    }
+  }
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+    if (w) tde_json_free(w->b.answer);
+  } else {
+    tde_result_json(ctx, w->b.answer, w->b.answer == NULL);
+  }
+  if (w) sqlite3_free(w->path);
+  sqlite3_free(w);
+  tde_options_end(&o);
+}
+
+/* ---- tde_copy(path [, options]) ---- */
+
+typedef struct copy_work {
+  backup_work b; /* first */
+  const tde_options *o;
+  const tde_keydoc *source;
+  const uint8_t *source_uuid;
+} copy_work;
+
+/* The copy's own document learns where it comes from, and which keys its source
+** used. */
+static tde_class edit_copy(void *ctx, tde_keydoc *doc, tde_status *st) {
+  copy_work *w = ctx;
+  tde_json *origin = tde_json_object();
+  char uuid[40];
+  int bad;
+
+  tde_uuid_text(w->source_uuid, uuid);
+  bad = tde_json_set_text(origin, "kind", "copy") | tde_json_set_text(origin, "uuid", uuid) |
+        tde_json_set_int(origin, "time", (int64_t)time(NULL));
+  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, w->source);
+  return bad ? out_of_memory(st) : TDE_OK;
+}
+
+static int finish_copy(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_copy, ctx, 1, 1, NULL, st);
+}
+
+static int copy(void *ctx, tde_change *c, tde_status *st) {
+  copy_work *w = ctx;
+  char full[TDE_KEY_ID_MAX];
+  tde_keydoc_asker who;
+  tde_place place;
+  tde_job job;
+  tde_newdb n = {.from = w->b.db,
+                 .schema = c->schema,
+                 .event = "copy",
+                 .edit = finish_copy,
+                 .ctx = w,
+                 .job = &job};
+  int rc;
+
+  tde_keydoc_asker_of(c->doc, &who);
+  tde_key_full_id(&c->protector, full);
+  w->source = c->doc;
+  w->source_uuid = c->info->uuid;
+  n.instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
+  n.protector = w->o->protector;
+  n.identity = w->o->identity ? w->o->identity : who.identity;
+  /* A copy of a database at database level is at database level. */
+  if (!n.protector && strcmp(tde_keydoc_mode(c->doc), "database") == 0) n.protector = full;
+  rc = tde_place_begin(&place, w->b.path, 0, st);
+  if (rc == SQLITE_OK) {
+    tde_job_begin(&job, w->b.db, "copy", place.target);
+    rc = tde_newdb_make(&n, &place, st);
+    tde_job_end(&job);
+  }
+  if (rc == SQLITE_OK) {
+    w->b.answer = tde_json_object();
+    if (tde_json_set_text(w->b.answer, "path", place.target) |
+        tde_json_set_int(w->b.answer, "pages", n.pages)) {
+      tde_json_free(w->b.answer);
+      w->b.answer = NULL;
+    }
+    tde_change_tell(c, NULL);
+  }
+  tde_place_end(&place);
+  return rc;
+}
+
+void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  tde_options o;
+  copy_work w = {
+      {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o, NULL, NULL};
+
+  if (!w.b.path) return;
+  if (options_of(ctx, argc, argv, 1, "schema instance protector identity", &o)) {
+    run(ctx, o.schema, "copy", 1, copy, &w.b);
+  }
+  tde_options_end(&o);
+}

@@ -1,0 +1,134 @@
+/*
+** newdb.c: a new database with the content of another; see newdb.h.
+*/
+#include "newdb.h"
+
+#include <string.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define PAGES_PER_STEP 512
+/* A source that others keep changing is started over; then it is held. */
+#define RESTARTS 5
+
+static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = NULL;
+
+  if (st->code == TDE_OK && info && db &&
+      sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
+    tde_file_info_get(f, 0, info);
+    if (info->last.code) *st = info->last;
+  }
+  sqlite3_free(info);
+  if (st->code == TDE_OK) {
+    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+             (rc & 0xff) == SQLITE_BUSY ? "try again when it is not in use" : "check the disk",
+             "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
+  }
+  return rc;
+}
+
+static char *uri_for(const tde_newdb *n, const char *path, const char *more) {
+  const struct {
+    const char *name, *value;
+  } params[] = {{"tde_instance", n->instance},
+                {"tde_protector", n->protector},
+                {"tde_identity", n->identity}};
+  char *query = sqlite3_mprintf("?x=y%s", more), *uri;
+
+  for (size_t i = 0; i < sizeof(params) / sizeof(params[0]) && query; i++) {
+    char *value = params[i].value ? tde_uri_value(params[i].value) : NULL;
+    if (value) query = sqlite3_mprintf("%z&%s=%z", query, params[i].name, value);
+  }
+  uri = query ? tde_uri_of(path, query) : NULL;
+  sqlite3_free(query);
+  return uri;
+}
+
+static int open_new(const tde_newdb *n, const char *path, const char *more, int flags, sqlite3 **db,
+                    tde_status *st) {
+  char *uri = uri_for(n, path, more);
+  int rc = uri ? sqlite3_open_v2(uri, db, flags | SQLITE_OPEN_URI, TDE_VFS_NAME) : SQLITE_NOMEM;
+
+  sqlite3_free(uri);
+  return rc ? explain(*db, rc, path, st) : SQLITE_OK;
+}
+
+/* In steps, between which others may write; SQLite starts over when they did. */
+static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
+  sqlite3_backup *b = sqlite3_backup_init(to, "main", n->from, n->schema);
+  int rc, left = 0, before = 0, restarts = 0;
+
+  if (!b) return explain(to, sqlite3_errcode(to), "the copy can not begin", st);
+  do {
+    rc = sqlite3_backup_step(b, restarts < RESTARTS ? PAGES_PER_STEP : -1);
+    n->pages = sqlite3_backup_pagecount(b);
+    left = sqlite3_backup_remaining(b);
+    if (before && left > before) restarts++;
+    before = left;
+    if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED) {
+      sqlite3_sleep(20);
+      rc = SQLITE_OK;
+    }
+    if (rc == SQLITE_OK && tde_job_step(n->job, n->pages - left, n->pages)) rc = SQLITE_INTERRUPT;
+  } while (rc == SQLITE_OK);
+  (void)sqlite3_backup_finish(b);
+  if (rc == SQLITE_DONE) return SQLITE_OK;
+  if (rc == SQLITE_INTERRUPT) {
+    tde_fail(st, TDE_BUSY, "nothing was left behind; try again", "interrupted");
+    return rc;
+  }
+  return explain((rc & 0xff) == SQLITE_IOERR ? n->from : to, rc, "the copy stopped", st);
+}
+
+static int sync_new(sqlite3 *to, tde_status *st) {
+  sqlite3_file *file = NULL;
+  int rc = sqlite3_file_control(to, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+
+  if (rc == SQLITE_OK) rc = file->pMethods->xSync(file, SQLITE_SYNC_FULL);
+  return rc ? explain(to, rc, "the new database could not be synced", st) : SQLITE_OK;
+}
+
+/* Reads it back: each unit, and the number of pages. */
+static int check_new(tde_newdb *n, const char *path, tde_status *st) {
+  tde_verify_result r;
+  sqlite3_stmt *stmt = NULL;
+  sqlite3 *db = NULL;
+  tde_file *f = NULL;
+  int pages = -1, rc = open_new(n, path, "&immutable=1", SQLITE_OPEN_READONLY, &db, st);
+
+  if (rc == SQLITE_OK &&
+      sqlite3_prepare_v2(db, "PRAGMA page_count", -1, &stmt, NULL) == SQLITE_OK &&
+      sqlite3_step(stmt) == SQLITE_ROW) {
+    pages = sqlite3_column_int(stmt, 0);
+  }
+  (void)sqlite3_finalize(stmt);
+  if (rc == SQLITE_OK) rc = sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f);
+  if (rc == SQLITE_OK && pages != n->pages) rc = SQLITE_IOERR_CORRUPTFS;
+  if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, NULL, &r, st);
+  if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
+  if (rc) (void)explain(db, rc, "the new database did not read back whole", st);
+  (void)sqlite3_close(db);
+  return rc;
+}
+
+int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st) {
+  sqlite3 *to = NULL;
+  int rc = open_new(n, place->temp, "",
+                    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &to, st);
+
+  /* Nobody refers to the temporary file: no journal; one sync at the end. */
+  if (rc == SQLITE_OK) {
+    rc = sqlite3_exec(to, "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF", NULL, NULL, NULL);
+    if (rc) (void)explain(to, rc, "the new database can not be prepared", st);
+  }
+  if (rc == SQLITE_OK) rc = copy(n, to, st);
+  if (rc == SQLITE_OK && n->edit) {
+    rc = tde_change_run(to, "main", n->event, n->edit, n->ctx, st);
+  }
+  if (rc == SQLITE_OK) rc = sync_new(to, st);
+  (void)sqlite3_close(to);
+  if (rc == SQLITE_OK) rc = check_new(n, place->temp, st);
+  return rc ? rc : tde_place_publish(place, st);
+}

@@ -1,0 +1,27 @@
+/*
+** newdb.h: a new database with the content of another: DEK, UUID and header are its
+** own. The source stays in use.
+*/
+#ifndef TDE_SQL_NEWDB_H
+#define TDE_SQL_NEWDB_H
+
+#include "change.h"
+#include "place.h"
+#include "progress.h"
+
+typedef struct tde_newdb {
+  sqlite3 *from;
+  const char *schema;
+  const char *instance, *protector, *identity; /* of the new one; NULL: the defaults */
+  const char *event;                           /* for its header */
+  tde_change_work edit;                        /* of its key document, when it is filled */
+  void *ctx;
+  tde_job *job;
+  int pages; /* out */
+} tde_newdb;
+
+/* Makes it under the place's temporary name, whole, synced and read back; then it gets
+** its name. An SQLite code; st tells. */
+int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st);
+
+#endif

@@ -1,0 +1,104 @@
+/*
+** options.c: the options of a call; see options.h. What is not understood is an
+** error: an option that was passed over could lose a key.
+*/
+#include "options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+SQLITE_EXTENSION_INIT3
+
+static int bad(tde_status *st, const char *name, const char *what) {
+  tde_fail(st, TDE_MISUSE,
+           "give the options as a JSON object, e.g. json_object('protector', '...')",
+           "the option \"%.60s\" %s", name, what);
+  return SQLITE_MISUSE;
+}
+
+static int is_allowed(const char *name, const char *allowed) {
+  const char *p = strstr(allowed, name);
+  size_t n = strlen(name);
+
+  for (; p; p = strstr(p + 1, name)) {
+    if ((p == allowed || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return 1;
+  }
+  return 0;
+}
+
+/* A Unix time, or a date that SQLite understands. */
+static int64_t time_of(sqlite3 *db, const tde_json *json, const char *name) {
+  const char *text = tde_json_get_text(json, name);
+  sqlite3_stmt *stmt = NULL;
+  int64_t t = tde_json_get_int(json, name, 0);
+
+  if (text && sqlite3_prepare_v2(db, "SELECT CAST(strftime('%s', ?1) AS INTEGER)", -1, &stmt,
+                                 NULL) == SQLITE_OK) {
+    (void)sqlite3_bind_text(stmt, 1, text, -1, SQLITE_TRANSIENT);
+    if (sqlite3_step(stmt) == SQLITE_ROW) t = sqlite3_column_int64(stmt, 0);
+  }
+  (void)sqlite3_finalize(stmt);
+  return t;
+}
+
+static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status *st) {
+  const struct {
+    const char *name;
+    const char **to;
+  } texts[] = {{"schema", &o->schema},
+               {"instance", &o->instance},
+               {"protector", &o->protector},
+               {"identity", &o->identity},
+               {"federated_client_id", &o->federated_client_id},
+               {"uuid", &o->uuid}};
+  const tde_json *v = tde_json_get(o->json, name);
+
+  for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+    if (strcmp(name, texts[i].name) != 0) continue;
+    if (tde_json_is_null(v)) return SQLITE_OK;
+    if (!tde_json_is_text(v)) return bad(st, name, "is no text");
+    *texts[i].to = tde_json_get_text(o->json, name);
+    return SQLITE_OK;
+  }
+  if (strcmp(name, "keys") == 0) {
+    if (!tde_json_is_array(v)) return bad(st, name, "is no array of key ids");
+    for (size_t i = 0; i < tde_json_count(v); i++) {
+      if (!tde_json_text_at(v, i)) return bad(st, name, "is no array of key ids");
+    }
+    o->keys = v;
+    return SQLITE_OK;
+  }
+  o->at = time_of(db, o->json, name); /* "at" */
+  return o->at > 0 ? SQLITE_OK : bad(st, name, "is no time");
+}
+
+int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *allowed,
+                     tde_status *st) {
+  tde_class c;
+  int rc = SQLITE_OK;
+
+  memset(o, 0, sizeof(*o));
+  if (!text) return SQLITE_OK;
+  c = tde_json_parse(text, strlen(text), "options", &o->json, st);
+  if (c == TDE_NOMEM) return SQLITE_NOMEM;
+  if (c || !tde_json_is_object(o->json)) {
+    tde_fail(st, TDE_MISUSE, "give a JSON object, e.g. json_object('protector', '...')",
+             "the options are no JSON object");
+    return SQLITE_MISUSE;
+  }
+  for (size_t i = 0; i < tde_json_members(o->json) && rc == SQLITE_OK; i++) {
+    const char *name = tde_json_member_name(o->json, i);
+    if (!name || !is_allowed(name, allowed)) {
+      tde_fail(st, TDE_MISUSE, allowed, "there is no option \"%.60s\" here; there are those named",
+               name ? name : "");
+      return SQLITE_MISUSE;
+    }
+    rc = read_member(o, db, name, st);
+  }
+  return rc;
+}
+
+void tde_options_end(tde_options *o) {
+  tde_json_free(o->json);
+  memset(o, 0, sizeof(*o));
+}

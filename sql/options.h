@@ -1,0 +1,28 @@
+/*
+** options.h: the JSON object of options that some functions take as last argument.
+*/
+#ifndef TDE_SQL_OPTIONS_H
+#define TDE_SQL_OPTIONS_H
+
+#include <stdint.h>
+
+#include "../ext/base/status.h"
+#include "../keyprovider/json.h"
+#include "sqlite3ext.h"
+
+/* Every text is borrowed from json; NULL where it is absent. */
+typedef struct tde_options {
+  tde_json *json;
+  const char *schema, *instance, *protector, *identity, *federated_client_id;
+  const tde_json *keys; /* an array of texts */
+  int64_t at;           /* a moment, Unix time; 0: absent */
+  const char *uuid;
+} tde_options;
+
+/* Parses the text (NULL: none). allowed: the names that this function takes, between
+** spaces. An SQLite code; st names what is wrong. End it always. */
+int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *allowed,
+                     tde_status *st);
+void tde_options_end(tde_options *o);
+
+#endif

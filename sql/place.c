@@ -1,0 +1,120 @@
+/*
+** place.c: a new file that gets its name only when it is finished; see place.h.
+*/
+#include "place.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/crypto.h"
+#include "../vfs/tdevfs.h"
+
+SQLITE_EXTENSION_INIT3
+
+static int nomem(tde_status *st) {
+  tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  return SQLITE_NOMEM;
+}
+
+static int failed(const tde_place *p, const char *what, tde_status *st) {
+  int err = errno;
+
+  tde_fail(st, TDE_IO, err == ENOSPC ? "make room on the disk" : NULL, "%s: %s: %s", p->target,
+           what, strerror(err));
+  return err == ENOSPC ? SQLITE_FULL : SQLITE_IOERR;
+}
+
+/* The directory of the target, "." when it names none; the caller's. */
+static char *folder_of(const tde_place *p) {
+  const char *slash = strrchr(p->target, '/');
+
+  if (!slash) return sqlite3_mprintf(".");
+  return slash == p->target ? sqlite3_mprintf("/")
+                            : sqlite3_mprintf("%.*s", (int)(slash - p->target), p->target);
+}
+
+static int check(const tde_place *p, int exists_ok, tde_status *st) {
+  char *folder = folder_of(p);
+  struct stat sb;
+  int rc = SQLITE_OK;
+
+  if (!folder) return nomem(st);
+  if (!exists_ok && lstat(p->target, &sb) == 0) {
+    tde_fail(st, TDE_MISUSE, "choose another name or remove that file",
+             "the target %s exists already", p->target);
+    rc = SQLITE_CANTOPEN;
+  } else if (stat(folder, &sb) != 0 || !S_ISDIR(sb.st_mode)) {
+    tde_fail(st, TDE_MISUSE, "create the folder first", "the target %s: its folder does not exist",
+             p->target);
+    rc = SQLITE_CANTOPEN;
+  }
+  sqlite3_free(folder);
+  return rc;
+}
+
+int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st) {
+  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
+  uint8_t r[8];
+  char hex[2 * sizeof(r) + 1], *full;
+  tde_class c;
+
+  memset(p, 0, sizeof(*p));
+  if (!vfs) return SQLITE_ERROR;
+  c = tde_random(r, sizeof(r), st);
+  if (c) return tde_class_rc(c);
+  tde_hex(r, sizeof(r), hex);
+  full = sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1);
+  if (!full) return nomem(st);
+  if ((vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) != SQLITE_OK) {
+    sqlite3_free(full);
+    tde_fail(st, TDE_MISUSE, NULL, "the path %s can not be resolved", path);
+    return SQLITE_CANTOPEN;
+  }
+  p->target = sqlite3_mprintf("%s", full);
+  sqlite3_free(full);
+  p->temp = p->target ? sqlite3_mprintf("%s-tde-%s", p->target, hex) : NULL;
+  if (!p->temp) return nomem(st);
+  return check(p, exists_ok, st);
+}
+
+int tde_place_sync(const tde_place *p, tde_status *st) {
+  char *folder = folder_of(p);
+  int fd, rc = SQLITE_OK;
+
+  if (!folder) return nomem(st);
+  fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0 || fsync(fd) != 0) rc = failed(p, "the directory could not be synced", st);
+  if (fd >= 0) (void)close(fd);
+  sqlite3_free(folder);
+  return rc;
+}
+
+int tde_place_publish(tde_place *p, tde_status *st) {
+  if (link(p->temp, p->target) != 0) {
+    if (errno != EEXIST) return failed(p, "the copy can not take its name", st);
+    tde_fail(st, TDE_MISUSE, "choose another name", "the target %s exists already", p->target);
+    return SQLITE_CANTOPEN;
+  }
+  (void)unlink(p->temp);
+  sqlite3_free(p->temp); /* nothing to clean up any more */
+  p->temp = NULL;
+  return tde_place_sync(p, st);
+}
+
+void tde_place_end(tde_place *p) {
+  static const char *const beside[] = {"", "-journal", "-wal", "-shm"};
+
+  for (size_t i = 0; p->temp && i < sizeof(beside) / sizeof(beside[0]); i++) {
+    char *name = sqlite3_mprintf("%s%s", p->temp, beside[i]);
+    if (name) (void)unlink(name);
+    sqlite3_free(name);
+  }
+  sqlite3_free(p->temp);
+  sqlite3_free(p->target);
+  memset(p, 0, sizeof(*p));
+}

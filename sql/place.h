@@ -1,0 +1,31 @@
+/*
+** place.h: a new file that gets its name only when it is finished.
+**
+** It is written under a temporary name in the same directory, synced, and then
+** linked to its own, which must not exist; the directory is synced, too. A crash
+** leaves no file of that name, or a whole one, and at worst a temporary file
+** (NAME-tde-HEX) that nothing refers to.
+*/
+#ifndef TDE_SQL_PLACE_H
+#define TDE_SQL_PLACE_H
+
+#include "../ext/base/status.h"
+#include "sqlite3ext.h"
+
+typedef struct tde_place {
+  char *target; /* full path */
+  char *temp;   /* the file while it is made; NULL once it has its name */
+} tde_place;
+
+/* Resolves path and invents the temporary name. exists_ok: the target may be there
+** (it is to be replaced by the caller). An SQLite code; st tells. End it always. */
+int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st);
+/* Gives the finished file its name. */
+int tde_place_publish(tde_place *p, tde_status *st);
+/* Makes the directory's entries durable. */
+int tde_place_sync(const tde_place *p, tde_status *st);
+/* Removes the temporary file when it has not got its name, and what SQLite may have
+** put beside it. */
+void tde_place_end(tde_place *p);
+
+#endif

@@ -1,0 +1,565 @@
+/*
+** restore.c: tde_restore_check, tde_restore, tde_key_safe_to_retire.
+**
+** A backup says which keys it needs. Each is looked for by its thumbprint: among the
+** keys that the call names, then in the instance's key list, then it may be the
+** instance's protector. A key under another id that holds the same material serves,
+** too. What is not found is named, all of it, and nothing is left behind.
+**
+** A restored database is a new one (newdb.h): with the protector that was asked for,
+** or at the instance's level. Nothing of the source changes.
+*/
+#include "restore.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "../ext/base/bytes.h"
+#include "../ext/base/secret.h"
+#include "newdb.h"
+#include "options.h"
+#include "result.h"
+#include "views.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define GIVEN_MAX 64
+
+/* ---- which keys ---- */
+
+typedef struct needed_key {
+  tde_key_info info;       /* as the backup names it */
+  char as[TDE_KEY_ID_MAX]; /* the id to ask under; "" : not found */
+  const char *where;       /* "given", "instance", "protector" */
+  tde_status asked;        /* what asking it brought; TDE_OK: it unwraps */
+  int was_asked;
+} needed_key;
+
+typedef struct restore {
+  sqlite3 *db;
+  const tde_options *o;
+  const char *instance; /* as an argument of tde_instance_open */
+  const tde_instance *inst;
+  tde_view_db v; /* the backup */
+  tde_keydoc_asker who;
+  needed_key needed[TDE_EPOCHS_MAX];
+  int n;
+} restore;
+
+static int same_material(const tde_key_info *a, const uint8_t *thumbprint) {
+  return memcmp(a->thumbprint, thumbprint, TDE_THUMB_BYTES) == 0;
+}
+
+static void found(needed_key *k, const tde_key_info *info, const char *where) {
+  tde_key_full_id(info, k->as);
+  k->where = where;
+}
+
+/* Does a key id that was given mean this key? By its id; or it is asked for. */
+static void look_in_given(restore *r, needed_key *k) {
+  for (size_t i = 0; i < tde_json_count(r->o->keys) && i < GIVEN_MAX && !k->as[0]; i++) {
+    const char *id = tde_json_text_at(r->o->keys, i);
+    tde_op *op;
+    if (tde_key_named(&k->info, id)) {
+      found(k, &k->info, "given");
+      return;
+    }
+    op = calloc(1, sizeof(*op));
+    if (!op) return;
+    op->kind = TDE_OP_GET;
+    op->instance = r->inst;
+    op->identity = r->who.identity;
+    op->federated_client_id = r->who.federated_client_id;
+    if (tde_provider_run(op, id, NULL) == TDE_OK && same_material(&op->info, k->info.thumbprint)) {
+      found(k, &op->info, "given");
+    }
+    free(op);
+  }
+}
+
+static void look_in_instance(restore *r, needed_key *k) {
+  char protector[TDE_KEY_ID_MAX], full[TDE_KEY_ID_MAX];
+
+  for (int i = 0; i < tde_instance_nkeys(r->inst) && !k->as[0]; i++) {
+    const tde_key_info *have = tde_instance_key(r->inst, i);
+    if (same_material(have, k->info.thumbprint)) found(k, have, "instance");
+  }
+  if (k->as[0] || tde_instance_protector(r->inst, protector, NULL) != TDE_OK) return;
+  tde_key_full_id(&k->info, full);
+  if (strcmp(protector, full) == 0 || strcmp(protector, k->info.base_id) == 0) {
+    found(k, &k->info, "protector");
+  }
+}
+
+/* Does the key unwrap what the backup holds? */
+static void ask(restore *r, needed_key *k) {
+  uint32_t epochs[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_epochs(r->v.doc, epochs, TDE_EPOCHS_MAX);
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+
+  tde_status_clear(&k->asked);
+  k->was_asked = 1;
+  if (!dek) tde_fail(&k->asked, TDE_NOMEM, NULL, "out of memory");
+  for (int i = n; i > 0 && dek; i--) {
+    tde_key_info of;
+    if (!tde_keydoc_wrap_info(r->v.doc, epochs[i - 1], &of) ||
+        !same_material(&of, k->info.thumbprint)) {
+      continue;
+    }
+    (void)tde_keydoc_unwrap_as(r->v.doc, r->inst, &r->who, k->as, epochs[i - 1], r->v.head.uuid,
+                               dek, &k->asked);
+    break;
+  }
+  tde_secret_free(dek);
+}
+
+/* Finds every key that the backup needs. */
+static void look(restore *r) {
+  tde_key_info infos[TDE_EPOCHS_MAX];
+
+  r->n = tde_keydoc_needed(r->v.doc, infos, TDE_EPOCHS_MAX);
+  for (int i = 0; i < r->n; i++) {
+    needed_key *k = &r->needed[i];
+    memset(k, 0, sizeof(*k));
+    k->info = infos[i];
+    look_in_given(r, k);
+    if (!k->as[0]) look_in_instance(r, k);
+    if (k->as[0]) ask(r, k);
+  }
+}
+
+/* MissingKeyForRestore, with every key that is not found. */
+static int missing(const restore *r, tde_status *st) {
+  char names[400] = "", hex[2 * TDE_THUMB_SHOWN + 1];
+  int n = 0;
+
+  for (int i = 0; i < r->n; i++) {
+    const needed_key *k = &r->needed[i];
+    size_t used = strlen(names);
+    if (k->as[0]) continue;
+    tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
+    (void)snprintf(names + used, sizeof(names) - used, "%s%.120s/%.64s (thumbprint %s)",
+                   n ? ", " : "", k->info.base_id, k->info.version, hex);
+    n++;
+  }
+  if (!n) return 0;
+  tde_fail(st, TDE_MISSING,
+           "add it with tde_instance_add_key(), or name it in the option \"keys\"; it need not "
+           "become a protector",
+           "MissingKeyForRestore: %.380s", names);
+  return 1;
+}
+
+/* ---- which backup ---- */
+
+/* When a file was made as a backup: its mark, or its own time. */
+static int64_t backup_time(const char *path, const tde_keydoc *doc) {
+  const tde_json *b = tde_json_get(tde_keydoc_json(doc), "backup");
+  struct stat sb;
+
+  if (b) return tde_json_get_int(b, "time", 0);
+  return stat(path, &sb) == 0 ? (int64_t)sb.st_mtime : 0;
+}
+
+typedef struct candidate {
+  char *path;
+  int64_t time;
+} candidate;
+
+/* Is this file of the folder a better choice? */
+static void consider(restore *r, const char *path, candidate *best) {
+  char uuid[40];
+  tde_peek peek;
+  tde_keydoc *doc = NULL;
+  int64_t t;
+
+  if (tde_header_peek(path, NULL, &peek)) return;
+  tde_uuid_text(peek.uuid, uuid);
+  if (tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) == TDE_OK &&
+      (!r->o->uuid || strcmp(uuid, r->o->uuid) == 0)) {
+    t = backup_time(path, doc);
+    if ((!r->o->at || t <= r->o->at) && (!best->path || t > best->time)) {
+      sqlite3_free(best->path);
+      best->path = sqlite3_mprintf("%s", path);
+      best->time = t;
+    }
+  }
+  tde_keydoc_free(doc);
+  free(peek.doc);
+}
+
+/* A folder stands for its newest backup at or before the moment asked for. NULL with
+** st set: there is none. */
+static char *choose(restore *r, const char *folder, tde_status *st) {
+  candidate best = {NULL, 0};
+  DIR *d = opendir(folder);
+  struct dirent *e;
+
+  while (d && (e = readdir(d)) != NULL) {
+    char *path = e->d_name[0] == '.' ? NULL : sqlite3_mprintf("%s/%s", folder, e->d_name);
+    if (path) consider(r, path, &best);
+    sqlite3_free(path);
+  }
+  if (d) (void)closedir(d);
+  if (!best.path) {
+    tde_fail(st, TDE_MISSING, "name another moment, database or folder",
+             "%s: no backup%s%s is in this folder", folder,
+             r->o->at ? " at or before that moment" : "", r->o->uuid ? " of that database" : "");
+  }
+  return best.path;
+}
+
+static int is_folder(const char *path) {
+  struct stat sb;
+  return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
+}
+
+/* Opens the backup's header and finds its keys. */
+static int prepare(restore *r, const char *source, tde_status *st) {
+  char *chosen = NULL;
+  tde_class c;
+  int rc;
+
+  r->instance = r->o->instance ? r->o->instance : tde_subject_instance(r->db, 0, NULL, 0);
+  c = tde_instance_open(r->instance, 0, &r->inst, st);
+  if (c) return tde_class_rc(c);
+  if (is_folder(source)) {
+    chosen = choose(r, source, st);
+    if (!chosen) return SQLITE_CANTOPEN;
+    source = chosen;
+  } else if (r->o->at) {
+    tde_fail(st, TDE_MISUSE, "name a folder", "%s is one backup: \"at\" chooses among several",
+             source);
+    return SQLITE_MISUSE;
+  }
+  /* A path, whatever schemas there are. */
+  rc = tde_view_open_path(&r->v, r->db, source, st);
+  sqlite3_free(chosen);
+  if (rc) return rc;
+  r->who.identity = r->o->identity;
+  if (!r->who.identity) r->who.identity = tde_instance_default_identity(r->inst);
+  look(r);
+  return SQLITE_OK;
+}
+
+/* ---- tde_restore_check(source [, options]) ---- */
+
+static tde_json *needed_row(const needed_key *k) {
+  char hex[2 * TDE_THUMB_SHOWN + 1];
+  tde_json *j = tde_json_object();
+  int ok = k->as[0] && k->was_asked && k->asked.code == TDE_OK, bad;
+
+  tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
+  bad = tde_json_set_text(j, "key_id", k->info.base_id) |
+        tde_json_set_text(j, "version", k->info.version) |
+        tde_json_set_text(j, "type", k->info.type) | tde_json_set_text(j, "thumbprint", hex) |
+        tde_json_set_text(j, "found_as", k->as[0] ? k->as : NULL) |
+        tde_json_set_text(j, "found_in", k->where) |
+        tde_json_set_text(j, "state",
+                          !k->as[0] ? "missing"
+                          : ok      ? "reachable"
+                                    : "unreachable") |
+        tde_json_set_text(j, "error", k->as[0] && !ok ? k->asked.message : NULL) |
+        tde_json_set_text(j, "remedy",
+                          !k->as[0] ? "add it with tde_instance_add_key(), or name it in \"keys\""
+                          : ok      ? NULL
+                                    : k->asked.remedy);
+  if (!bad) return j;
+  tde_json_free(j);
+  return NULL;
+}
+
+static tde_json *check_answer(const restore *r) {
+  tde_json *j = tde_json_object(), *list = tde_json_array();
+  char uuid[40];
+  int bad = 0, ok = 1;
+
+  tde_uuid_text(r->v.head.uuid, uuid);
+  for (int i = 0; i < r->n; i++) {
+    const needed_key *k = &r->needed[i];
+    ok &= k->as[0] && k->asked.code == TDE_OK;
+    bad |= tde_json_append(list, needed_row(k));
+  }
+  bad |= tde_json_set_text(j, "path", r->v.path) | tde_json_set_text(j, "uuid", uuid) |
+         tde_view_set_time(j, "time", backup_time(r->v.path, r->v.doc)) |
+         tde_json_set_bool(j, "ok", ok) | tde_json_set_json(j, "needed", list);
+  if (!bad) return j;
+  tde_json_free(j);
+  return NULL;
+}
+
+static const char *text_argument(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
+  const char *text = tde_arg_text(argc, argv, i);
+  tde_status st;
+
+  if (text && text[0]) return text;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, "give the paths as text", "a path is NULL or empty");
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return NULL;
+}
+
+void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *source = text_argument(ctx, argc, argv, 0);
+  restore *r = source ? sqlite3_malloc64(sizeof(*r)) : NULL;
+  tde_options o;
+  tde_status st;
+  int rc;
+
+  if (!source) return;
+  tde_status_clear(&st);
+  memset(&o, 0, sizeof(o));
+  rc = r ? SQLITE_OK : SQLITE_NOMEM;
+  if (r) {
+    memset(r, 0, sizeof(*r));
+    r->db = sqlite3_context_db_handle(ctx);
+    r->o = &o;
+    rc = tde_options_read(&o, r->db, tde_arg_text(argc, argv, 1), "keys instance identity at uuid",
+                          &st);
+  }
+  if (rc == SQLITE_OK) rc = prepare(r, source, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+  } else {
+    tde_json *j = check_answer(r);
+    tde_result_json(ctx, j, j == NULL);
+  }
+  if (r) tde_view_close(&r->v);
+  sqlite3_free(r);
+  tde_options_end(&o);
+}
+
+/* ---- tde_restore(source, path [, options]) ---- */
+
+static tde_class edit_restored(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const restore *r = ctx;
+  tde_json *origin = tde_json_object();
+  char uuid[40];
+  int bad;
+
+  tde_uuid_text(r->v.head.uuid, uuid);
+  bad = tde_json_set_text(origin, "kind", "restore") | tde_json_set_text(origin, "uuid", uuid) |
+        tde_json_set_int(origin, "time", backup_time(r->v.path, r->v.doc));
+  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, r->v.doc);
+  return bad ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+}
+
+static int finish_restored(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_restored, ctx, 1, 1, NULL, st);
+}
+
+/* Opens the backup for reading, asking for its key under the id it was found as. */
+static int open_source(restore *r, sqlite3 **db, tde_status *st) {
+  char *instance = tde_uri_value(r->instance ? r->instance : "");
+  char *as = tde_uri_value(r->n == 1 ? r->needed[0].as : "");
+  char *identity = tde_uri_value(r->who.identity ? r->who.identity : "");
+  char *query = instance && as && identity
+                    ? sqlite3_mprintf("?tde_instance=%s&tde_key=%s&tde_identity=%s", instance, as,
+                                      identity)
+                    : NULL;
+  char *uri = query ? tde_uri_of(r->v.path, query) : NULL;
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = NULL;
+  int rc = uri && info
+               ? sqlite3_open_v2(uri, db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, TDE_VFS_NAME)
+               : SQLITE_NOMEM;
+
+  if (rc == SQLITE_OK) rc = sqlite3_file_control(*db, "main", TDE_FCNTL_FILE, &f);
+  if (rc == SQLITE_OK) {
+    tde_file_info_get(f, 0, info);
+    if (info->state != TDE_STATE_ONLINE) {
+      *st = info->last;
+      rc = tde_class_rc(info->last.code) ? tde_class_rc(info->last.code) : SQLITE_ERROR;
+    }
+  }
+  if (rc && !st->code) {
+    tde_fail(st, TDE_IO, "check the file", "%s: cannot be opened: %s", r->v.path,
+             *db ? sqlite3_errmsg(*db) : sqlite3_errstr(rc));
+  }
+  sqlite3_free(info);
+  sqlite3_free(uri);
+  sqlite3_free(query);
+  sqlite3_free(instance);
+  sqlite3_free(identity);
+  sqlite3_free(as);
+  return rc;
+}
+
+static void tell(const restore *r, const char *path, const tde_status *st) {
+  tde_key_info p;
+  tde_event e;
+
+  memset(&p, 0, sizeof(p));
+  if (r->v.doc) (void)tde_keydoc_protector(r->v.doc, &p, NULL);
+  tde_event_fill(&e, "restore", r->v.doc ? r->v.head.uuid : NULL, path, p.base_id, p.version, st);
+  (void)tde_event_emit(r->inst ? tde_instance_audit(r->inst) : NULL, &e, NULL);
+}
+
+static int run_restore(restore *r, const char *source, const char *path, int *pages,
+                       tde_status *st) {
+  sqlite3 *from = NULL;
+  tde_place place;
+  tde_job job;
+  tde_newdb n = {
+      .schema = "main", .event = "restore", .edit = finish_restored, .ctx = r, .job = &job};
+  int rc = prepare(r, source, st);
+
+  memset(&place, 0, sizeof(place));
+  if (rc == SQLITE_OK && missing(r, st)) rc = SQLITE_IOERR_AUTH;
+  for (int i = 0; i < r->n && rc == SQLITE_OK; i++) {
+    if (r->needed[i].asked.code == TDE_OK) continue;
+    *st = r->needed[i].asked;
+    rc = tde_class_rc(st->code);
+  }
+  if (rc == SQLITE_OK) rc = tde_place_begin(&place, path, 0, st);
+  if (rc == SQLITE_OK) rc = open_source(r, &from, st);
+  if (rc == SQLITE_OK) {
+    n.from = from;
+    n.instance = r->instance;
+    n.protector = r->o->protector;
+    n.identity = r->o->identity;
+    tde_job_begin(&job, r->db, "restore", place.target);
+    rc = tde_newdb_make(&n, &place, st);
+    tde_job_end(&job);
+    *pages = n.pages;
+  }
+  (void)sqlite3_close(from);
+  tde_place_end(&place);
+  tell(r, path, rc ? st : NULL);
+  return rc;
+}
+
+void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const char *source = text_argument(ctx, argc, argv, 0);
+  const char *path = source ? text_argument(ctx, argc, argv, 1) : NULL;
+  restore *r = path ? sqlite3_malloc64(sizeof(*r)) : NULL;
+  tde_options o;
+  tde_status st;
+  int rc, pages = 0;
+
+  if (!path) return;
+  tde_status_clear(&st);
+  memset(&o, 0, sizeof(o));
+  rc = r ? SQLITE_OK : SQLITE_NOMEM;
+  if (r) {
+    memset(r, 0, sizeof(*r));
+    r->db = sqlite3_context_db_handle(ctx);
+    r->o = &o;
+    rc = tde_options_read(&o, r->db, tde_arg_text(argc, argv, 2),
+                          "keys instance identity protector at uuid", &st);
+  }
+  if (rc == SQLITE_OK) rc = run_restore(r, source, path, &pages, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
+  } else {
+    tde_json *j = tde_json_object();
+    int bad = tde_json_set_text(j, "path", path) | tde_json_set_text(j, "source", r->v.path) |
+              tde_json_set_int(j, "pages", pages) |
+              tde_json_set_text(j, "mode", o.protector ? "database" : "inherit");
+    tde_result_json(ctx, j, bad);
+  }
+  if (r) tde_view_close(&r->v);
+  sqlite3_free(r);
+  tde_options_end(&o);
+}
+
+/* ---- tde_key_safe_to_retire(key [, folder or file]) ---- */
+
+/* Why a database still needs the key; NULL: it does not. */
+static const char *need_of(const tde_view_db *v, const char *key) {
+  tde_key_info infos[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_needed(v->doc, infos, TDE_EPOCHS_MAX);
+  const tde_json *backup = tde_json_get(tde_keydoc_json(v->doc), "backup");
+
+  for (int i = 0; i < n; i++) {
+    if (tde_key_named(&infos[i], key)) return backup ? "backup" : "protector";
+  }
+  return NULL;
+}
+
+static int add_need(tde_json *list, const tde_view_db *v, const char *why) {
+  tde_json *j = tde_json_object();
+
+  if (tde_json_set_text(j, "path", v->path) | tde_json_set_text(j, "reason", why)) {
+    tde_json_free(j);
+    return -1;
+  }
+  return tde_json_append(list, j);
+}
+
+static int check_one(tde_json *list, sqlite3 *db, const char *source, int is_path,
+                     const char *key) {
+  tde_view_db v;
+  tde_status st;
+  const char *why;
+  int bad = 0;
+
+  tde_status_clear(&st);
+  if ((is_path ? tde_view_open_path(&v, db, source, &st) : tde_view_open(&v, db, source, &st)) ==
+      SQLITE_OK) {
+    why = need_of(&v, key);
+    if (why) bad = add_need(list, &v, why);
+  }
+  tde_view_close(&v);
+  return bad;
+}
+
+static int check_schemas(tde_json *list, sqlite3 *db, const char *key) {
+  sqlite3_stmt *stmt = NULL;
+  int bad = sqlite3_prepare_v2(db, "PRAGMA database_list", -1, &stmt, NULL) != SQLITE_OK;
+
+  while (!bad && sqlite3_step(stmt) == SQLITE_ROW) {
+    bad = check_one(list, db, (const char *)sqlite3_column_text(stmt, 1), 0, key);
+  }
+  (void)sqlite3_finalize(stmt);
+  return bad;
+}
+
+static int check_folder(tde_json *list, sqlite3 *db, const char *folder, const char *key) {
+  DIR *d = opendir(folder);
+  struct dirent *e;
+  int bad = 0;
+
+  while (d && !bad && (e = readdir(d)) != NULL) {
+    char *path = e->d_name[0] == '.' ? NULL : sqlite3_mprintf("%s/%s", folder, e->d_name);
+    if (path) bad = check_one(list, db, path, 1, key);
+    sqlite3_free(path);
+  }
+  if (d) (void)closedir(d);
+  return bad;
+}
+
+void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  const char *key = text_argument(ctx, argc, argv, 0), *where = tde_arg_text(argc, argv, 1);
+  tde_json *j = key ? tde_json_object() : NULL, *list = key ? tde_json_array() : NULL;
+  tde_status st;
+  int bad;
+
+  if (!key) return;
+  if (where && !is_folder(where)) {
+    struct stat sb;
+    tde_json_free(j);
+    tde_json_free(list);
+    if (stat(where, &sb) != 0) {
+      tde_status_clear(&st);
+      tde_fail(&st, TDE_MISUSE, "name a folder of backups or one file", "%s is not there", where);
+      tde_result_status(ctx, SQLITE_CANTOPEN, &st);
+      return;
+    }
+    j = tde_json_object();
+    list = tde_json_array();
+    bad = check_one(list, db, where, 1, key);
+  } else {
+    bad = where ? check_folder(list, db, where, key) : 0;
+  }
+  if (!bad) bad = check_schemas(list, db, key);
+  bad |= tde_json_set_text(j, "key", key) |
+         tde_json_set_bool(j, "safe", tde_json_count(list) == 0) |
+         tde_json_set_json(j, "needed_by", list);
+  tde_result_json(ctx, j, bad);
+}
