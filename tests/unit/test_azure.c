@@ -38,6 +38,7 @@
   "Bearer authorization=\"https://login.microsoftonline.com/" TENANT \
   "\", resource=\"https://vault.azure.net\""
 #define ZEROS "00000000000000000000000000000000"
+#define LOCAL_VERSION "0123456789abcdef0123456789abcdef01234567"
 /* RFC 7638 section 3.1: a public key, and its thumbprint. */
 #define RFC7638_N                                                                         \
   "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSo" \
@@ -267,9 +268,9 @@ static void hosts(void) {
   for (size_t i = 0; i < COUNT(no); i++) CHECK(!tde_azure_host_allowed(inst, no[i]));
   CHECK(strcmp(tde_instance_key_at(inst, 0), "https://v.own.example/keys/k") == 0);
   CHECK(tde_instance_key_at(inst, 1) == NULL && tde_instance_key_at(inst, 2) == NULL);
-  inst = instance(",\"service_managed_key\":{\"name\":\"smk\",\"version\":\"0123456789abcdef0123456789abcdef01234567\","
-                  "\"created\":1},\"keys\":[{\"key_id\":\"local:a\",\"version\":\"0123456789abcdef0123456789abcdef01234567\","
-                  "\"type\":\"RSA-2048\",\"thumbprint\":\"" ZEROS ZEROS "\"},{\"key_id\":\"https://v.listed.example/keys/k\","
+  inst = instance(",\"service_managed_key\":{\"name\":\"smk\",\"version\":\"" LOCAL_VERSION "\",\"created\":1},"
+                  "\"keys\":[{\"key_id\":\"local:a\",\"version\":\"" LOCAL_VERSION "\",\"type\":\"RSA-2048\","
+                  "\"thumbprint\":\"" ZEROS ZEROS "\"},{\"key_id\":\"https://v.listed.example/keys/k\","
                   "\"version\":\"1\",\"type\":\"RSA-2048\",\"thumbprint\":\"" ZEROS ZEROS "\"}]");
   CHECK(strncmp(tde_instance_key_at(inst, 1), "local:smk/", 10) == 0);
   CHECK(strcmp(tde_instance_key_at(inst, 3), "https://v.listed.example/keys/k") == 0);
