@@ -187,8 +187,9 @@ static int open_frame(snap *s, uint64_t k, const uint8_t **plain) {
   return SQLITE_OK;
 }
 
-/* Which page is in which frame. */
-static int map_log(snap *s, uint32_t frames) {
+/* Which page is in which frame, of those that the database file does not have yet: a
+** checkpoint during this read transaction writes no page that is not in one of them. */
+static int map_log(snap *s, uint32_t restored, uint32_t frames) {
   tde_file *w = s->f->db->wal;
   const uint8_t *plain;
   int rc = tde_log_refresh(w);
@@ -198,7 +199,7 @@ static int map_log(snap *s, uint32_t frames) {
   if (!s->frame_of) return rc ? rc : SQLITE_NOMEM;
   memset(s->frame_of, 0, ((size_t)s->pages + 1) * sizeof(uint32_t));
   s->page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
-  for (uint32_t k = 1; rc == SQLITE_OK && k <= frames; k++) {
+  for (uint32_t k = restored + 1; rc == SQLITE_OK && k <= frames; k++) {
     uint32_t number;
     rc = open_frame(s, k, &plain);
     if (rc) break;
@@ -212,7 +213,7 @@ static int take_wal(snap *s) {
   uint32_t frames, restored;
   int rc = read_index(s->f, &frames, &s->pages, &restored);
 
-  if (rc == SQLITE_OK && s->f->db->wal && restored < frames) rc = map_log(s, frames);
+  if (rc == SQLITE_OK && s->f->db->wal && restored < frames) rc = map_log(s, restored, frames);
   return rc;
 }
 
