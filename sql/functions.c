@@ -169,6 +169,20 @@ static int put_lease(tde_json *j, const tde_key_report *r) {
   return bad | tde_json_set_json(j, "key", o);
 }
 
+/* The database that this one was made from, when it was. */
+static int put_origin(tde_json *j, const tde_json *root) {
+  const tde_json *origin = tde_json_get(root, "origin");
+  tde_json *o;
+  int bad;
+
+  if (!origin) return tde_json_set_text(j, "origin", NULL);
+  o = tde_json_object();
+  bad = tde_json_set_text(o, "kind", tde_json_get_text(origin, "kind")) |
+        tde_json_set_text(o, "uuid", tde_json_get_text(origin, "uuid")) |
+        tde_view_set_time(o, "time", tde_json_get_int(origin, "time", 0));
+  return bad | tde_json_set_json(j, "origin", o);
+}
+
 /* What the key document says beside keys. */
 static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   size_t n = 0;
@@ -199,7 +213,7 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
     bad |= tde_json_set_int(j, "regeneration_percent", all ? 100 * done / all : 0);
   }
   bad |= tde_json_set_text(j, "identity", info->facts.identity[0] ? info->facts.identity : NULL);
-  bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc));
+  bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc)) | put_origin(j, root);
   tde_keydoc_free(doc);
   return bad;
 }

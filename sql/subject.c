@@ -16,7 +16,8 @@ tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
     tde_fail(st, TDE_MISUSE, "PRAGMA database_list names the schemas",
              "there is no schema named '%s' on this connection", schema);
   } else {
-    tde_fail(st, TDE_NOT_ENCRYPTED, "open it with vfs=tde",
+    tde_fail(st, TDE_NOT_ENCRYPTED,
+             "open it with vfs=tde; a database in plain becomes an encrypted one by tde_encrypt()",
              "schema '%s' is opened through another VFS than tde", schema);
   }
   return NULL;

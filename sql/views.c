@@ -156,32 +156,35 @@ static int used_at(const tde_json *entry, int64_t t) {
   return first > 0 && first <= t && (last == 0 || t <= last);
 }
 
-static tde_json *rows_keylist(sqlite3 *db, const char *const *argv, tde_status *st) {
-  tde_json *list = tde_json_array();
+static int add_keys(tde_json *list, const tde_view_db *v, int current, int64_t t, tde_status *st) {
+  const tde_json *keys = tde_json_get(tde_keydoc_json(v->doc), "keys");
   tde_key_info protector;
-  tde_view_db v;
-  int current, bad = !list;
-  int64_t t = filter_time(db, argv[0], &current, st);
 
-  if (st->code || tde_view_open(&v, db, argv[1], st)) {
-    if (!st->code) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-    if (!st->code || t < 0) bad = 1;
-    tde_json_free(list);
-    return NULL;
-  }
-  bad |= tde_keydoc_protector(v.doc, &protector, st) != TDE_OK;
-  const tde_json *keys = tde_json_get(tde_keydoc_json(v.doc), "keys");
-  for (size_t i = 0; !bad && i < tde_json_count(keys); i++) {
+  if (tde_keydoc_protector(v->doc, &protector, st) != TDE_OK) return -1;
+  for (size_t i = 0; i < tde_json_count(keys); i++) {
     const tde_json *e = tde_json_at(keys, i);
     int mine = strcmp(tde_json_get_text(e, "key_id"), protector.base_id) == 0 &&
                strcmp(tde_json_get_text(e, "version"), protector.version) == 0;
     if ((current && !mine) || (t && !used_at(e, t))) continue;
-    bad |= tde_json_append(list, key_row(e, &protector));
+    if (tde_json_append(list, key_row(e, &protector))) return -1;
+  }
+  return 0;
+}
+
+static tde_json *rows_keylist(sqlite3 *db, const char *const *argv, tde_status *st) {
+  tde_json *list = NULL;
+  tde_view_db v;
+  int current;
+  int64_t t = filter_time(db, argv[0], &current, st);
+
+  if (st->code) return NULL;
+  if (tde_view_open(&v, db, argv[1], st) == SQLITE_OK) list = tde_json_array();
+  if (list && add_keys(list, &v, current, t, st)) {
+    tde_json_free(list);
+    list = NULL;
   }
   tde_view_close(&v);
-  if (!bad) return list;
-  tde_json_free(list);
-  return NULL;
+  return list;
 }
 
 /* ---- tde_encryption_keys([source]) ---- */
@@ -392,7 +395,7 @@ static int copy_member(tde_json *to, const tde_json *from, const char *name) {
   return tde_json_set_json(to, name, v ? tde_json_copy(v) : tde_json_null());
 }
 
-static tde_json *event_row(const tde_json *e, const char *where) {
+static tde_json *event_row(const tde_json *e, const char *path, const char *where) {
   static const char *const same[] = {"event",        "key_id",     "outcome", "http_status",
                                      "service_code", "request_id", "message"};
   const tde_json *time = tde_json_get(e, "time");
@@ -401,7 +404,7 @@ static tde_json *event_row(const tde_json *e, const char *where) {
                                   : tde_json_set_text(row, "time", tde_json_get_text(e, "time"));
 
   for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++) bad |= copy_member(row, e, same[i]);
-  bad |= tde_json_set_text(row, "from", where);
+  bad |= tde_json_set_text(row, "from", where) | tde_json_set_text(row, "path", path);
   if (!bad) return row;
   tde_json_free(row);
   return NULL;
@@ -424,17 +427,14 @@ static int has_event(const tde_json *list, const tde_json *row) {
   return 0;
 }
 
-/* The header's events, then those of this process that the header has not. */
-static int add_events(tde_json *list, const tde_view_db *v) {
-  const tde_json *kept = tde_json_get(tde_keydoc_json(v->doc), "events");
-  tde_json *recent = tde_events_recent(v->head.uuid);
+/* The events of this process (uuid NULL: of every database) that are not listed. */
+static int add_recent(tde_json *list, const uint8_t *uuid) {
+  tde_json *recent = tde_events_recent(uuid);
   int bad = !recent;
 
-  for (size_t i = 0; !bad && i < tde_json_count(kept); i++) {
-    bad = tde_json_append(list, event_row(tde_json_at(kept, i), "header"));
-  }
   for (size_t i = 0; !bad && i < tde_json_count(recent); i++) {
-    tde_json *row = event_row(tde_json_at(recent, i), "process");
+    const tde_json *e = tde_json_at(recent, i);
+    tde_json *row = event_row(e, tde_json_get_text(e, "path"), "process");
     if (row && has_event(list, row)) {
       tde_json_free(row);
     } else {
@@ -445,8 +445,30 @@ static int add_events(tde_json *list, const tde_view_db *v) {
   return bad;
 }
 
+/* The header's events, then those of this process that the header has not. */
+static int add_events(tde_json *list, const tde_view_db *v) {
+  const tde_json *kept = tde_json_get(tde_keydoc_json(v->doc), "events");
+  int bad = 0;
+
+  for (size_t i = 0; !bad && i < tde_json_count(kept); i++) {
+    bad = tde_json_append(list, event_row(tde_json_at(kept, i), v->path, "header"));
+  }
+  return bad ? bad : add_recent(list, v->head.uuid);
+}
+
+/* Without a source, on a connection whose main database is not the shim's: what this
+** process knows of all databases. */
 static tde_json *rows_events(sqlite3 *db, const char *const *argv, tde_status *st) {
-  return rows_of(db, argv[0] ? argv[0] : "main", add_events, st);
+  tde_file *f = NULL;
+  tde_json *list;
+
+  if (argv[0] || (sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f)) {
+    return rows_of(db, argv[0] ? argv[0] : "main", add_events, st);
+  }
+  list = tde_json_array();
+  if (list && add_recent(list, NULL) == 0) return list;
+  tde_json_free(list);
+  return NULL;
 }
 
 /* ---- tde_instance_keylist([instance]) ---- */
@@ -502,7 +524,9 @@ const tde_view tde_views[] = {
      "database,path,total_log_size,active_frames,log_truncation_holdup_reason,log_thumbprint,"
      "protector_thumbprint,old_thumbprint_in_use,held_by",
      "source", rows_log_stats},
-    {"tde_events", "time,event,key_id,outcome,http_status,service_code,request_id,message,from",
+    {"tde_events",
+     "time,event,key_id,outcome,http_status,service_code,request_id,message,from,"
+     "path",
      "source", rows_events},
     {"tde_instance_keylist",
      "key_id,version,type,thumbprint,created,is_protector,accessible,last_error", "instance",
