@@ -59,6 +59,19 @@ static int on_progress(void *ctx, uint64_t done, uint64_t all) {
   return tde_job_step(&s->job, (int64_t)done, (int64_t)all);
 }
 
+/* What this connection has not committed is not copied: a page that its cache spilled
+** would be. And what stands in the log goes into the file first, as far as nobody is
+** in the way: records of the file are copied as they are, those of the log anew. */
+static int ready(tde_change *c, tde_status *st) {
+  if (sqlite3_txn_state(c->db, c->schema) == SQLITE_TXN_WRITE) {
+    tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
+             "%s: this connection has an open write transaction", c->info->path);
+    return SQLITE_MISUSE;
+  }
+  (void)sqlite3_wal_checkpoint_v2(c->db, c->schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+  return SQLITE_OK;
+}
+
 static tde_class out_of_memory(tde_status *st) {
   return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
 }
@@ -184,7 +197,8 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   k.ctx = &now;
   k.src.db = w->db;
   k.src.schema = c->schema;
-  rc = tde_place_begin(&k.place, w->path, 0, st);
+  rc = ready(c, st);
+  if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->path, 0, st);
   if (rc == SQLITE_OK) {
     tde_job_begin(&k.src.job, w->db, "backup", k.place.target);
     rc = write_raw(&k, st);
@@ -385,6 +399,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   k.src.db = w->b.db;
   k.src.schema = c->schema;
   w->b.schema = c->info->path;
+  if (rc == SQLITE_OK) rc = ready(c, st);
   if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {
@@ -536,8 +551,9 @@ static tde_json *sync_answer(const sync_work *w) {
 static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   sync_work *w = ctx;
   listing l = {w->path, 0, 0};
-  int rc = prepare_sync(w, c, st);
+  int rc = ready(c, st);
 
+  if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
   if (rc == SQLITE_OK) {
     const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
     w->src.db = w->b.db;
@@ -611,28 +627,7 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
 typedef struct copy_work {
   backup_work b; /* first */
   const tde_options *o;
-  const tde_keydoc *source;
-  const uint8_t *source_uuid;
 } copy_work;
-
-/* The copy's own document learns where it comes from, and which keys its source
-** used. */
-static tde_class edit_copy(void *ctx, tde_keydoc *doc, tde_status *st) {
-  copy_work *w = ctx;
-  tde_json *origin = tde_json_object();
-  char uuid[40];
-  int bad;
-
-  tde_uuid_text(w->source_uuid, uuid);
-  bad = tde_json_set_text(origin, "kind", "copy") | tde_json_set_text(origin, "uuid", uuid) |
-        tde_json_set_int(origin, "time", (int64_t)time(NULL));
-  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, w->source);
-  return bad ? out_of_memory(st) : TDE_OK;
-}
-
-static int finish_copy(void *ctx, tde_change *c, tde_status *st) {
-  return tde_change_commit(c, edit_copy, ctx, 1, 1, NULL, st);
-}
 
 static int copy(void *ctx, tde_change *c, tde_status *st) {
   copy_work *w = ctx;
@@ -643,21 +638,22 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
   tde_newdb n = {.from = w->b.db,
                  .schema = c->schema,
                  .event = "copy",
-                 .edit = finish_copy,
-                 .ctx = w,
+                 .source = c->doc,
+                 .source_uuid = c->info->uuid,
+                 .source_time = (int64_t)time(NULL),
                  .job = &job};
   int rc;
 
   tde_keydoc_asker_of(c->doc, &who);
   tde_key_full_id(&c->protector, full);
-  w->source = c->doc;
-  w->source_uuid = c->info->uuid;
   n.instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
   n.protector = w->o->protector;
   n.identity = w->o->identity ? w->o->identity : who.identity;
   /* A copy of a database at database level is at database level. */
   if (!n.protector && strcmp(tde_keydoc_mode(c->doc), "database") == 0) n.protector = full;
-  rc = tde_place_begin(&place, w->b.path, 0, st);
+  memset(&place, 0, sizeof(place));
+  rc = ready(c, st);
+  if (rc == SQLITE_OK) rc = tde_place_begin(&place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {
     tde_job_begin(&job, w->b.db, "copy", place.target);
     rc = tde_newdb_make(&n, &place, st);
@@ -678,8 +674,7 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
 
 void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_options o;
-  copy_work w = {
-      {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o, NULL, NULL};
+  copy_work w = {{path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o};
 
   if (!w.b.path) return;
   if (options_of(ctx, argc, argv, 1, "schema instance protector identity", &o)) {

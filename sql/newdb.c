@@ -5,22 +5,29 @@
 
 #include <string.h>
 
+#include "../ext/base/bytes.h"
+
 SQLITE_EXTENSION_INIT3
 
 #define PAGES_PER_STEP 512
 /* A source that others keep changing is started over; then it is held. */
 #define RESTARTS 5
 
-static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
+/* What the database's file says of its last failure. */
+static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
   tde_file *f = NULL;
 
   if (st->code == TDE_OK && info && db &&
-      sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
+      sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) *st = info->last;
   }
   sqlite3_free(info);
+}
+
+static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
+  ask_file(db, "main", st);
   if (st->code == TDE_OK) {
     tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
              (rc & 0xff) == SQLITE_BUSY ? "try again when it is not in use" : "check the disk",
@@ -79,7 +86,10 @@ static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
     tde_fail(st, TDE_BUSY, "nothing was left behind; try again", "interrupted");
     return rc;
   }
-  return explain((rc & 0xff) == SQLITE_IOERR ? n->from : to, rc, "the copy stopped", st);
+  /* The new file first: where it failed, the source did not. */
+  ask_file(to, "main", st);
+  ask_file(n->from, n->schema, st);
+  return explain(NULL, rc, "the copy stopped", st);
 }
 
 static int sync_new(sqlite3 *to, tde_status *st) {
@@ -113,6 +123,31 @@ static int check_new(tde_newdb *n, const char *path, tde_status *st) {
   return rc;
 }
 
+/* Its document learns where it comes from. The audit hears of it from the caller, when
+** the file has its name. */
+static tde_class edit_origin(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const tde_newdb *n = ctx;
+  tde_json *origin = tde_json_object();
+  tde_key_info p;
+  tde_event e;
+  char uuid[40];
+  tde_class c = tde_keydoc_protector(doc, &p, st);
+  int bad;
+
+  tde_uuid_text(n->source_uuid, uuid);
+  bad = tde_json_set_text(origin, "kind", n->event) | tde_json_set_text(origin, "uuid", uuid) |
+        tde_json_set_int(origin, "time", n->source_time);
+  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, n->source);
+  if (c) return c;
+  tde_event_fill(&e, n->event, NULL, NULL, p.base_id, p.version, NULL);
+  bad |= tde_keydoc_add_event(doc, &e);
+  return bad ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+}
+
+static int note_origin(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_origin, ctx, 1, 1, NULL, st);
+}
+
 int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st) {
   sqlite3 *to = NULL;
   int rc = open_new(n, place->temp, "",
@@ -124,9 +159,7 @@ int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st) {
     if (rc) (void)explain(to, rc, "the new database can not be prepared", st);
   }
   if (rc == SQLITE_OK) rc = copy(n, to, st);
-  if (rc == SQLITE_OK && n->edit) {
-    rc = tde_change_run(to, "main", n->event, n->edit, n->ctx, st);
-  }
+  if (rc == SQLITE_OK) rc = tde_change_run(to, "main", NULL, note_origin, n, st);
   if (rc == SQLITE_OK) rc = sync_new(to, st);
   (void)sqlite3_close(to);
   if (rc == SQLITE_OK) rc = check_new(n, place->temp, st);

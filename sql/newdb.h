@@ -13,9 +13,12 @@ typedef struct tde_newdb {
   sqlite3 *from;
   const char *schema;
   const char *instance, *protector, *identity; /* of the new one; NULL: the defaults */
-  const char *event;                           /* for its header */
-  tde_change_work edit;                        /* of its key document, when it is filled */
-  void *ctx;
+  /* What its header says of its source: the event, the key document with the keys that
+  ** its content was ever under, the UUID, and the moment whose content it is. */
+  const char *event;
+  const tde_keydoc *source;
+  const uint8_t *source_uuid;
+  int64_t source_time;
   tde_job *job;
   int pages; /* out */
 } tde_newdb;

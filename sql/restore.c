@@ -2,8 +2,8 @@
 ** restore.c: tde_restore_check, tde_restore, tde_key_safe_to_retire.
 **
 ** A backup says which keys it needs. Each is looked for by its thumbprint: among the
-** keys that the call names, then in the instance's key list, then it may be the
-** instance's protector. A key under another id that holds the same material serves,
+** keys that the call names, then in the instance's key list and among its local keys,
+** then it may be the instance's protector. A key under another id that holds the same material serves,
 ** too. What is not found is named, all of it, and nothing is left behind.
 **
 ** A restored database is a new one (newdb.h): with the protector that was asked for,
@@ -59,26 +59,37 @@ static void found(needed_key *k, const tde_key_info *info, const char *where) {
   k->where = where;
 }
 
+/* Asks for a key by an id: is it this one's material? */
+static void look_up(restore *r, needed_key *k, const char *id, const char *where) {
+  tde_op *op = calloc(1, sizeof(*op));
+
+  if (!op) return;
+  op->kind = TDE_OP_GET;
+  op->instance = r->inst;
+  op->identity = r->who.identity;
+  op->federated_client_id = r->who.federated_client_id;
+  if (tde_provider_run(op, id, NULL) == TDE_OK && same_material(&op->info, k->info.thumbprint)) {
+    found(k, &op->info, where);
+  }
+  free(op);
+}
+
 /* Does a key id that was given mean this key? By its id; or it is asked for. */
 static void look_in_given(restore *r, needed_key *k) {
   for (size_t i = 0; i < tde_json_count(r->o->keys) && i < GIVEN_MAX && !k->as[0]; i++) {
     const char *id = tde_json_text_at(r->o->keys, i);
-    tde_op *op;
     if (tde_key_named(&k->info, id)) {
       found(k, &k->info, "given");
-      return;
+    } else {
+      look_up(r, k, id, "given");
     }
-    op = calloc(1, sizeof(*op));
-    if (!op) return;
-    op->kind = TDE_OP_GET;
-    op->instance = r->inst;
-    op->identity = r->who.identity;
-    op->federated_client_id = r->who.federated_client_id;
-    if (tde_provider_run(op, id, NULL) == TDE_OK && same_material(&op->info, k->info.thumbprint)) {
-      found(k, &op->info, "given");
-    }
-    free(op);
   }
+}
+
+/* The instance's own store of keys is a list of its own. */
+static int is_local(const char *key_id) {
+  const tde_provider *p = tde_provider_find(key_id, NULL);
+  return p && strcmp(p->name, "local") == 0;
 }
 
 static void look_in_instance(restore *r, needed_key *k) {
@@ -88,8 +99,9 @@ static void look_in_instance(restore *r, needed_key *k) {
     const tde_key_info *have = tde_instance_key(r->inst, i);
     if (same_material(have, k->info.thumbprint)) found(k, have, "instance");
   }
-  if (k->as[0] || tde_instance_protector(r->inst, protector, NULL) != TDE_OK) return;
   tde_key_full_id(&k->info, full);
+  if (!k->as[0] && is_local(full)) look_up(r, k, full, "instance");
+  if (k->as[0] || tde_instance_protector(r->inst, protector, NULL) != TDE_OK) return;
   if (strcmp(protector, full) == 0 || strcmp(protector, k->info.base_id) == 0) {
     found(k, &k->info, "protector");
   }
@@ -335,23 +347,6 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
 
 /* ---- tde_restore(source, path [, options]) ---- */
 
-static tde_class edit_restored(void *ctx, tde_keydoc *doc, tde_status *st) {
-  const restore *r = ctx;
-  tde_json *origin = tde_json_object();
-  char uuid[40];
-  int bad;
-
-  tde_uuid_text(r->v.head.uuid, uuid);
-  bad = tde_json_set_text(origin, "kind", "restore") | tde_json_set_text(origin, "uuid", uuid) |
-        tde_json_set_int(origin, "time", backup_time(r->v.path, r->v.doc));
-  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, r->v.doc);
-  return bad ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
-}
-
-static int finish_restored(void *ctx, tde_change *c, tde_status *st) {
-  return tde_change_commit(c, edit_restored, ctx, 1, 1, NULL, st);
-}
-
 /* Opens the backup for reading, asking for its key under the id it was found as. */
 static int open_source(restore *r, sqlite3 **db, tde_status *st) {
   char *instance = tde_uri_value(r->instance ? r->instance : "");
@@ -404,8 +399,7 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
   sqlite3 *from = NULL;
   tde_place place;
   tde_job job;
-  tde_newdb n = {
-      .schema = "main", .event = "restore", .edit = finish_restored, .ctx = r, .job = &job};
+  tde_newdb n = {.schema = "main", .event = "restore", .job = &job};
   int rc = prepare(r, source, st);
 
   memset(&place, 0, sizeof(place));
@@ -422,14 +416,17 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     n.instance = r->instance;
     n.protector = r->o->protector;
     n.identity = r->o->identity;
+    n.source = r->v.doc;
+    n.source_uuid = r->v.head.uuid;
+    n.source_time = backup_time(r->v.path, r->v.doc);
     tde_job_begin(&job, r->db, "restore", place.target);
     rc = tde_newdb_make(&n, &place, st);
     tde_job_end(&job);
     *pages = n.pages;
   }
   (void)sqlite3_close(from);
+  tell(r, place.target ? place.target : path, rc ? st : NULL);
   tde_place_end(&place);
-  tell(r, path, rc ? st : NULL);
   return rc;
 }
 
