@@ -146,6 +146,12 @@ static int is_of(const kept *k, const uint8_t *uuid) {
   return uuid == NULL || (k->has_uuid && memcmp(k->uuid, uuid, TDE_UUID_BYTES) == 0);
 }
 
+tde_class tde_event_announce(const tde_audit *audit, const tde_event *e, tde_status *st) {
+  tde_event before = *e;
+  if (audit == NULL || !audit->required) return TDE_OK;
+  snprintf(before.message, sizeof before.message, "begins");
+  return tde_event_emit(audit, &before, st);
+}
 tde_json *tde_events_recent(const uint8_t *uuid) {
   tde_json *arr = tde_json_array();
   int failed = arr == NULL;

@@ -70,6 +70,10 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
 ** sink's: a caller that may not go on unaudited looks at it. */
 tde_class tde_event_emit(const tde_audit *audit, const tde_event *e, tde_status *st);
 
+/* Before something that must not happen unaudited: where the audit is required, a line
+** says that it begins. An error: it must not. */
+tde_class tde_event_announce(const tde_audit *audit, const tde_event *e, tde_status *st);
+
 /* The ring's events of one database (uuid NULL: all), oldest first, as an array of
 ** objects with the members of a line. NULL: out of memory. */
 tde_json *tde_events_recent(const uint8_t *uuid);

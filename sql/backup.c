@@ -198,6 +198,7 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   k.src.db = w->db;
   k.src.schema = c->schema;
   rc = ready(c, st);
+  if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->path, 0, st);
   if (rc == SQLITE_OK) {
     tde_job_begin(&k.src.job, w->db, "backup", k.place.target);
@@ -207,7 +208,7 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK) rc = tde_place_publish(&k.place, st);
   if (rc == SQLITE_OK) {
     w->answer = backup_answer(&k, now);
-    tde_change_tell(c, NULL);
+    tde_change_tell(c);
   }
   tde_place_end(&k.place);
   return rc;
@@ -653,6 +654,7 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
   if (!n.protector && strcmp(tde_keydoc_mode(c->doc), "database") == 0) n.protector = full;
   memset(&place, 0, sizeof(place));
   rc = ready(c, st);
+  if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {
     tde_job_begin(&job, w->b.db, "copy", place.target);
@@ -666,7 +668,7 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
       tde_json_free(w->b.answer);
       w->b.answer = NULL;
     }
-    tde_change_tell(c, NULL);
+    tde_change_tell(c);
   }
   tde_place_end(&place);
   return rc;

@@ -131,18 +131,6 @@ static void fill(const tde_change *c, tde_event *e, const tde_key_info *key, con
                  key->base_id, key->version, st);
 }
 
-/* Nothing happens that the audit does not know of. */
-static int announce(const tde_audit *audit, const tde_event *e, tde_status *st) {
-  tde_event before = *e;
-  tde_status why;
-
-  tde_status_clear(&why);
-  (void)sqlite3_snprintf(sizeof(before.message), before.message, "begins");
-  if (tde_event_emit(audit, &before, &why) == TDE_OK) return SQLITE_OK;
-  *st = why;
-  return SQLITE_IOERR;
-}
-
 int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose, int both,
                       const tde_key_info *key, tde_status *st) {
   const tde_audit *audit = tde_instance_audit(c->inst);
@@ -150,7 +138,7 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
   int rc = SQLITE_OK;
 
   fill(c, &m.e, key ? key : &c->protector, NULL);
-  if (audit->required && c->event) rc = announce(audit, &m.e, st);
+  if (c->event) rc = tde_class_rc(tde_event_announce(audit, &m.e, st));
   if (rc == SQLITE_OK) rc = tde_file_update_header(c->f, mutate, &m, both, st);
   if (rc == SQLITE_OK && c->event) (void)tde_event_emit(audit, &m.e, NULL);
   return rc;
@@ -166,10 +154,17 @@ static void tell_failure(const tde_change *c, const tde_status *st) {
   (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
 }
 
-void tde_change_tell(const tde_change *c, const tde_key_info *key) {
+int tde_change_announce(const tde_change *c, tde_status *st) {
   tde_event e;
 
-  fill(c, &e, key ? key : &c->protector, NULL);
+  fill(c, &e, &c->protector, NULL);
+  return tde_class_rc(tde_event_announce(tde_instance_audit(c->inst), &e, st));
+}
+
+void tde_change_tell(const tde_change *c) {
+  tde_event e;
+
+  fill(c, &e, &c->protector, NULL);
   (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
 }
 

@@ -36,8 +36,10 @@ int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_chang
 ** no commit, but may tell of its success. */
 int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
                            void *ctx, tde_status *st);
-/* The event of a success that stands in no header; key as below. */
-void tde_change_tell(const tde_change *c, const tde_key_info *key);
+/* Before and after what stands in no header: see tde_event_announce; the event of its
+** success. */
+int tde_change_announce(const tde_change *c, tde_status *st);
+void tde_change_tell(const tde_change *c);
 
 /* For work: edits the document in force. loose: what the edit rests on is not the
 ** protector. both: see tde_file_update_header. key: what the event is about, NULL:

@@ -22,9 +22,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../keyprovider/events.h"
+#include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
 #include "place.h"
+#include "progress.h"
 #include "result.h"
 #include "subject.h"
 
@@ -41,6 +44,10 @@ typedef struct conversion {
   int in_place;
   sqlite3 *from, *to;
   int pages, page_size;
+  tde_job job;
+  const tde_instance *inst; /* of the encrypted side, once it is open */
+  tde_event event;
+  uint8_t uuid[TDE_UUID_BYTES];
   tde_status st;
 } conversion;
 
@@ -216,6 +223,37 @@ static int name_target(conversion *c, const char *out) {
   return tde_place_begin(&c->place, out, 0, &c->st);
 }
 
+/* What the audit is told, from the encrypted side: before a page is written in plain,
+** and before an encrypted file takes its place. */
+static int announce(conversion *c, sqlite3 *db) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = NULL;
+  int rc = info ? sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) : SQLITE_NOMEM;
+
+  if (rc == SQLITE_OK) {
+    tde_file_info_get(f, 0, info);
+    memcpy(c->uuid, info->uuid, TDE_UUID_BYTES);
+    tde_event_fill(&c->event, c->encrypting ? "encrypt" : "decrypt", c->uuid, c->source,
+                   info->facts.key_id, info->facts.key_version, NULL);
+    rc = tde_class_rc(tde_instance_open(tde_file_instance(f), 0, &c->inst, &c->st));
+  }
+  if (rc == SQLITE_OK) {
+    rc = tde_class_rc(tde_event_announce(tde_instance_audit(c->inst), &c->event, &c->st));
+  }
+  sqlite3_free(info);
+  return rc;
+}
+
+/* How it ended. A source that was never opened is no event. */
+static void tell(conversion *c, int rc) {
+  tde_event e;
+
+  if (!c->inst) return;
+  tde_event_fill(&e, c->event.event, c->uuid, c->source, c->event.key_id, c->event.version,
+                 rc ? &c->st : NULL);
+  (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
+}
+
 /* Copies every page; both sides stay locked. */
 static int copy_pages(conversion *c) {
   sqlite3_backup *b;
@@ -236,8 +274,12 @@ static int copy_pages(conversion *c) {
   if (!b) return fail_db(c, c->to, sqlite3_errcode(c->to), "the copy can not begin");
   do {
     rc = sqlite3_backup_step(b, PAGES_PER_STEP);
+    if (rc == SQLITE_OK) {
+      rc = tde_job_made(&c->job, c->pages - sqlite3_backup_remaining(b), c->pages);
+    }
   } while (rc == SQLITE_OK);
   (void)sqlite3_backup_finish(b);
+  if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(&c->st);
   if (rc != SQLITE_DONE) return fail_db(c, c->to, rc, "the copy stopped");
   return SQLITE_OK;
 }
@@ -268,11 +310,14 @@ static int check_target(conversion *c) {
   if (rc == SQLITE_OK && pages != c->pages) rc = SQLITE_IOERR_CORRUPTFS;
   if (rc == SQLITE_OK && c->encrypting) {
     rc = sqlite3_file_control(c->to, "main", TDE_FCNTL_FILE, &f);
-    if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, NULL, &r, &c->st);
+    if (rc == SQLITE_OK) {
+      rc = tde_file_verify(f, NULL, tde_job_read_back, &c->job, &r, &c->st);
+    }
     if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
   }
   (void)sqlite3_close(c->to);
   c->to = NULL;
+  if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(&c->st);
   return rc ? fail(c, rc, TDE_IO, "check the disk; nothing was changed",
                    "the copy did not read back whole")
             : SQLITE_OK;
@@ -319,14 +364,21 @@ static int publish(conversion *c) {
   return tde_place_publish(&c->place, &c->st);
 }
 
-static int convert(conversion *c, const char *path, const char *out) {
+static int convert(conversion *c, sqlite3 *user, const char *path, const char *out) {
   int rc = open_source(c, path);
 
   if (rc == SQLITE_OK) rc = name_target(c, out);
-  if (rc == SQLITE_OK) rc = copy_pages(c);
+  if (rc == SQLITE_OK && !c->encrypting) rc = announce(c, c->from);
+  if (rc == SQLITE_OK) {
+    tde_job_begin(&c->job, user, c->encrypting ? "encrypt" : "decrypt", c->source);
+    rc = copy_pages(c);
+  }
+  if (rc == SQLITE_OK && c->encrypting) rc = announce(c, c->to);
   if (rc == SQLITE_OK) rc = sync_target(c);
   if (rc == SQLITE_OK) rc = check_target(c);
   if (rc == SQLITE_OK) rc = publish(c);
+  tde_job_end(&c->job);
+  tell(c, rc);
   return rc;
 }
 
@@ -353,7 +405,7 @@ static void run(sqlite3_context *ctx, int argc, sqlite3_value **argv, int encryp
     tde_result_status(ctx, rc, &c.st);
     return;
   }
-  rc = convert(&c, path, out);
+  rc = convert(&c, sqlite3_context_db_handle(ctx), path, out);
   if (rc) {
     tde_result_status(ctx, rc, &c.st);
     clean_up(&c);

@@ -19,6 +19,7 @@
 #include "convert.h"
 #include "instance_fn.h"
 #include "lifecycle.h"
+#include "progress.h"
 #include "restore.h"
 #include "result.h"
 #include "rotate_dek.h"
@@ -280,6 +281,7 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 typedef struct bad_list {
   tde_json *list;
   int listed, failed;
+  tde_job job;
 } bad_list;
 
 static int list_bad(void *p, const tde_bad_unit *bad) {
@@ -294,6 +296,11 @@ static int list_bad(void *p, const tde_bad_unit *bad) {
   b->failed |= tde_json_set_text(o, "class", tde_class_name(bad->code));
   b->failed |= tde_json_append(b->list, o);
   return 0;
+}
+
+static int verify_progress(void *p, uint64_t done, uint64_t all) {
+  bad_list *b = p;
+  return tde_job_step(&b->job, (int64_t)done, (int64_t)all);
 }
 
 static void verify_result(sqlite3_context *ctx, const tde_verify_result *r, bad_list *b) {
@@ -318,7 +325,7 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *schema = schema_of(argc, argv);
   tde_verify_result r;
   tde_status st;
-  bad_list b = {NULL, 0, 0};
+  bad_list b = {NULL, 0, 0, {NULL}};
   sqlite3_stmt *hold = NULL;
   tde_file *f;
   char *sql;
@@ -339,8 +346,11 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   if (sql && sqlite3_prepare_v2(db, sql, -1, &hold, NULL) == SQLITE_OK) (void)sqlite3_step(hold);
   sqlite3_free(sql);
   b.list = tde_json_array();
-  rc = tde_file_verify(f, list_bad, NULL, &b, &r, &st);
+  tde_job_begin(&b.job, db, "verify", sqlite3_db_filename(db, schema));
+  rc = tde_file_verify(f, list_bad, verify_progress, &b, &r, &st);
+  tde_job_end(&b.job);
   (void)sqlite3_finalize(hold);
+  if (rc == SQLITE_INTERRUPT) rc = tde_job_interrupted(&st);
   if (rc) {
     tde_json_free(b.list);
     tde_result_status(ctx, rc, &st);

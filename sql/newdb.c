@@ -78,14 +78,11 @@ static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
       sqlite3_sleep(20);
       rc = SQLITE_OK;
     }
-    if (rc == SQLITE_OK && tde_job_step(n->job, n->pages - left, n->pages)) rc = SQLITE_INTERRUPT;
+    if (rc == SQLITE_OK && tde_job_made(n->job, n->pages - left, n->pages)) rc = SQLITE_INTERRUPT;
   } while (rc == SQLITE_OK);
   (void)sqlite3_backup_finish(b);
   if (rc == SQLITE_DONE) return SQLITE_OK;
-  if (rc == SQLITE_INTERRUPT) {
-    tde_fail(st, TDE_BUSY, "nothing was left behind; try again", "interrupted");
-    return rc;
-  }
+  if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(st);
   /* The new file first: where it failed, the source did not. */
   ask_file(to, "main", st);
   ask_file(n->from, n->schema, st);
@@ -116,7 +113,8 @@ static int check_new(tde_newdb *n, const char *path, tde_status *st) {
   (void)sqlite3_finalize(stmt);
   if (rc == SQLITE_OK) rc = sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f);
   if (rc == SQLITE_OK && pages != n->pages) rc = SQLITE_IOERR_CORRUPTFS;
-  if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, NULL, &r, st);
+  if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, tde_job_read_back, n->job, &r, st);
+  if (rc == SQLITE_INTERRUPT) rc = tde_job_interrupted(st);
   if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
   if (rc) (void)explain(db, rc, "the new database did not read back whole", st);
   (void)sqlite3_close(db);

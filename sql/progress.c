@@ -129,6 +129,24 @@ int tde_job_step(tde_job *j, int64_t done, int64_t total) {
   return rc;
 }
 
+int tde_job_made(tde_job *j, int64_t done, int64_t n) {
+  return tde_job_step(j, done, 2 * n);
+}
+
+int tde_job_read_back(void *ctx, uint64_t done, uint64_t all) {
+  tde_job *j = ctx;
+  int64_t half = j->total / 2;
+
+  if (all == 0) return SQLITE_OK;
+  return tde_job_step(j, half + (int64_t)((double)half * (double)done / (double)all), j->total);
+}
+
+int tde_job_interrupted(tde_status *st) {
+  tde_status_clear(st);
+  tde_fail(st, TDE_BUSY, "nothing was left behind; try again", "interrupted");
+  return SQLITE_INTERRUPT;
+}
+
 tde_json *tde_progress_rows(void) {
   tde_json *list = tde_json_array();
   int64_t now = now_ms();

@@ -11,6 +11,7 @@
 
 #include <stdint.h>
 
+#include "../ext/base/status.h"
 #include "../keyprovider/json.h"
 #include "sqlite3ext.h"
 
@@ -32,6 +33,13 @@ void tde_job_begin(tde_job *j, sqlite3 *db, const char *operation, const char *p
 void tde_job_end(tde_job *j);
 /* done of total units. SQLITE_OK, or SQLITE_INTERRUPT: the caller stops and cleans up. */
 int tde_job_step(tde_job *j, int64_t done, int64_t total);
+
+/* For an operation that makes a file and reads it back: two halves of n units each. The
+** second is a callback of tde_file_verify; ctx: the job. */
+int tde_job_made(tde_job *j, int64_t done, int64_t n);
+int tde_job_read_back(void *ctx, uint64_t done, uint64_t all);
+/* Says so in st, over what it said. SQLITE_INTERRUPT. */
+int tde_job_interrupted(tde_status *st);
 
 tde_json *tde_progress_rows(void);
 

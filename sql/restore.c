@@ -384,14 +384,28 @@ static int open_source(restore *r, sqlite3 **db, tde_status *st) {
   return rc;
 }
 
-static void tell(const restore *r, const char *path, const tde_status *st) {
+static const tde_audit *event_of(const restore *r, const char *path, const tde_status *st,
+                                 tde_event *e) {
   tde_key_info p;
-  tde_event e;
 
   memset(&p, 0, sizeof(p));
   if (r->v.doc) (void)tde_keydoc_protector(r->v.doc, &p, NULL);
-  tde_event_fill(&e, "restore", r->v.doc ? r->v.head.uuid : NULL, path, p.base_id, p.version, st);
-  (void)tde_event_emit(r->inst ? tde_instance_audit(r->inst) : NULL, &e, NULL);
+  tde_event_fill(e, "restore", r->v.doc ? r->v.head.uuid : NULL, path, p.base_id, p.version, st);
+  return r->inst ? tde_instance_audit(r->inst) : NULL;
+}
+
+static void tell(const restore *r, const char *path, const tde_status *st) {
+  tde_event e;
+  const tde_audit *audit = event_of(r, path, st, &e);
+
+  (void)tde_event_emit(audit, &e, NULL);
+}
+
+static int announce(const restore *r, const char *path, tde_status *st) {
+  tde_event e;
+  const tde_audit *audit = event_of(r, path, NULL, &e);
+
+  return tde_class_rc(tde_event_announce(audit, &e, st));
 }
 
 static int run_restore(restore *r, const char *source, const char *path, int *pages,
@@ -409,6 +423,7 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     *st = r->needed[i].asked;
     rc = tde_class_rc(st->code);
   }
+  if (rc == SQLITE_OK) rc = announce(r, path, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&place, path, 0, st);
   if (rc == SQLITE_OK) rc = open_source(r, &from, st);
   if (rc == SQLITE_OK) {
