@@ -227,17 +227,6 @@ static int options_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int 
   return rc == SQLITE_OK;
 }
 
-static const char *path_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
-  const char *path = tde_arg_text(argc, argv, i);
-  tde_status st;
-
-  if (path && path[0]) return path;
-  tde_status_clear(&st);
-  tde_fail(&st, TDE_MISUSE, "give the path as text", "the path is NULL or empty");
-  tde_result_status(ctx, SQLITE_MISUSE, &st);
-  return NULL;
-}
-
 /* Runs the work, again where the DEK changed meanwhile, and answers. */
 static void run(sqlite3_context *ctx, const char *schema, const char *event, int reading,
                 tde_change_work work, backup_work *w) {
@@ -260,7 +249,8 @@ static void run(sqlite3_context *ctx, const char *schema, const char *event, int
 }
 
 void tde_sql_backup(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  backup_work w = {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL};
+  backup_work w = {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx),
+                   NULL, NULL};
   tde_options o;
 
   if (!w.path) return;
@@ -425,7 +415,9 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
 void tde_sql_create_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_options o;
   secondary_work w = {
-      {path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o, NULL};
+      {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx), NULL, NULL},
+      &o,
+      NULL};
 
   if (!w.b.path) return;
   if (options_of(ctx, argc, argv, 1, "schema instance protector identity federated_client_id",
@@ -589,7 +581,7 @@ static char *full_path(const char *path) {
 }
 
 void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  const char *path = path_of(ctx, argc, argv, 0);
+  const char *path = tde_arg_needed(ctx, argc, argv, 0, "the path");
   tde_options o;
   tde_status st;
   sync_work *w;
@@ -676,7 +668,9 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
 
 void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_options o;
-  copy_work w = {{path_of(ctx, argc, argv, 0), sqlite3_context_db_handle(ctx), NULL, NULL}, &o};
+  copy_work w = {
+      {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx), NULL, NULL},
+      &o};
 
   if (!w.b.path) return;
   if (options_of(ctx, argc, argv, 1, "schema instance protector identity", &o)) {

@@ -25,19 +25,6 @@ static void answer(sqlite3_context *ctx, const char *path, tde_class c, tde_stat
   tde_result_json(ctx, j, j == NULL);
 }
 
-/* A text argument that must be there; NULL with the error set. */
-static const char *text_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i,
-                           const char *what) {
-  const char *text = tde_arg_text(argc, argv, i);
-  tde_status st;
-
-  if (text) return text;
-  tde_status_clear(&st);
-  tde_fail(&st, TDE_MISUSE, "give it as text", "%s is NULL", what);
-  tde_result_status(ctx, SQLITE_MISUSE, &st);
-  return NULL;
-}
-
 static const char *instance_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
   return tde_subject_instance(sqlite3_context_db_handle(ctx), argc, argv, i);
 }
@@ -51,7 +38,7 @@ void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 
 void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 2);
-  const char *key = text_of(ctx, argc, argv, 0, "the key id");
+  const char *key = tde_arg_needed(ctx, argc, argv, 0, "the key id");
   char full[TDE_KEY_ID_MAX];
   tde_status st;
 
@@ -79,7 +66,7 @@ static void answer_key(sqlite3_context *ctx, const tde_key_info *k, tde_class c,
 
 void tde_sql_instance_add_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 2);
-  const char *key = text_of(ctx, argc, argv, 0, "the key id");
+  const char *key = tde_arg_needed(ctx, argc, argv, 0, "the key id");
   tde_key_info info;
   tde_status st;
   tde_class c;
@@ -92,7 +79,7 @@ void tde_sql_instance_add_key(sqlite3_context *ctx, int argc, sqlite3_value **ar
 
 void tde_sql_instance_remove_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 1);
-  const char *key = text_of(ctx, argc, argv, 0, "the key");
+  const char *key = tde_arg_needed(ctx, argc, argv, 0, "the key");
   tde_status st;
   int removed;
 
@@ -103,7 +90,7 @@ void tde_sql_instance_remove_key(sqlite3_context *ctx, int argc, sqlite3_value *
 
 void tde_sql_instance_new_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 1);
-  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  const char *name = tde_arg_needed(ctx, argc, argv, 0, "the name");
   tde_key_info info;
   tde_status st;
   tde_class c;
@@ -116,7 +103,7 @@ void tde_sql_instance_new_key(sqlite3_context *ctx, int argc, sqlite3_value **ar
 
 void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 2);
-  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  const char *name = tde_arg_needed(ctx, argc, argv, 0, "the name");
   tde_status st;
 
   if (!name) return;
@@ -132,7 +119,7 @@ void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value *
 
 void tde_sql_instance_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 2);
-  const char *name = text_of(ctx, argc, argv, 0, "the name");
+  const char *name = tde_arg_needed(ctx, argc, argv, 0, "the name");
   tde_status st;
 
   if (!name) return;

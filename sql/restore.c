@@ -304,35 +304,28 @@ static tde_json *check_answer(const restore *r) {
   return NULL;
 }
 
-static const char *text_argument(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
-  const char *text = tde_arg_text(argc, argv, i);
-  tde_status st;
-
-  if (text && text[0]) return text;
-  tde_status_clear(&st);
-  tde_fail(&st, TDE_MISUSE, "give the paths as text", "a path is NULL or empty");
-  tde_result_status(ctx, SQLITE_MISUSE, &st);
-  return NULL;
+/* Reads the options, at argument i; those allowed. An SQLite code. */
+static int begin(restore *r, sqlite3_context *ctx, tde_options *o, const char *options,
+                 const char *allowed, tde_status *st) {
+  tde_status_clear(st);
+  memset(r, 0, sizeof(*r));
+  r->db = sqlite3_context_db_handle(ctx);
+  r->o = o;
+  return tde_options_read(o, r->db, options, allowed, st);
 }
 
 void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  const char *source = text_argument(ctx, argc, argv, 0);
+  const char *source = tde_arg_needed(ctx, argc, argv, 0, "the source's path");
   restore *r = source ? sqlite3_malloc64(sizeof(*r)) : NULL;
   tde_options o;
   tde_status st;
   int rc;
 
-  if (!source) return;
-  tde_status_clear(&st);
-  memset(&o, 0, sizeof(o));
-  rc = r ? SQLITE_OK : SQLITE_NOMEM;
-  if (r) {
-    memset(r, 0, sizeof(*r));
-    r->db = sqlite3_context_db_handle(ctx);
-    r->o = &o;
-    rc = tde_options_read(&o, r->db, tde_arg_text(argc, argv, 1), "keys instance identity at uuid",
-                          &st);
+  if (!r) {
+    if (source) sqlite3_result_error_nomem(ctx);
+    return;
   }
+  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1), "keys instance identity at uuid", &st);
   if (rc == SQLITE_OK) rc = prepare(r, source, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
@@ -340,7 +333,7 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     tde_json *j = check_answer(r);
     tde_result_json(ctx, j, j == NULL);
   }
-  if (r) tde_view_close(&r->v);
+  tde_view_close(&r->v);
   sqlite3_free(r);
   tde_options_end(&o);
 }
@@ -446,24 +439,19 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
 }
 
 void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  const char *source = text_argument(ctx, argc, argv, 0);
-  const char *path = source ? text_argument(ctx, argc, argv, 1) : NULL;
+  const char *source = tde_arg_needed(ctx, argc, argv, 0, "the source's path");
+  const char *path = source ? tde_arg_needed(ctx, argc, argv, 1, "the new database's path") : NULL;
   restore *r = path ? sqlite3_malloc64(sizeof(*r)) : NULL;
   tde_options o;
   tde_status st;
   int rc, pages = 0;
 
-  if (!path) return;
-  tde_status_clear(&st);
-  memset(&o, 0, sizeof(o));
-  rc = r ? SQLITE_OK : SQLITE_NOMEM;
-  if (r) {
-    memset(r, 0, sizeof(*r));
-    r->db = sqlite3_context_db_handle(ctx);
-    r->o = &o;
-    rc = tde_options_read(&o, r->db, tde_arg_text(argc, argv, 2),
-                          "keys instance identity protector at uuid", &st);
+  if (!r) {
+    if (path) sqlite3_result_error_nomem(ctx);
+    return;
   }
+  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 2), "keys instance identity protector at uuid",
+             &st);
   if (rc == SQLITE_OK) rc = run_restore(r, source, path, &pages, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
@@ -474,7 +462,7 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
               tde_json_set_text(j, "mode", o.protector ? "database" : "inherit");
     tde_result_json(ctx, j, bad);
   }
-  if (r) tde_view_close(&r->v);
+  tde_view_close(&r->v);
   sqlite3_free(r);
   tde_options_end(&o);
 }
@@ -547,7 +535,8 @@ static int check_folder(tde_json *list, sqlite3 *db, const char *folder, const c
 
 void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
-  const char *key = text_argument(ctx, argc, argv, 0), *where = tde_arg_text(argc, argv, 1);
+  const char *key = tde_arg_needed(ctx, argc, argv, 0, "the key"),
+             *where = tde_arg_text(argc, argv, 1);
   tde_json *j = key ? tde_json_object() : NULL, *list = key ? tde_json_array() : NULL;
   tde_status st;
   int bad;

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "result.h"
+
 SQLITE_EXTENSION_INIT3
 
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
@@ -25,6 +27,18 @@ tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
 
 const char *tde_arg_text(int argc, sqlite3_value **argv, int i) {
   return i < argc ? (const char *)sqlite3_value_text(argv[i]) : NULL;
+}
+
+const char *tde_arg_needed(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i,
+                           const char *what) {
+  const char *text = tde_arg_text(argc, argv, i);
+  tde_status st;
+
+  if (text && text[0]) return text;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_MISUSE, "give it as text", "%s is %s", what, text ? "empty" : "NULL");
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return NULL;
 }
 
 const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i) {

@@ -15,6 +15,10 @@ tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
 
 /* The text of argument i, NULL when it is absent or NULL. */
 const char *tde_arg_text(int argc, sqlite3_value **argv, int i);
+/* As tde_arg_text, of an argument without which nothing can be done. NULL when it is NULL
+** or empty: the error is the call's result then. what: "the path". */
+const char *tde_arg_needed(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i,
+                           const char *what);
 
 /* The path that names the instance of this call: argument i; else what the main
 ** database's URI says; else NULL, the default one. */
