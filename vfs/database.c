@@ -300,9 +300,10 @@ static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
 
 static int probe_unit(tde_file *f, sqlite3_int64 size);
 
+/* Why a creation failed stays to be read until the next try. */
 static void set_new(tde_db *db) {
+  if (db->state != TDE_STATE_NEW) tde_status_clear(&db->last);
   db->state = TDE_STATE_NEW;
-  tde_status_clear(&db->last);
 }
 
 /* Neither good nor bad: memory or the crypto library failed. */
