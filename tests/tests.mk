@@ -26,6 +26,8 @@ TCL_ARGS ?=
 # With the engine that is chosen by itself, then with OpenSSL's.
 UNIT_SUITES = $(foreach b,$(UNIT_BIN),'unit/$(notdir $(b))=$(RUNNER) $(b)') \
               $(foreach b,$(filter %/test_crypto,$(UNIT_BIN)),'unit/test_crypto-openssl=TDE_ENGINE=openssl $(RUNNER) $(b)')
+# Where the test key server can be built, the Tcl suite uses it (tests/keyvault).
+export TDE_KEYVAULT = $(abspath $(KEYVAULT))
 TCL_SUITE := 'tcl=$(TCLSH) tests/run.tcl -so $(BUILD)/tde.so $(TCL_ARGS)'
 SMOKES := $(sort $(shell sed -n 's/^\(check-[a-z0-9-]*-smoke\):.*/\1/p' /dev/null $(FRAGMENTS)))
 SMOKE_SUITES := $(foreach s,$(SMOKES),'$(s:check-%=%)=$(MAKE) --no-print-directory BUILD=$(BUILD) $(s)')
@@ -35,14 +37,14 @@ check: ## all suites, the long ones in their smoke form (README's second command
 	$(Q)sh tests/deps.sh check
 	+$(Q)$(MAKE) --no-print-directory check-run
 
-check-run: all $(UNIT_BIN)
+check-run: all $(UNIT_BIN) keyvault-if-can
 	+$(Q)sh tests/check.sh $(BUILD)/check 'lint=$(LINT)' $(UNIT_SUITES) $(TCL_SUITE) \
 	  'demo:exit=sh tests/demo/demo.sh $(BUILD)/tde.so' $(SMOKE_SUITES)
 
 unit: $(UNIT_BIN) ## the unit tests alone
 	$(Q)sh tests/check.sh $(BUILD)/check $(UNIT_SUITES)
 
-tcl: all ## the Tcl suite alone (TCL_ARGS: file names, or -match TESTS)
+tcl: all keyvault-if-can ## the Tcl suite alone (TCL_ARGS: file names, or -match TESTS)
 	$(Q)sh tests/check.sh $(BUILD)/check $(TCL_SUITE)
 
 demo: ## encrypts a real data set and shows what it does (README's first command)
@@ -82,16 +84,16 @@ VALGRIND_TCL = $(VALGRIND) --log-file=$(SAN_LOG)/valgrind.%p --trace-children=ye
 asan: ## unit tests and Tcl suite under AddressSanitizer, UBSan and LeakSanitizer
 	+$(Q)$(SAN_MAKE) SAN=address BUILD=$(BUILD)/asan asan-run
 asan-run: RUNNER = $(ASAN_UNIT)
-asan-run: all $(UNIT_BIN)
+asan-run: all $(UNIT_BIN) keyvault-if-can
 	$(Q)$(SAN_CHECK) $(BUILD)/check $(UNIT_SUITES) $(call under_tcl,$(ASAN_TCL))
 
 tsan: ## unit tests and Tcl suite under ThreadSanitizer
 	+$(Q)$(SAN_MAKE) SAN=thread BUILD=$(BUILD)/tsan tsan-run
 tsan-run: RUNNER = $(TSAN_UNIT)
-tsan-run: all $(UNIT_BIN)
+tsan-run: all $(UNIT_BIN) keyvault-if-can
 	$(Q)$(SAN_CHECK) $(BUILD)/check $(UNIT_SUITES) $(call under_tcl,$(TSAN_TCL))
 
-valgrind: all $(UNIT_BIN) ## unit tests and Tcl suite under valgrind's memcheck (hours; TCL_ARGS for a part)
+valgrind: all $(UNIT_BIN) keyvault-if-can ## unit tests and Tcl suite under valgrind's memcheck (hours; TCL_ARGS for a part)
 	+$(Q)$(MAKE) --no-print-directory valgrind-run
 valgrind-run: RUNNER = $(VALGRIND_UNIT)
 valgrind-run:
@@ -120,7 +122,7 @@ compile-units: $(UNIT_BIN)
 
 coverage: ## line coverage of unit tests and Tcl suite, as a table (ext, vfs: 90 % or more)
 	+$(Q)$(SAN_MAKE) SAN=coverage BUILD=$(BUILD)/coverage coverage-run
-coverage-run: all $(UNIT_BIN)
+coverage-run: all $(UNIT_BIN) keyvault-if-can
 	$(Q)find $(BUILD) -name '*.gcda' -exec rm -f {} +
 	$(Q)rc=0; sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) $(TCL_SUITE) || rc=1; \
 	  python3 tests/coverage.py $(BUILD) ext=90 vfs=90 keyprovider=0 sql=0 && exit $$rc

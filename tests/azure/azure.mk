@@ -22,3 +22,8 @@ check-azure: ## every operation and identity against every fault of the test key
 check-azure-smoke: ## the same, a part of it
 	$(call keyvault_built,$(MAKE) --no-print-directory BUILD=$(BUILD) $(AZURE_OUT)/matrix && \
 	  $(RUNNER) $(AZURE_OUT)/matrix $(KEYVAULT) $(AZURE_CONFIG) -smoke)
+
+.PHONY: bench-opening
+bench-opening: ## the time to open a database whose key is in a vault, beside a plain one
+	$(call keyvault_built,$(MAKE) --no-print-directory BUILD=$(BUILD) $(AZURE_OUT)/opening && \
+	  $(AZURE_OUT)/opening $(KEYVAULT) $(AZURE_CONFIG))
