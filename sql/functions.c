@@ -325,13 +325,14 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *schema = schema_of(argc, argv);
   tde_verify_result r;
   tde_status st;
-  bad_list b = {NULL, 0, 0, {NULL}};
+  bad_list b;
   sqlite3_stmt *hold = NULL;
   tde_file *f;
   char *sql;
   int rc;
 
   if (no_such_schema(ctx, schema)) return;
+  memset(&b, 0, sizeof(b));
   tde_status_clear(&st);
   f = file_of(db, schema);
   if (!f) {
