@@ -50,6 +50,17 @@ void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
   sqlite3_free(text);
 }
 
+void tde_result_arity(sqlite3_context *ctx, const char *function) {
+  char *text = sqlite3_mprintf("wrong number of arguments to function %s()", function);
+
+  if (text) {
+    sqlite3_result_error(ctx, text, -1);
+    sqlite3_free(text);
+  } else {
+    sqlite3_result_error_nomem(ctx);
+  }
+}
+
 void tde_result_json(sqlite3_context *ctx, tde_json *json, int failed) {
   size_t n = 0;
   char *text = failed || !json ? NULL : tde_json_text(json, &n);
@@ -377,81 +388,61 @@ static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 
 typedef void (*sql_function)(sqlite3_context *, int, sqlite3_value **);
 
-static const struct {
+/* One function with all its numbers of arguments: each that is registered costs every
+** new connection some 2,000 instructions, and opening a database is to be cheap. */
+static const struct sql_function_row {
   const char *name;
-  int nargs;
+  int least, most; /* arguments */
   int flags;
   sql_function call;
 } functions[] = {
-    {"tde_version", 0, SQLITE_INNOCUOUS, fn_version},
-    {"tde_status", 0, SQLITE_DIRECTONLY, fn_status},
-    {"tde_status", 1, SQLITE_DIRECTONLY, fn_status},
-    {"tde_verify", 0, SQLITE_DIRECTONLY, fn_verify},
-    {"tde_verify", 1, SQLITE_DIRECTONLY, fn_verify},
-    {"tde_encrypt", 1, SQLITE_DIRECTONLY, tde_sql_encrypt},
-    {"tde_encrypt", 2, SQLITE_DIRECTONLY, tde_sql_encrypt},
-    {"tde_decrypt", 2, SQLITE_DIRECTONLY, tde_sql_decrypt},
-    {"tde_default", 0, SQLITE_DIRECTONLY, fn_default},
-    {"tde_default", 1, SQLITE_DIRECTONLY, fn_default},
-    {"tde_set_protector", 1, SQLITE_DIRECTONLY, tde_sql_set_protector},
-    {"tde_set_protector", 2, SQLITE_DIRECTONLY, tde_sql_set_protector},
-    {"tde_revert", 0, SQLITE_DIRECTONLY, tde_sql_revert},
-    {"tde_revert", 1, SQLITE_DIRECTONLY, tde_sql_revert},
-    {"tde_add_key", 1, SQLITE_DIRECTONLY, tde_sql_add_key},
-    {"tde_add_key", 2, SQLITE_DIRECTONLY, tde_sql_add_key},
-    {"tde_remove_key", 1, SQLITE_DIRECTONLY, tde_sql_remove_key},
-    {"tde_remove_key", 2, SQLITE_DIRECTONLY, tde_sql_remove_key},
-    {"tde_set_identity", 1, SQLITE_DIRECTONLY, tde_sql_set_identity},
-    {"tde_set_identity", 2, SQLITE_DIRECTONLY, tde_sql_set_identity},
-    {"tde_set_identity", 3, SQLITE_DIRECTONLY, tde_sql_set_identity},
-    {"tde_auto_rotation", 1, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
-    {"tde_auto_rotation", 2, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
-    {"tde_revalidate", 0, SQLITE_DIRECTONLY, tde_sql_revalidate},
-    {"tde_revalidate", 1, SQLITE_DIRECTONLY, tde_sql_revalidate},
-    {"tde_revalidate", 2, SQLITE_DIRECTONLY, tde_sql_revalidate},
-    {"tde_rotate_dek", 0, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
-    {"tde_rotate_dek", 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
-    {"tde_backup", 1, SQLITE_DIRECTONLY, tde_sql_backup},
-    {"tde_backup", 2, SQLITE_DIRECTONLY, tde_sql_backup},
-    {"tde_copy", 1, SQLITE_DIRECTONLY, tde_sql_copy},
-    {"tde_copy", 2, SQLITE_DIRECTONLY, tde_sql_copy},
-    {"tde_create_secondary", 1, SQLITE_DIRECTONLY, tde_sql_create_secondary},
-    {"tde_create_secondary", 2, SQLITE_DIRECTONLY, tde_sql_create_secondary},
-    {"tde_sync_secondary", 1, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
-    {"tde_sync_secondary", 2, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
-    {"tde_restore_check", 1, SQLITE_DIRECTONLY, tde_sql_restore_check},
-    {"tde_restore_check", 2, SQLITE_DIRECTONLY, tde_sql_restore_check},
-    {"tde_restore", 2, SQLITE_DIRECTONLY, tde_sql_restore},
-    {"tde_restore", 3, SQLITE_DIRECTONLY, tde_sql_restore},
-    {"tde_key_safe_to_retire", 1, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
-    {"tde_key_safe_to_retire", 2, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
-    {"tde_instance", 0, SQLITE_DIRECTONLY, tde_sql_instance},
-    {"tde_instance", 1, SQLITE_DIRECTONLY, tde_sql_instance},
-    {"tde_instance_set_protector", 1, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
-    {"tde_instance_set_protector", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
-    {"tde_instance_set_protector", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
-    {"tde_instance_add_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
-    {"tde_instance_add_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
-    {"tde_instance_add_key", 3, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
-    {"tde_instance_remove_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
-    {"tde_instance_remove_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
-    {"tde_instance_new_key", 1, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
-    {"tde_instance_new_key", 2, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
-    {"tde_instance_set_policy", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
-    {"tde_instance_set_policy", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
-    {"tde_instance_set_identity", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
-    {"tde_instance_set_identity", 3, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
-    {"tde_instance_set_audit", 1, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
-    {"tde_instance_set_audit", 2, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
+    {"tde_version", 0, 0, SQLITE_INNOCUOUS, fn_version},
+    {"tde_status", 0, 1, SQLITE_DIRECTONLY, fn_status},
+    {"tde_verify", 0, 1, SQLITE_DIRECTONLY, fn_verify},
+    {"tde_encrypt", 1, 2, SQLITE_DIRECTONLY, tde_sql_encrypt},
+    {"tde_decrypt", 2, 2, SQLITE_DIRECTONLY, tde_sql_decrypt},
+    {"tde_default", 0, 1, SQLITE_DIRECTONLY, fn_default},
+    {"tde_set_protector", 1, 2, SQLITE_DIRECTONLY, tde_sql_set_protector},
+    {"tde_revert", 0, 1, SQLITE_DIRECTONLY, tde_sql_revert},
+    {"tde_add_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_add_key},
+    {"tde_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_remove_key},
+    {"tde_set_identity", 1, 3, SQLITE_DIRECTONLY, tde_sql_set_identity},
+    {"tde_auto_rotation", 1, 2, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
+    {"tde_revalidate", 0, 2, SQLITE_DIRECTONLY, tde_sql_revalidate},
+    {"tde_rotate_dek", 0, 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
+    {"tde_backup", 1, 2, SQLITE_DIRECTONLY, tde_sql_backup},
+    {"tde_copy", 1, 2, SQLITE_DIRECTONLY, tde_sql_copy},
+    {"tde_create_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_create_secondary},
+    {"tde_sync_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
+    {"tde_restore_check", 1, 2, SQLITE_DIRECTONLY, tde_sql_restore_check},
+    {"tde_restore", 2, 3, SQLITE_DIRECTONLY, tde_sql_restore},
+    {"tde_key_safe_to_retire", 1, 2, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
+    {"tde_instance", 0, 1, SQLITE_DIRECTONLY, tde_sql_instance},
+    {"tde_instance_set_protector", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
+    {"tde_instance_add_key", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
+    {"tde_instance_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
+    {"tde_instance_new_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
+    {"tde_instance_set_policy", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
+    {"tde_instance_set_identity", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
+    {"tde_instance_set_audit", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
 };
+
+static void dispatch(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  const struct sql_function_row *f = sqlite3_user_data(ctx);
+
+  if (argc < f->least || argc > f->most) {
+    tde_result_arity(ctx, f->name);
+  } else {
+    f->call(ctx, argc, argv);
+  }
+}
 
 int tde_sql_register(sqlite3 *db, char **error) {
   int rc = SQLITE_OK;
 
   for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]) && rc == SQLITE_OK; i++) {
-    rc = sqlite3_create_function_v2(db, functions[i].name, functions[i].nargs,
-                                    SQLITE_UTF8 | functions[i].flags, NULL, functions[i].call, NULL,
-                                    NULL, NULL);
+    rc = sqlite3_create_function_v2(db, functions[i].name, -1, SQLITE_UTF8 | functions[i].flags,
+                                    (void *)&functions[i], dispatch, NULL, NULL, NULL);
   }
   if (rc == SQLITE_OK) rc = tde_views_register(db);
   if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");

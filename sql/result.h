@@ -12,6 +12,9 @@
 /* An SQL error with message and remedy. rc: the SQLite code to carry. */
 void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st);
 
+/* The error that SQLite itself has for a wrong number of arguments. */
+void tde_result_arity(sqlite3_context *ctx, const char *function);
+
 /* A JSON text; takes json over. failed: building it ran out of memory. */
 void tde_result_json(sqlite3_context *ctx, tde_json *json, int failed);
 

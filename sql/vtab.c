@@ -195,6 +195,14 @@ static const sqlite3_module module = {.iVersion = 0,
                                       .xColumn = table_column,
                                       .xRowid = table_rowid};
 
+/* How many arguments a view takes at most. */
+static int most_args(const tde_view *v) {
+  int n = v->args[0] != 0;
+
+  for (const char *p = v->args; *p; p++) n += *p == ',';
+  return n;
+}
+
 /* The same list as JSON. */
 static void scalar(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const tde_view *view = sqlite3_user_data(ctx);
@@ -202,6 +210,10 @@ static void scalar(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status st;
   tde_json *rows;
 
+  if (argc > most_args(view)) {
+    tde_result_arity(ctx, view->name);
+    return;
+  }
   for (int i = 0; i < argc; i++) args[i] = (const char *)sqlite3_value_text(argv[i]);
   tde_status_clear(&st);
   rows = view->rows(sqlite3_context_db_handle(ctx), args, &st);
@@ -217,12 +229,9 @@ int tde_views_register(sqlite3 *db) {
 
   for (int i = 0; i < tde_nviews && rc == SQLITE_OK; i++) {
     const tde_view *v = &tde_views[i];
-    int most = v->args[0] != 0;
-    for (const char *p = v->args; *p; p++) most += *p == ',';
-    for (int n = 0; n <= most && rc == SQLITE_OK; n++) {
-      rc = sqlite3_create_function_v2(db, v->name, n, SQLITE_UTF8 | SQLITE_DIRECTONLY, (void *)v,
-                                      scalar, NULL, NULL, NULL);
-    }
+    /* With any number of arguments: see functions.c. */
+    rc = sqlite3_create_function_v2(db, v->name, -1, SQLITE_UTF8 | SQLITE_DIRECTONLY, (void *)v,
+                                    scalar, NULL, NULL, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_create_module_v2(db, v->name, &module, (void *)v, NULL);
   }
   return rc;
