@@ -108,20 +108,56 @@ static const char *path_of(const tde_file *f) {
 /* Enough of a slot for an ordinary key document in one read. */
 #define SLOT_GULP 4096
 
-/* Reads the used part of both slots; what lies beyond the file is zero. */
-static int read_slots(sqlite3_file *lower, tde_counters *counters, uint8_t *both) {
+/* The used part of both slots as they stand in the file. */
+typedef struct slots {
+  uint8_t *at[2]; /* head, or longer when the document is */
+  uint8_t *longer[2];
+  uint8_t head[2][SLOT_GULP];
+} slots;
+
+static void slots_free(slots *s) {
+  if (!s) return;
+  for (int i = 0; i < 2; i++) sqlite3_free(s->longer[i]);
+  sqlite3_free(s);
+}
+
+static slots *slots_new(void) {
+  slots *s = sqlite3_malloc64(sizeof(*s));
+
+  if (!s) return NULL;
   for (int i = 0; i < 2; i++) {
-    uint8_t *slot = both + (size_t)i * TDE_SLOT_STRIDE;
-    sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE;
+    s->longer[i] = NULL;
+    s->at[i] = s->head[i];
+  }
+  return s;
+}
+
+/* Reads the rest of a slot whose document is long. */
+static int read_longer(sqlite3_file *lower, slots *s, int i, uint32_t used) {
+  sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE + SLOT_GULP;
+
+  sqlite3_free(s->longer[i]);
+  s->longer[i] = sqlite3_malloc64(used);
+  if (!s->longer[i]) return SQLITE_NOMEM;
+  memcpy(s->longer[i], s->head[i], SLOT_GULP);
+  s->at[i] = s->longer[i];
+  return lower->pMethods->xRead(lower, s->longer[i] + SLOT_GULP, (int)(used - SLOT_GULP), at);
+}
+
+/* Reads both slots; what lies beyond the file is zero, as SQLite demands of xRead. */
+static int read_slots(sqlite3_file *lower, tde_counters *counters, slots *s) {
+  for (int i = 0; i < 2; i++) {
     uint32_t used;
-    int rc = lower->pMethods->xRead(lower, slot, SLOT_GULP, at);
+    int rc = lower->pMethods->xRead(lower, s->head[i], SLOT_GULP,
+                                    (sqlite3_int64)i * TDE_SLOT_STRIDE);
 
     counters->lower_reads++;
-    used = tde_slot_used(slot);
-    if (rc == SQLITE_OK && used > SLOT_GULP) {
-      rc = lower->pMethods->xRead(lower, slot + SLOT_GULP, (int)(used - SLOT_GULP), at + SLOT_GULP);
-      counters->lower_reads++;
-    }
+    s->at[i] = s->head[i];
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+    used = tde_slot_used(s->head[i]);
+    if (used <= SLOT_GULP) continue;
+    rc = read_longer(lower, s, i, used);
+    counters->lower_reads++;
     if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   }
   return SQLITE_OK;
@@ -133,14 +169,14 @@ static int newest_of(const tde_class c[2], const tde_header h[2]) {
 }
 
 /* Parses the newest whole slot without verifying it. */
-static void parse_newest(const uint8_t *both, tde_header *out) {
+static void parse_newest(const slots *both, tde_header *out) {
   tde_slot_info info;
   tde_header h[2];
   tde_class c[2];
   int first;
 
   for (int i = 0; i < 2; i++) {
-    c[i] = tde_slot_parse(both + (size_t)i * TDE_SLOT_STRIDE, &h[i], &info);
+    c[i] = tde_slot_parse(both->at[i], &h[i], &info);
     h[i].slot = i;
   }
   first = newest_of(c, h);
@@ -156,16 +192,15 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   tde_counters counters;
   sqlite3_file *lower = NULL;
   const char *name;
-  uint8_t *both;
+  slots *both;
   int rc = SQLITE_NOMEM;
 
   memset(out, 0, sizeof(*out));
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
-  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  both = slots_new();
   name = sqlite3_create_filename(path, "", "", 0, none);
   if (both && name) {
-    memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
   if (lower) {
@@ -176,7 +211,7 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
     if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
   }
   sqlite3_free_filename((char *)name);
-  sqlite3_free(both);
+  slots_free(both);
   return rc;
 }
 
@@ -250,7 +285,7 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
 }
 
 /* No slot is whole: say what the file is. */
-static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, tde_class c1) {
+static void classify_headerless(tde_db *db, const slots *both, tde_class c0, tde_class c1) {
   const char *path = path_of(db->file);
 
   if (c0 == TDE_NEWER_FORMAT || c1 == TDE_NEWER_FORMAT) {
@@ -258,14 +293,14 @@ static void classify_headerless(tde_db *db, const uint8_t *both, tde_class c0, t
     tde_fail(&db->last, TDE_NEWER_FORMAT, "open it with the sqlite-tde release that wrote it",
              "%s: written by a later format (%s); this release reads version %u", path,
              c0 == TDE_NEWER_FORMAT ? db->slot[0].found : db->slot[1].found, TDE_FORMAT_VERSION);
-  } else if (memcmp(both, "SQLite format 3", 16) == 0) {
+  } else if (memcmp(both->head[0], "SQLite format 3", 16) == 0) {
     db->state = TDE_STATE_NOT_ENCRYPTED;
     tde_fail(&db->last, TDE_NOT_ENCRYPTED,
              "SELECT tde_encrypt('the file') encrypts it; tde_plain=allow opens it as it is",
              "%s: an SQLite database that is not encrypted", path);
-  } else if (memcmp(both, tde_header_magic, 8) == 0 ||
-             memcmp(both + TDE_SLOT_STRIDE, tde_header_magic, 8) == 0 ||
-             (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP))) {
+  } else if (memcmp(both->head[0], tde_header_magic, 8) == 0 ||
+             memcmp(both->head[1], tde_header_magic, 8) == 0 ||
+             tde_all_zero(both->head[0], sizeof(both->head))) {
     db->state = TDE_STATE_DAMAGED;
     tde_fail(&db->last, TDE_DAMAGED_HEADER, "restore the file, or its first 64 KiB, from a backup",
              "%s: both header slots are damaged (slot 0: %s; slot 1: %s)", path, db->slot[0].found,
@@ -288,17 +323,19 @@ static int is_text(const uint8_t *b, size_t n) {
 /* A creation that a crash cut short: less than a header, and nothing else. The
 ** magic was written first, alone (create_slots), so it is whole unless the
 ** file is no longer than it. */
-static int unfinished_creation(const uint8_t *both, sqlite3_int64 size) {
+static int unfinished_creation(const slots *both, sqlite3_int64 size) {
+  const uint8_t *head = both->head[0];
+
   if (size == 1 ||
-      (size <= (sqlite3_int64)sizeof(tde_header_magic) && !is_text(both, (size_t)size))) {
+      (size <= (sqlite3_int64)sizeof(tde_header_magic) && !is_text(head, (size_t)size))) {
     return 1; /* one byte counts as empty in plain SQLite, too */
   }
   return size < (sqlite3_int64)TDE_HEADER_BYTES &&
-         (memcmp(both, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
-          (tde_all_zero(both, SLOT_GULP) && tde_all_zero(both + TDE_SLOT_STRIDE, SLOT_GULP)));
+         (memcmp(head, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
+          tde_all_zero(head, sizeof(both->head)));
 }
 
-static int probe_unit(tde_file *f, sqlite3_int64 size);
+static int probe_unit(tde_file *f);
 
 /* Why a creation failed stays to be read until the next try. */
 static void set_new(tde_db *db) {
@@ -312,17 +349,23 @@ static int not_looked_at(tde_class c) {
 }
 
 /* Takes the newest slot that is whole and unlocks; falls back to the other
-** when its HMAC does not verify. */
-static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size, int forced) {
+** when its HMAC does not verify. False: the file's size, which was not asked for
+** (-1), is needed to tell what the slots mean. */
+static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
   int first;
 
   for (int i = 0; i < 2; i++) {
-    c[i] = tde_slot_parse(both + (size_t)i * TDE_SLOT_STRIDE, &h[i], &db->slot[i]);
+    c[i] = tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
     h[i].slot = i;
   }
   first = newest_of(c, h);
+  if (size < 0 && (c[first] != TDE_OK || !h[first].unit_size)) {
+    tde_header_clear(&h[0]);
+    tde_header_clear(&h[1]);
+    return 0;
+  }
   if (not_looked_at(c[0]) || not_looked_at(c[1])) {
     db->state = TDE_STATE_INACCESSIBLE;
     tde_fail(&db->last, not_looked_at(c[0]) ? c[0] : c[1], NULL,
@@ -355,6 +398,31 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size, int
   }
   tde_header_clear(&h[0]);
   tde_header_clear(&h[1]);
+  return 1;
+}
+
+/* Reads both slots and takes one. Most often they say all; where they do not, the
+** size is asked for first and they are read again, so that a file that grows meanwhile
+** is not taken for one that is whole and empty. */
+static int read_header(tde_file *f, slots *both, int forced) {
+  tde_db *db = f->db;
+  sqlite3_int64 size = -1;
+  int rc, settled = 0;
+
+  while (!settled) {
+    rc = read_slots(f->lower, f->s.counters, both);
+    if (rc) return rc;
+    for (int i = 0; i < 2; i++) db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
+    settled = choose_slot(db, both, size, forced);
+    if (settled) break;
+    rc = LOWER(f)->xFileSize(f->lower, &size);
+    if (rc) return rc;
+    if (size == 0) {
+      set_new(db);
+      return SQLITE_OK;
+    }
+  }
+  return db->state == TDE_STATE_ONLINE ? probe_unit(f) : SQLITE_OK;
 }
 
 /* Reads the header anew. wait: the creator may be at work (it holds RESERVED):
@@ -362,36 +430,22 @@ static void choose_slot(tde_db *db, const uint8_t *both, sqlite3_int64 size, int
 ** whatever is known. */
 static int load(tde_file *f, int wait, int forced) {
   tde_db *db = f->db;
-  sqlite3_int64 size = 0;
-  uint8_t *both;
-  int rc = LOWER(f)->xFileSize(f->lower, &size), reserved = 0;
+  slots *both = slots_new();
+  int rc, reserved = 0;
 
-  if (rc) return rc;
-  if (size == 0) {
-    set_new(db);
-    return SQLITE_OK;
-  }
-  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
   if (!both) return SQLITE_NOMEM;
-  memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
-  rc = read_slots(f->lower, f->s.counters, both);
-  if (rc == SQLITE_OK) {
-    for (int i = 0; i < 2; i++) {
-      db->seen_sequence[i] = tde_slot_sequence(both + (size_t)i * TDE_SLOT_STRIDE);
-    }
-    choose_slot(db, both, size, forced);
-    if (db->state == TDE_STATE_ONLINE) rc = probe_unit(f, size);
-    if (wait && db->state == TDE_STATE_DAMAGED &&
-        LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
-      set_new(db);
-    }
-    if (db->state == TDE_STATE_NOT_ENCRYPTED && db->plain_allowed) {
-      db->state = TDE_STATE_PLAIN;
-      f->plain = 1;
-    }
+  rc = read_header(f, both, forced);
+  slots_free(both);
+  if (rc) return rc;
+  if (wait && db->state == TDE_STATE_DAMAGED &&
+      LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
+    set_new(db);
   }
-  sqlite3_free(both);
-  return rc;
+  if (db->state == TDE_STATE_NOT_ENCRYPTED && db->plain_allowed) {
+    db->state = TDE_STATE_PLAIN;
+    f->plain = 1;
+  }
+  return SQLITE_OK;
 }
 
 int tde_db_load(tde_file *f, int wait) {
@@ -437,29 +491,29 @@ int tde_db_freshen(tde_file *f) {
 static int learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
   tde_db *db = f->db;
-  uint8_t *both;
+  slots *both;
   tde_header h;
   tde_key_facts *facts;
   int known = 0;
 
   if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return 0;
-  both = sqlite3_malloc64(TDE_SLOT_STRIDE + TDE_SLOT_BYTES + sizeof(*facts));
-  if (!both) return 0;
-  facts = (tde_key_facts *)(void *)(both + TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
-  memset(both, 0, TDE_SLOT_STRIDE + TDE_SLOT_BYTES);
+  both = slots_new();
+  facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
-  if (read_slots(db->file->lower, &db->counters, both) == SQLITE_OK) parse_newest(both, &h);
+  if (both && facts && read_slots(db->file->lower, &db->counters, both) == SQLITE_OK)
+    parse_newest(both, &h);
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
       tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL) == TDE_OK) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) {
-      db->seen_sequence[i] = tde_slot_sequence(both + (size_t)i * TDE_SLOT_STRIDE);
+      db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
     }
     take_header(db, &h, db->keys);
     known = tde_keys_has(db->keys, epoch);
   }
   tde_header_clear(&h);
-  sqlite3_free(both);
+  sqlite3_free(facts);
+  slots_free(both);
   return known;
 }
 
@@ -675,13 +729,16 @@ static int catch_up_slot(tde_file *f) {
 /* A slot without U counts although the file holds more than a header: either
 ** a crash cut the first transaction short, or the slot with U is damaged. The
 ** tag of unit 0 tells: where it opens under some U, that is the U. */
-static int probe_unit(tde_file *f, sqlite3_int64 size) {
+static int probe_unit(tde_file *f) {
   uint32_t n = TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD;
   tde_db *db = f->db;
+  sqlite3_int64 size = 0;
   uint8_t *b;
   int rc;
 
-  if (db->header.unit_size || size <= (sqlite3_int64)TDE_HEADER_BYTES) return SQLITE_OK;
+  if (db->header.unit_size) return SQLITE_OK;
+  rc = LOWER(f)->xFileSize(f->lower, &size);
+  if (rc || size <= (sqlite3_int64)TDE_HEADER_BYTES) return rc;
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
   rc = LOWER(f)->xRead(f->lower, b, (int)n, TDE_HEADER_BYTES);

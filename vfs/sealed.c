@@ -140,10 +140,22 @@ int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record,
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
 }
 
+/* Does the last unit of a main database say that it is full? A pad of zero needs no
+** proof: a unit that does not open counts as full, too. */
+static int last_is_full(tde_sealed *s, int *full) {
+  uint8_t head[TDE_UNIT_HEAD];
+  int rc = s->lower->pMethods->xRead(s->lower, head, sizeof(head),
+                                     (sqlite3_int64)tde_unit_physical(&s->geo, s->nunits - 1));
+
+  s->counters->lower_reads++;
+  *full = rc == SQLITE_OK && tde_unit_pad(head) == 0;
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* it shrinks: the whole way */
+}
+
 static int load_size(tde_sealed *s) {
   sqlite3_int64 size = 0;
   uint64_t rest;
-  int rc;
+  int rc, full = 0;
 
   if (s->size_known) return SQLITE_OK;
   rc = s->lower->pMethods->xFileSize(s->lower, &size);
@@ -152,7 +164,15 @@ static int load_size(tde_sealed *s) {
   s->tail = (uint32_t)rest;
   s->last_pad = 0;
   s->size_known = 1;
-  if (s->nunits && (private_file(s) || s->small_pages || !s->pad_seen)) {
+  if (s->nunits && s->geo.role == TDE_ROLE_MAIN && (s->small_pages || !s->pad_seen)) {
+    rc = last_is_full(s, &full);
+    if (rc) {
+      s->size_known = 0;
+      return rc;
+    }
+    if (full) s->pad_seen = 1;
+  }
+  if (s->nunits && !full && (private_file(s) || s->small_pages || !s->pad_seen)) {
     /* The pad counts only when it is authentic: open the last unit. A unit
     ** that does not open (an older generation, a torn page before its hot
     ** journal is played back) counts as full. */

@@ -106,8 +106,9 @@ static int main_flush(tde_file *f) {
   return rc;
 }
 
-/* Reads unit 0 anew for its first 100 bytes. */
-static int load_head(tde_file *f) {
+/* Reads and opens unit 0 into out, and remembers which sealing it is and its first 100
+** bytes. SQLITE_NOTFOUND: it did not open at this first look. */
+static int open_unit0(tde_file *f, uint8_t *out) {
   tde_db *db = f->db;
   tde_sealed *s = &f->s;
   uint32_t got;
@@ -115,19 +116,40 @@ static int load_head(tde_file *f) {
   int torn, rc;
 
   db->head_valid = 0;
-  rc = tde_sealed_buffers(s, s->geo.unit);
-  if (rc == SQLITE_OK) rc = tde_sealed_fetch(s, 0, 1, s->scratch, &got, &torn);
+  rc = tde_sealed_fetch(s, 0, 1, s->scratch, &got, &torn);
   if (rc) return rc;
-  c = tde_sealed_open_record(s, 0, s->scratch, s->plain);
-  if (c == TDE_TAMPERED) {
-    return tde_sealed_read(s, db->head, sizeof(db->head), 0, 0); /* with its second looks */
-  }
-  if (c) return tde_class_rc(c);
+  c = tde_sealed_open_record(s, 0, s->scratch, out);
+  if (c) return c == TDE_TAMPERED ? SQLITE_NOTFOUND : tde_class_rc(c);
   memcpy(db->head_seen, s->scratch, TDE_UNIT_HEAD);
-  memcpy(db->head, s->plain, sizeof(db->head));
-  tde_wipe(s->plain, s->geo.unit);
+  memcpy(db->head, out, sizeof(db->head));
   db->head_valid = 1;
   return SQLITE_OK;
+}
+
+/* Reads unit 0 anew for its first 100 bytes. flags: of tde_sealed_read. */
+static int load_head(tde_file *f, int flags) {
+  tde_sealed *s = &f->s;
+  int rc = tde_sealed_buffers(s, s->geo.unit);
+
+  if (rc) return rc;
+  rc = open_unit0(f, s->plain);
+  tde_wipe(s->plain, s->geo.unit);
+  if (rc != SQLITE_NOTFOUND) return rc;
+  return tde_sealed_read(s, f->db->head, sizeof(f->db->head), 0, flags); /* with second looks */
+}
+
+/* Page 1 whole: SQLite will ask for its change counter soon, which then costs no
+** second opening. SQLITE_NOTFOUND: to be read as any other page. */
+static int read_page1(tde_file *f, uint8_t *buf) {
+  int rc = tde_sealed_buffers(&f->s, f->s.geo.unit);
+
+  if (rc) return rc;
+  rc = open_unit0(f, buf);
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_NOTFOUND : rc;
+}
+
+static int unit0_pending(const tde_file *f) {
+  return tde_sealed_in_run(&f->s, 0) || f->s.cur_active;
 }
 
 /* The database header's bytes 0..99, or the change counter in them, which
@@ -139,9 +161,7 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   uint8_t now[TDE_UNIT_HEAD];
   int rc;
 
-  if (tde_sealed_in_run(&f->s, 0) || f->s.cur_active) {
-    return tde_sealed_read(&f->s, buf, n, off, 0);
-  }
+  if (unit0_pending(f)) return tde_sealed_read(&f->s, buf, n, off, 0);
   if (db->head_valid) {
     rc = LOWER(f)->xRead(f->lower, now, sizeof(now), (sqlite3_int64)f->s.geo.base);
     f->s.counters->lower_reads++;
@@ -151,7 +171,7 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
     }
   }
   if (!db->head_valid) {
-    rc = load_head(f);
+    rc = load_head(f, 0);
     if (rc) {
       memset(buf, 0, n);
       return rc;
@@ -215,7 +235,9 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (off + n <= (sqlite3_int64)sizeof(db->head)) {
     return read_head(f, buf, (uint32_t)n, (uint32_t)off);
   }
-  rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
+  rc = SQLITE_NOTFOUND;
+  if (off == 0 && (uint32_t)n == f->s.geo.unit && !unit0_pending(f)) rc = read_page1(f, buf);
+  if (rc == SQLITE_NOTFOUND) rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
   if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
   if (rc == SQLITE_IOERR_SHORT_READ && off > 0 &&
       (committed_page(f, n, off) || page_is_cut(f, n, off))) {
