@@ -664,6 +664,20 @@ static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
   return s->ahead;
 }
 
+/* Opens units of a page from what was read ahead. Returns how many: the rest, and one
+** that does not open, is read as usual. A page of many units gains nothing. */
+static uint32_t open_ahead(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf) {
+  uint32_t record = s->geo.unit + TDE_UNIT_OVERHEAD, k = 0;
+  const uint8_t *ready = count <= AHEAD_UNITS / 2 ? ahead_record(s, i) : NULL;
+
+  if (!ready) return 0;
+  while (k < count && i + k < s->ahead_first + s->ahead_units &&
+         tde_sealed_open_record(s, i + k, ready + k * record, buf + k * s->geo.unit) == TDE_OK) {
+    k++;
+  }
+  return k;
+}
+
 /* Reads from the lower file: one part of a unit, or a batch of whole units.
 ** *done: bytes delivered. */
 static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint32_t n, int flags,
@@ -674,11 +688,11 @@ static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint
 
   *done = 0;
   if (s->geo.role == TDE_ROLE_MAIN && whole && !flags) {
-    const uint8_t *ready;
     note_sequence(s, i, count);
-    ready = count == 1 ? ahead_record(s, i) : NULL;
-    if (ready && tde_sealed_open_record(s, i, ready, buf) == TDE_OK) {
-      *done = size;
+    k = open_ahead(s, i, count, buf);
+    if (k > 0) {
+      s->next_expected = i + k;
+      *done = k * size;
       return SQLITE_OK;
     }
   }
