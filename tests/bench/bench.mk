@@ -1,12 +1,14 @@
 # bench.mk: the benchmark (tests/bench/README.md).
 #
 # Variables: BENCH_DIR (where the databases go; put it on the disk you mean to
-# measure), BENCH_ARGS (more options for run.py), BENCH_SQLITE (an unpacked SQLite
+# measure), BENCH_ARGS (more options for run.py), BENCH_PEERS (the peers to run
+# beside, "sqlcipher,mc"; empty: none), BENCH_SQLITE (an unpacked SQLite
 # source tree; without it the source package of the installed library is
 # fetched, as tests/sqlite does and into the same place), WORKLOAD, MODE (tde or
 # plain) and SCALE for `make profile`.
 BENCH_OUT := $(BUILD)/bench
 BENCH_DIR ?= $(BENCH_OUT)/work
+BENCH_PEERS ?= sqlcipher,mc
 BENCH_RUN := python3 tests/bench/run.py --build $(BUILD) --dir $(BENCH_DIR)
 BENCH_CFLAGS := $(CSTD) $(WARN) -O2 -g -D_GNU_SOURCE
 
@@ -20,18 +22,60 @@ $(BENCH_OUT)/speedtest1.c:
 $(BENCH_OUT)/speedtest1.o: $(BENCH_OUT)/speedtest1.c
 	$(Q)$(CC) -O2 -g -w -Dmain=speedtest1_main -c $< -o $@
 
-$(BENCH_OUT)/workloads: tests/bench/workloads.c $(BENCH_OUT)/speedtest1.o
-	$(Q)$(CC) $(BENCH_CFLAGS) $^ -o $@ -lsqlite3 -ldl
+BENCH_C := tests/bench/workloads.c $(BENCH_OUT)/speedtest1.o
+$(BENCH_OUT)/workloads: $(BENCH_C)
+	$(Q)$(CC) $(BENCH_CFLAGS) $^ -o $@ -lsqlite3 -ldl -lpthread
 
-.PHONY: bench bench-quick bench-docs profile
-bench: all $(BENCH_OUT)/workloads ## plain and encrypted SQLite timed against each other (about 4 minutes)
-	$(Q)$(BENCH_RUN) $(BENCH_ARGS)
+# ---- peers ----
+#
+# SQLite3MultipleCiphers: its amalgamation is in an npm package, whose version
+# is fixed here. Built with those options of Debian's libsqlite3 that change
+# what a workload costs, and with the vector instructions that it asks for.
+MC_PACKAGE := better-sqlite3-multiple-ciphers
+MC_VERSION := 12.11.1
+MC_SQLITE := $(BENCH_OUT)/mc/package/deps/sqlite3
+MC_FLAGS := -DSQLITE_THREADSAFE=1 -DSQLITE_SECURE_DELETE -DSQLITE_OMIT_LOOKASIDE \
+  -DSQLITE_ENABLE_PREUPDATE_HOOK -DSQLITE_ENABLE_SESSION -DSQLITE_ENABLE_UNLOCK_NOTIFY \
+  -DSQLITE_ENABLE_COLUMN_METADATA -DSQLITE_ENABLE_DBSTAT_VTAB -DSQLITE_ENABLE_STMTVTAB \
+  -DSQLITE_ENABLE_FTS3 -DSQLITE_ENABLE_FTS3_PARENTHESIS -DSQLITE_ENABLE_RTREE -DSQLITE_SOUNDEX \
+  -DSQLITE_MAX_VARIABLE_NUMBER=250000 -DSQLITE_TEMP_STORE=1
+ifeq ($(shell uname -m),x86_64)
+MC_FLAGS += -msse4.2 -maes
+endif
 
-bench-quick: all $(BENCH_OUT)/workloads ## the same at half the size, 3 rounds (under 2 minutes)
+$(MC_SQLITE)/sqlite3.c:
+	@mkdir -p $(BENCH_OUT)/mc
+	$(Q)command -v npm > /dev/null || { echo "bench: npm is needed for the peer $(MC_PACKAGE); or BENCH_PEERS=sqlcipher"; exit 1; }
+	$(Q)cd $(BENCH_OUT)/mc && npm pack --silent $(MC_PACKAGE)@$(MC_VERSION) > /dev/null && \
+	  tar xzf $(MC_PACKAGE)-$(MC_VERSION).tgz
+	@touch $@
+
+$(BENCH_OUT)/mc.o: $(MC_SQLITE)/sqlite3.c
+	@echo "building the peer SQLite3MultipleCiphers (a minute)"
+	$(Q)$(CC) -O2 -w $(MC_FLAGS) -c $< -o $@
+
+$(BENCH_OUT)/workloads-mc: $(BENCH_C) $(BENCH_OUT)/mc.o
+	$(Q)$(CC) $(BENCH_CFLAGS) -isystem $(MC_SQLITE) $^ -o $@ -ldl -lpthread -lm
+
+# Debian's own SQLCipher.
+$(BENCH_OUT)/workloads-sqlcipher: $(BENCH_C)
+	$(Q)test -f /usr/include/sqlcipher/sqlite3.h || { echo "bench: libsqlcipher-dev is needed; or BENCH_PEERS=mc"; exit 1; }
+	$(Q)$(CC) $(BENCH_CFLAGS) -isystem /usr/include/sqlcipher $^ -o $@ -lsqlcipher -ldl -lpthread
+
+comma := ,
+PEER_PROGRAMS := $(patsubst %,$(BENCH_OUT)/workloads-%,$(subst $(comma), ,$(BENCH_PEERS)))
+
+.PHONY: bench bench-quick bench-docs bench-peers profile
+bench-peers: $(PEER_PROGRAMS)
+
+bench: all $(BENCH_OUT)/workloads bench-peers ## plain SQLite, the extension and its peers timed against each other (about 20 minutes)
+	$(Q)$(BENCH_RUN) --peers "$(BENCH_PEERS)" $(BENCH_ARGS)
+
+bench-quick: all $(BENCH_OUT)/workloads ## plain SQLite and the extension, half the size, 3 rounds (under 2 minutes)
 	$(Q)$(BENCH_RUN) --scale 0.5 --rounds 3 $(BENCH_ARGS)
 
-bench-docs: all $(BENCH_OUT)/workloads ## make bench, and put its table into tests/bench/README.md
-	$(Q)$(BENCH_RUN) --update-docs $(BENCH_ARGS)
+bench-docs: all $(BENCH_OUT)/workloads bench-peers ## make bench, and put its tables and chart into tests/bench
+	$(Q)$(BENCH_RUN) --peers "$(BENCH_PEERS)" --update-docs $(BENCH_ARGS)
 
 # Without the source package (no network) there is nothing to link: skipped.
 .PHONY: check-bench-smoke

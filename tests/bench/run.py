@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""run.py: plain and encrypted SQLite against each other, workload by workload.
+"""run.py: plain and encrypted SQLite against each other, and against peers (modes.py),
+workload by workload.
 
 Each measurement is one process of the program `workloads`. Modes alternate
 within a round and their order turns round by round, so that a drift of the
-machine (heat, neighbours, a filling disk) hits both alike. What is compared is
-the same program on the same library: only the extension differs.
+machine (heat, neighbours, a filling disk) hits both alike. What a ratio
+compares is the same program on the same library: only the encryption differs.
 
 What must hold: a workload that fails in any mode ends the run with its message
 and no table; nothing is left out of a table silently.
@@ -19,18 +20,25 @@ import statistics
 import subprocess
 import sys
 
+import chart
+from modes import modes_of
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
-# name, title, database file, target ratio (None: as low as possible)
+# name, title, short title, database file, target ratios: with OpenSSL 3.0's AES-GCM, with a
+# vector one
 WORKLOADS = [
-    ("speedtest1", "speedtest1 --size {speed}, rollback journal", "speed.db", 1.25),
-    ("speedtest1-wal", "speedtest1 --size {speed}, WAL", "speed.db", 1.25),
-    ("scan", "full scan of {mb} MB, 2 MiB page cache", "read.db", None),
-    ("point", "{point:,} random point reads, one transaction, 2 MiB page cache", "read.db", None),
-    ("commits", "{commits:,} single-row commits, WAL, synchronous NORMAL", "write.db", 1.10),
-    ("bulk", "{bulk:,}-row insert in one transaction, WAL, and checkpoint", "write.db", 1.10),
-    ("opens", "{opens:,} databases opened, read and closed, keys live", "opens", None),
+    ("speedtest1", "speedtest1 --size {speed}, rollback journal", "speedtest1", "speed.db", (1.15, 1.07)),
+    ("speedtest1-wal", "speedtest1 --size {speed}, WAL", "speedtest1, WAL", "speed.db", (1.15, 1.05)),
+    ("scan", "full scan of {mb} MB, 2 MiB page cache", "scan", "read.db", (1.50, 1.15)),
+    ("point", "{point:,} random point reads, one transaction, 2 MiB page cache", "point reads", "read.db",
+     (1.50, 1.20)),
+    ("commits", "{commits:,} single-row commits, WAL, synchronous NORMAL", "commits, WAL", "write.db",
+     (1.05, 1.00)),
+    ("bulk", "{bulk:,}-row insert in one transaction, WAL, and checkpoint", "bulk insert, WAL", "write.db",
+     (1.05, 0.95)),
+    ("opens", "{opens:,} databases opened, read and closed, keys live", "opens", "opens", (1.20, 1.20)),
 ]
 PREPARED = [("scan", "read.db"), ("opens", "opens")]
 
@@ -46,13 +54,14 @@ def arguments():
     p.add_argument("--plain-only", action="store_true", help="measure plain SQLite alone")
     p.add_argument("--also", action="append", default=[], metavar="NAME=TDE.SO",
                    help="a further build of the extension to compare; may be repeated")
+    p.add_argument("--peers", default="", metavar="LIBRARIES",
+                   help="peers to run beside: sqlcipher, mc, or both with a comma (built by make bench-peers)")
     p.add_argument("--smoke", action="store_true",
                    help="no times: each workload once in each mode, small, and a count of passes")
     p.add_argument("--update-docs", action="store_true", help="put the table into README.md")
     a = p.parse_args()
     if a.rounds < 1 or not a.scale > 0:
         p.error("rounds and scale must be positive")
-    a.program = os.path.join(a.build, "bench", "workloads")
     a.ext = os.path.abspath(a.ext or os.path.join(a.build, "tde.so"))
     a.dir = os.path.abspath(a.dir or os.path.join(a.build, "bench", "work"))
     names = [w[0] for w in WORKLOADS]
@@ -62,17 +71,17 @@ def arguments():
     for n in a.chosen:
         if n not in names:
             p.error("no workload %r; there are: %s" % (n, " ".join(names)))
-    a.modes = {"plain": None}
-    if not a.plain_only:
-        a.modes["tde"] = a.ext
+    also = []
     for pair in a.also:
         name, eq, path = pair.partition("=")
-        if not eq or not name.isidentifier() or name in a.modes:
+        if not eq or not name.isidentifier() or name in ("plain", "tde"):
             p.error("--also wants NAME=TDE.SO with a new name")
-        a.modes[name] = os.path.abspath(path)
-    for path in a.modes.values():
-        if path and not os.path.exists(path):
-            p.error("%s does not exist: make all, or --plain-only" % path)
+        also.append((name, os.path.abspath(path)))
+    a.modes = modes_of(a.build, a.ext, a.plain_only, also, [x for x in a.peers.split(",") if x])
+    for m in a.modes.values():
+        for path in [m.program] + ([m.ext] if m.ext else []):
+            if not os.path.exists(path):
+                p.error("%s does not exist: make all bench-peers, or other options" % path)
     return a
 
 
@@ -86,9 +95,7 @@ class Bench:
 
     def call(self, mode, name, *more):
         """Runs the program; its last line of output is JSON. Ends the run on failure."""
-        cmd = [self.a.program, name, *more]
-        if self.a.modes[mode]:
-            cmd += ["--ext", self.a.modes[mode]]
+        cmd = [self.a.modes[mode].program, name, *self.a.modes[mode].args, *more]
         # Each build of the extension has an instance (and so a key) of its own.
         env = dict(self.env, TDE_INSTANCE=os.path.join(self.folder(mode), "instance.json"))
         r = subprocess.run(cmd, env=env, stdout=subprocess.PIPE, text=True, check=False)
@@ -99,7 +106,7 @@ class Bench:
 
     def work(self, mode, name, *more, db_mode=None):
         db = os.path.join(self.folder(db_mode or mode),
-                          next(w[2] for w in WORKLOADS if w[0] == name))
+                          next(w[3] for w in WORKLOADS if w[0] == name))
         return self.call(mode, name, "--db", db, "--scale", repr(self.a.scale), *more)
 
     def prepare(self):
@@ -107,7 +114,7 @@ class Bench:
             shutil.rmtree(self.folder(mode), ignore_errors=True)
             os.makedirs(self.folder(mode))
             for name, db in PREPARED:
-                if any(w[2] == db and w[0] in self.a.chosen for w in WORKLOADS):
+                if any(w[3] == db and w[0] in self.a.chosen for w in WORKLOADS):
                     self.work(mode, name, "--prepare")
         os.sync()   # so that no write-back of these files falls into a timed run
 
@@ -168,8 +175,10 @@ def machine_facts(bench):
     }
     for mode in a.modes:
         facts = bench.call(mode, "facts")
-        f["sqlite"] = facts["sqlite"]
-        if a.modes[mode]:
+        f.setdefault("sqlite", facts["sqlite"])
+        if facts["peer"]:
+            f.setdefault("peers", {})[mode] = "%s on SQLite %s" % (facts["peer"], facts["sqlite"])
+        if a.modes[mode].ext:
             f["openssl"] = facts["openssl"]
             f.setdefault("tde_version", {})[mode] = facts["tde"]
     return f
@@ -182,6 +191,15 @@ def title(name, scale, runs):
                        commits=first["work"], bulk=first["work"], opens=first["work"])
 
 
+def target_of(name, facts):
+    """By the engine in use: OpenSSL has the vector code from 3.1 on."""
+    scalar, vector = next(w[4] for w in WORKLOADS if w[0] == name)
+    version = next(iter(facts.get("tde_version", {}).values()), {})
+    if isinstance(version, str):
+        version = json.loads(version)
+    return scalar if version.get("engine", "").startswith("OpenSSL 3.0") else vector
+
+
 def spread(values):
     return min(values), statistics.median(values), max(values)
 
@@ -190,19 +208,19 @@ def cpu(run):
     return run["user"] + run["system"]
 
 
-def summarise(a, runs):
+def summarise(a, facts, runs):
     """One row for each workload and encrypted mode (plain alone when it is the only one)."""
     rows = []
     for name in a.chosen:
-        plain = runs[name]["plain"]
-        for mode in [m for m in a.modes if m != "plain"] or ["plain"]:
+        for mode in [m for m in a.modes if a.modes[m].base] or ["plain"]:
+            plain = runs[name][a.modes[mode].base or "plain"]
             sealed = runs[name][mode]
             ratios = [s["seconds"] / p["seconds"] for s, p in zip(sealed, plain)]
             row = {
                 "workload": name,
                 "title": title(name, a.scale, runs[name]),
                 "mode": mode,
-                "target": next(w[3] for w in WORKLOADS if w[0] == name),
+                "target": target_of(name, facts),
                 "plain_seconds": spread([p["seconds"] for p in plain]),
                 "seconds": spread([s["seconds"] for s in sealed]),
                 "ratio": statistics.median(s["seconds"] for s in sealed)
@@ -232,18 +250,31 @@ def measured(row):
             "%.2f" % row["best_ratio"], "%.2f" % row["cpu_ratio"]]
 
 
+def grid(rows):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
+            for row in rows[:1] + [["-" * w for w in widths]] + rows[1:]]
+
+
+def ratios_table(a, rows, text_of):
+    """Workloads down, modes across: for a run with peers."""
+    modes = [m for m in a.modes if a.modes[m].base]
+    cell = {(r["workload"], r["mode"]): text_of(r) for r in rows}
+    body = [["workload"] + [a.modes[m].title for m in modes]]
+    body += [[next(w[2] for w in WORKLOADS if w[0] == n)] + [cell[n, m] for m in modes] for n in a.chosen]
+    return grid(body)
+
+
 def table(a, facts, rows):
-    many = len(a.modes) > 2
+    own = [r for r in rows if r["mode"] == "plain" or a.modes[r["mode"]].ext]
+    many = len({r["mode"] for r in own}) > 1
     head = ["workload"] + (["build"] if many else []) + [
         "plain, s", "tde, s", "ratio", "ratio, min to max", "best to best", "CPU ratio",
         "target"]
     body = []
-    for r in rows:
+    for r in own:
         body.append([r["title"]] + ([r["mode"]] if many else []) + [
-            seconds(r["plain_seconds"])] + measured(r) + ["%.2f" % r["target"] if r["target"] else ""])
-    widths = [max(len(row[i]) for row in [head] + body) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
-             for row in [head, ["-" * w for w in widths]] + body]
+            seconds(r["plain_seconds"])] + measured(r) + ["%.2f" % r["target"]])
     out = ["%s; %d CPUs; Linux %s; SQLite %s; OpenSSL: %s. Databases on %s, where writing 4 KiB with"
            " fdatasync takes %d µs. Medians of %d rounds (min to max), scale %g, %s."
            % (facts["cpu"], facts["cpus"], facts["kernel"], facts["sqlite"],
@@ -252,12 +283,19 @@ def table(a, facts, rows):
     for mode, version in facts.get("tde_version", {}).items():
         out += ["tde_version() of %s: `%s`" % (mode, version if isinstance(version, str)
                                                 else json.dumps(version)), ""]
-    out += lines
-    for r in rows:
+    out += grid([head] + body)
+    for r in own:
         if "first_open_us" in r and r["mode"] != "plain":
             out += ["", "First open of a database in a process (its DEK is unwrapped by the instance's"
                     " service-managed RSA key): %d µs with %s, %d µs plain."
                     % (r["first_open_us"][1], r["mode"], r["first_open_us"][0])]
+    if facts.get("peers"):
+        out += ["", "Each against its own library without a key: ratio of the medians (min to max of the"
+                " rounds' ratios). " + "; ".join("%s: %s" % (a.modes[m].title, v) for m, v in
+                                                  facts["peers"].items() if a.modes[m].base) + ".", ""]
+        out += ratios_table(a, rows, lambda r: "%.2f (%.2f to %.2f)" % ((r["ratio"],) + r["ratio_spread"]))
+        out += ["", "The same of CPU time, user and system, which the machine's other work disturbs less:", ""]
+        out += ratios_table(a, rows, lambda r: "%.2f" % r["cpu_ratio"])
     return "\n".join(out) + "\n"
 
 
@@ -277,8 +315,9 @@ def smoke(bench):
     """Each workload in each mode, and the proof that a run on the wrong file yields no time."""
     passed = failed = 0
     cases = [(n, m, m, True) for n in bench.a.chosen for m in bench.a.modes]
+    modes = bench.a.modes
     cases += [(n, m, other, False) for n, _ in PREPARED if n in bench.a.chosen
-              for m in bench.a.modes for other in bench.a.modes if (m == "plain") != (other == "plain")]
+              for m in modes for other in modes if (modes[m].base is None) != (modes[other].base is None)]
     for name, mode, db_mode, want in cases:
         try:
             bench.work(mode, name, db_mode=db_mode)
@@ -304,7 +343,7 @@ def main():
         sys.exit(smoke(bench))
     facts = machine_facts(bench)
     runs = bench.rounds()
-    rows = summarise(a, runs)
+    rows = summarise(a, facts, runs)
     text = table(a, facts, rows)
     out = os.path.join(a.build, "bench")
     with open(os.path.join(out, "results.json"), "w", encoding="utf-8") as f:
@@ -312,10 +351,16 @@ def main():
     with open(os.path.join(out, "results.txt"), "w", encoding="utf-8") as f:
         f.write(text)
     print(text, end="")
+    drawn = chart.ratios(os.path.join(out, "ratios.svg"), [(w[0], w[2]) for w in WORKLOADS if w[0] in a.chosen],
+                         [(m, a.modes[m].title) for m in a.modes if a.modes[m].base], rows)
+    if not drawn:
+        print("run.py: no chart: gnuplot is not installed", file=sys.stderr)
     for mode in a.modes:
         shutil.rmtree(bench.folder(mode), ignore_errors=True)
     if a.update_docs:
         update_docs(text)
+        if drawn:
+            shutil.copy(os.path.join(out, "ratios.svg"), os.path.join(HERE, "ratios.svg"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 /*
 ** workloads.c: the benchmark's workloads, each a plain SQLite program.
 **
-**   workloads NAME --db PATH [--ext tde.so] [--scale F] [--prepare]
+**   workloads NAME --db PATH [--ext tde.so | --key SQL] [--vfs V] [--scale F]
+**             [--threads N] [--prepare]
 **
 ** Without --ext the database is plain, on the default VFS. With --ext the
 ** extension is loaded and the database is opened through the VFS "tde"; that
 ** is the only difference between the two runs, so the ratio of their times is
-** what encryption costs. run.py alternates them and takes medians.
+** what encryption costs. run.py alternates them and takes medians. Linked with a
+** library that encrypts by itself, --key gives the pragmas that each connection
+** runs first.
 **
 ** What must hold:
 **  - one run is one process, and prints its measurement as one JSON line;
@@ -27,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -58,6 +62,8 @@ typedef struct bench {
   const char *path;     /* of the database; opens: of its databases, less a number */
   const char *ext;      /* the extension, or NULL: plain */
   const char *vfs;      /* NULL: the default one */
+  const char *key;      /* pragmas that key a connection, or NULL */
+  int threads;          /* of the workload readers */
   double scale;
   int prepare;
   struct timespec t0;
@@ -169,7 +175,7 @@ static void check_sealed(const bench *b, const char *path) {
   if (f == NULL || fread(head, 1, sizeof head, f) != sizeof head) die("cannot read %s", path);
   fclose(f);
   plain = memcmp(head, "SQLite format 3", 16) == 0;
-  if (plain != (b->vfs == NULL)) die("%s is %s", path, plain ? "plaintext" : "not plaintext");
+  if (plain != (b->ext == NULL && b->key == NULL)) die("%s is %s", path, plain ? "plaintext" : "not plaintext");
 }
 
 /* Reads the file once, so that the timed run finds it in the OS cache. */
@@ -199,6 +205,19 @@ static void load_extension(bench *b) {
     if (sqlite3_vfs_find(b->vfs) == NULL) die("%s registered no VFS \"tde\"", b->ext);
   }
   close_db(db);
+}
+
+/* Runs at the end of each sqlite3_open, also of those in speedtest1. */
+static const char *key_pragmas;
+static int key_connection(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
+  (void)api;
+  return sqlite3_exec(db, key_pragmas, NULL, NULL, error);
+}
+
+static void key_connections(const bench *b) {
+  if (b->key == NULL) return;
+  key_pragmas = b->key;
+  must(NULL, sqlite3_auto_extension((void (*)(void))key_connection), "auto extension");
 }
 
 static long scaled(const bench *b, long n) {
@@ -280,16 +299,9 @@ static void scan(bench *b) {
   close_db(db);
 }
 
-static void point(bench *b) {
-  long i, rows = scaled(b, READ_ROWS), n = scaled(b, POINT_READS);
-  uint64_t seed = 88172645463325252u;
-  sqlite3 *db;
-  sqlite3_stmt *st;
-  warm(b->path);
-  db = open_path(b, b->path);
-  run(db, SMALL_CACHE);
-  st = compile(db, "SELECT k, body FROM t WHERE id=?");
-  start(b);
+/* n reads by random rowid in one transaction. */
+static void read_points(sqlite3 *db, sqlite3_stmt *st, long rows, long n, uint64_t seed) {
+  long i;
   run(db, "BEGIN");
   for (i = 0; i < n; i++) {
     int64_t id = (int64_t)(next_random(&seed) % (uint64_t)rows) + 1;
@@ -302,10 +314,63 @@ static void point(bench *b) {
     sqlite3_reset(st);
   }
   run(db, "COMMIT");
+}
+
+static void point(bench *b) {
+  sqlite3 *db;
+  sqlite3_stmt *st;
+  warm(b->path);
+  db = open_path(b, b->path);
+  run(db, SMALL_CACHE);
+  st = compile(db, "SELECT k, body FROM t WHERE id=?");
+  start(b);
+  read_points(db, st, scaled(b, READ_ROWS), scaled(b, POINT_READS), 88172645463325252u);
   stop(b);
-  b->work = n;
+  b->work = scaled(b, POINT_READS);
   sqlite3_finalize(st);
   close_db(db);
+}
+
+/* Each thread has a connection of its own, and all of point's reads to do. */
+typedef struct reader {
+  const bench *b;
+  pthread_t thread;
+  pthread_barrier_t *go;
+  uint64_t seed;
+} reader;
+
+static void *reader_main(void *arg) {
+  reader *r = arg;
+  sqlite3 *db = open_path(r->b, r->b->path);
+  sqlite3_stmt *st;
+  run(db, SMALL_CACHE);
+  st = compile(db, "SELECT k, body FROM t WHERE id=?");
+  pthread_barrier_wait(r->go);
+  read_points(db, st, scaled(r->b, READ_ROWS), scaled(r->b, POINT_READS), r->seed);
+  pthread_barrier_wait(r->go);
+  sqlite3_finalize(st);
+  close_db(db);
+  return NULL;
+}
+
+static void readers(bench *b) {
+  reader all[64];
+  pthread_barrier_t go;
+  int i;
+  if (b->threads < 1 || b->threads > 64) die("readers: --threads is 1 to 64");
+  warm(b->path);
+  pthread_barrier_init(&go, NULL, (unsigned)b->threads + 1);
+  for (i = 0; i < b->threads; i++) {
+    all[i] = (reader){.b = b, .go = &go, .seed = 88172645463325252u + (uint64_t)i};
+    if (pthread_create(&all[i].thread, NULL, reader_main, &all[i]) != 0) die("no thread");
+  }
+  pthread_barrier_wait(&go);
+  start(b);
+  pthread_barrier_wait(&go);
+  stop(b);
+  for (i = 0; i < b->threads; i++) pthread_join(all[i].thread, NULL);
+  pthread_barrier_destroy(&go);
+  b->work = scaled(b, POINT_READS) * b->threads;
 }
 
 /* ---- 5, 6: writing ---- */
@@ -426,10 +491,33 @@ static const struct workload {
   {"speedtest1-wal", speedtest_wal, NULL},
   {"scan", scan, prepare_read},
   {"point", point, prepare_read},
+  {"readers", readers, prepare_read},
   {"commits", commits, NULL},
   {"bulk", bulk, NULL},
   {"opens", opens, prepare_opens},
 };
+
+/* Prints the one text that sql gives, as JSON. False: there is none. */
+static int print_text(const char *sql) {
+  sqlite3 *db = NULL;
+  sqlite3_stmt *st = NULL;
+  int found;
+  must(db, sqlite3_open(":memory:", &db), "open");
+  found = sqlite3_prepare_v2(db, sql, -1, &st, NULL) == SQLITE_OK && sqlite3_step(st) == SQLITE_ROW;
+  if (found) printf("\"%s\"", (const char *)sqlite3_column_text(st, 0));
+  sqlite3_finalize(st);
+  close_db(db);
+  return found;
+}
+
+/* The version of a library that encrypts by itself, or null. */
+static void print_peer(void) {
+  printf(",\"peer\":");
+  if (!print_text("SELECT sqlite3mc_version()") && !print_text("PRAGMA cipher_version")) {
+    printf("null");
+  }
+  printf("}\n");
+}
 
 /* Versions of what runs here, as JSON; the engine is in tde_version(). */
 static void facts(const bench *b) {
@@ -447,12 +535,13 @@ static void facts(const bench *b) {
     must(db, sqlite3_load_extension(db, b->ext, "sqlite3_tde_init", NULL), b->ext);
     st = compile(db, "SELECT json_quote(CAST(tde_version() AS TEXT))");
     must(db, sqlite3_step(st), "tde_version");
-    printf("%s}\n", (const char *)sqlite3_column_text(st, 0));
+    printf("%s", (const char *)sqlite3_column_text(st, 0));
     sqlite3_finalize(st);
     close_db(db);
   } else {
-    printf("null}\n");
+    printf("null");
   }
+  print_peer();
 }
 
 static void report(const bench *b, const char *name) {
@@ -462,13 +551,14 @@ static void report(const bench *b, const char *name) {
   if (stat(path, &s) != 0) die("stat %s: %s", path, strerror(errno));
   printf("{\"workload\":\"%s\",\"mode\":\"%s\",\"seconds\":%.6f,\"user\":%.6f,\"system\":%.6f,"
          "\"first_pass\":%.6f,\"work\":%ld,\"file_bytes\":%lld}\n",
-         name, b->vfs != NULL ? b->vfs : "plain", b->wall, b->user, b->sys, b->first, b->work,
+         name, b->ext != NULL ? "tde" : b->key != NULL ? "keyed" : "plain", b->wall, b->user, b->sys, b->first, b->work,
          (long long)s.st_size);
 }
 
 static void usage(void) {
   size_t i;
-  fputs("usage: workloads NAME --db PATH [--ext tde.so] [--scale F] [--prepare]\n"
+  fputs("usage: workloads NAME --db PATH [--ext tde.so | --key SQL] [--vfs V] [--scale F]\n"
+        "                 [--threads N] [--prepare]\n"
         "       workloads facts [--ext tde.so]\nNAME:", stderr);
   for (i = 0; i < sizeof workloads / sizeof workloads[0]; i++) {
     fprintf(stderr, " %s", workloads[i].name);
@@ -488,6 +578,12 @@ static void parse(bench *b, int argc, char **argv) {
       b->path = argv[++i];
     } else if (strcmp(argv[i], "--ext") == 0) {
       b->ext = argv[++i];
+    } else if (strcmp(argv[i], "--key") == 0) {
+      b->key = argv[++i];
+    } else if (strcmp(argv[i], "--vfs") == 0) {
+      b->vfs = argv[++i];
+    } else if (strcmp(argv[i], "--threads") == 0) {
+      b->threads = atoi(argv[++i]);
     } else if (strcmp(argv[i], "--scale") == 0) {
       b->scale = strtod(argv[++i], NULL);
     } else {
@@ -498,7 +594,7 @@ static void parse(bench *b, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
-  bench b = {.scale = 1};
+  bench b = {.scale = 1, .threads = 1};
   size_t i;
   if (argc < 2) usage();
   parse(&b, argc, argv);
@@ -508,6 +604,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   if (b.path == NULL) usage();
+  key_connections(&b);
   for (i = 0; i < sizeof workloads / sizeof workloads[0]; i++) {
     const struct workload *w = &workloads[i];
     if (strcmp(w->name, argv[1]) != 0) continue;
