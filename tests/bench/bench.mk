@@ -23,8 +23,13 @@ $(BENCH_OUT)/speedtest1.o: $(BENCH_OUT)/speedtest1.c
 	$(Q)$(CC) -O2 -g -w -Dmain=speedtest1_main -c $< -o $@
 
 BENCH_C := tests/bench/workloads.c $(BENCH_OUT)/speedtest1.o
-$(BENCH_OUT)/workloads: $(BENCH_C)
-	$(Q)$(CC) $(BENCH_CFLAGS) $^ -o $@ -lsqlite3 -ldl -lpthread
+BENCH_H := tests/bench/common.h
+$(BENCH_OUT)/workloads: $(BENCH_C) $(BENCH_H)
+	$(Q)$(CC) $(BENCH_CFLAGS) $(BENCH_C) -o $@ -lsqlite3 -ldl -lpthread
+
+$(BENCH_OUT)/sweep: tests/bench/sweep.c $(BENCH_H)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BENCH_CFLAGS) $< -o $@ -lsqlite3 -ldl
 
 # ---- peers ----
 #
@@ -54,13 +59,13 @@ $(BENCH_OUT)/mc.o: $(MC_SQLITE)/sqlite3.c
 	@echo "building the peer SQLite3MultipleCiphers (a minute)"
 	$(Q)$(CC) -O2 -w $(MC_FLAGS) -c $< -o $@
 
-$(BENCH_OUT)/workloads-mc: $(BENCH_C) $(BENCH_OUT)/mc.o
-	$(Q)$(CC) $(BENCH_CFLAGS) -isystem $(MC_SQLITE) $^ -o $@ -ldl -lpthread -lm
+$(BENCH_OUT)/workloads-mc: $(BENCH_C) $(BENCH_H) $(BENCH_OUT)/mc.o
+	$(Q)$(CC) $(BENCH_CFLAGS) -isystem $(MC_SQLITE) $(BENCH_C) $(BENCH_OUT)/mc.o -o $@ -ldl -lpthread -lm
 
 # Debian's own SQLCipher.
-$(BENCH_OUT)/workloads-sqlcipher: $(BENCH_C)
+$(BENCH_OUT)/workloads-sqlcipher: $(BENCH_C) $(BENCH_H)
 	$(Q)test -f /usr/include/sqlcipher/sqlite3.h || { echo "bench: libsqlcipher-dev is needed; or BENCH_PEERS=mc"; exit 1; }
-	$(Q)$(CC) $(BENCH_CFLAGS) -isystem /usr/include/sqlcipher $^ -o $@ -lsqlcipher -ldl -lpthread
+	$(Q)$(CC) $(BENCH_CFLAGS) -isystem /usr/include/sqlcipher $(BENCH_C) -o $@ -lsqlcipher -ldl -lpthread
 
 comma := ,
 PEER_PROGRAMS := $(patsubst %,$(BENCH_OUT)/workloads-%,$(subst $(comma), ,$(BENCH_PEERS)))
@@ -77,6 +82,11 @@ bench-quick: all $(BENCH_OUT)/workloads ## plain SQLite and the extension, half 
 bench-docs: all $(BENCH_OUT)/workloads bench-peers ## make bench, and put its tables and chart into tests/bench
 	$(Q)$(BENCH_RUN) --peers "$(BENCH_PEERS)" --update-docs $(BENCH_ARGS)
 
+# Up to 10 GB: the disk needs room for two copies of that, one mode after the other.
+.PHONY: bench-sweep
+bench-sweep: all $(BENCH_OUT)/workloads $(BENCH_OUT)/sweep ## cost by database size, page size, open databases, reader threads
+	$(Q)python3 tests/bench/sweep.py --build $(BUILD) --dir $(BENCH_DIR)-sweep $(BENCH_ARGS)
+
 # Without the source package (no network) there is nothing to link: skipped.
 .PHONY: check-bench-smoke
 check-bench-smoke: all ## each workload once, small, plain and encrypted, results checked
@@ -90,3 +100,7 @@ MODE ?= tde
 SCALE ?= 0.1
 profile: all $(BENCH_OUT)/workloads ## where the time of WORKLOAD=name goes: callgrind, strace, perf
 	$(Q)sh tests/bench/profile.sh $(BENCH_OUT)/workloads $(WORKLOAD) $(MODE) $(abspath $(BUILD))/tde.so $(BENCH_DIR) $(SCALE)
+
+.PHONY: bench-callgrind
+bench-callgrind: all $(BENCH_OUT)/workloads ## instruction counts of the workloads against those checked in (3 %)
+	$(Q)CC="$(CC)" python3 tests/bench/callgrind.py --build $(BUILD) $(CALLGRIND_ARGS)

@@ -30,9 +30,9 @@ def ratios(path, workloads, modes, rows):
             line += ["%.3f" % r["ratio"], "%.3f" % r["ratio_spread"][0], "%.3f" % r["ratio_spread"][1]]
         lines.append(" ".join(line))
     highest = max(r["ratio"] for r in rows)
-    bars = ["$ratios using %d:%d:%d%s title '%s' linecolor rgb '%s'"
-            % (2 + 3 * i, 3 + 3 * i, 4 + 3 * i, ":xtic(1)" if i == 0 else "", title,
-               COLOURS[i % len(COLOURS)]) for i, (_, title) in enumerate(modes)]
+    bars = ["$ratios using %d:%d:%d%s linecolor rgb '%s' title '%s'"
+            % (2 + 3 * i, 3 + 3 * i, 4 + 3 * i, ":xtic(1)" if i == 0 else "",
+               COLOURS[i % len(COLOURS)], title) for i, (_, title) in enumerate(modes)]
     script = ("set style data histograms\nset style histogram errorbars gap 1 linewidth 1\n"
               "set style fill solid 0.85\nset ylabel 'time, plain SQLite = 1'\nset grid ytics\n"
               "set yrange [0:%g]\nset key outside top center horizontal\nset arrow 1 from graph 0, first 1 "
@@ -44,8 +44,8 @@ def ratios(path, workloads, modes, rows):
 def lines(path, xlabel, ylabel, series, logscale=""):
     """Series of (title, [(x, y)]) over a logarithmic x axis."""
     data = {"s%d" % i: ["%g %g" % p for p in points] for i, (_, points) in enumerate(series)}
-    plots = ["$s%d using 1:2 with linespoints pointtype 7 linewidth 2 title '%s' linecolor rgb '%s'"
-             % (i, title, COLOURS[i % len(COLOURS)]) for i, (title, _) in enumerate(series)]
+    plots = ["$s%d using 1:2 with linespoints linecolor rgb '%s' pointtype 7 linewidth 2 title '%s'"
+             % (i, COLOURS[i % len(COLOURS)], title) for i, (title, _) in enumerate(series)]
     script = ("set logscale x%s\nset xlabel '%s'\nset ylabel '%s'\nset grid\nset key outside top center "
               "horizontal\nplot %s\n" % (logscale, xlabel, ylabel, ", ".join(plots)))
     return draw(path, script, data)

@@ -24,7 +24,6 @@ import chart
 from modes import modes_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 # name, title, short title, database file, target ratios: with OpenSSL 3.0's AES-GCM, with a
 # vector one
@@ -299,16 +298,17 @@ def table(a, facts, rows):
     return "\n".join(out) + "\n"
 
 
-def update_docs(text):
-    path = os.path.join(HERE, "README.md")
+def update_docs(text, part="results"):
+    """Puts text between the README's markers of that part."""
+    path, begin, end = os.path.join(HERE, "README.md"), "<!-- %s: begin -->" % part, "<!-- %s: end -->" % part
     with open(path, encoding="utf-8") as f:
         doc = f.read()
-    before, begin, rest = doc.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit("run.py: README.md has lost its result markers")
+    before, found, rest = doc.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        sys.exit("run.py: README.md has lost its markers of %s" % part)
     with open(path, "w", encoding="utf-8") as f:
-        f.write(before + BEGIN + "\n" + text + END + after)
+        f.write(before + begin + "\n" + text + end + after)
 
 
 def smoke(bench):

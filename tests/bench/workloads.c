@@ -38,6 +38,8 @@
 
 #include <sqlite3.h>
 
+#include "common.h"
+
 #if defined(__has_include)
 #if __has_include(<valgrind/callgrind.h>)
 #include <valgrind/callgrind.h>
@@ -74,25 +76,7 @@ typedef struct bench {
 
 int speedtest1_main(int argc, char **argv);
 
-static void die(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
-
-static void die(const char *fmt, ...) {
-  va_list ap;
-  fputs("workloads: ", stderr);
-  va_start(ap, fmt);
-  vfprintf(stderr, fmt, ap);
-  va_end(ap);
-  fputc('\n', stderr);
-  exit(1);
-}
-
 /* ---- the clock ---- */
-
-static double since(const struct timespec *t0) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)(t.tv_sec - t0->tv_sec) + (double)(t.tv_nsec - t0->tv_nsec) * 1e-9;
-}
 
 static double elapsed(const struct timeval *from, const struct timeval *to) {
   return (double)(to->tv_sec - from->tv_sec) + (double)(to->tv_usec - from->tv_usec) * 1e-6;
@@ -121,50 +105,11 @@ static int64_t value_of(int64_t id) {
   return (int64_t)((x >> 40) ^ (x >> 20)) & 0xffffff;
 }
 
-static uint64_t next_random(uint64_t *state) {
-  uint64_t x = *state;
-  x ^= x << 13;
-  x ^= x >> 7;
-  x ^= x << 17;
-  return *state = x;
-}
-
-static void must(sqlite3 *db, int rc, const char *what) {
-  if (rc != SQLITE_OK && rc != SQLITE_ROW && rc != SQLITE_DONE) {
-    die("%s: %s (code %d)", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc),
-        db ? sqlite3_extended_errcode(db) : rc);
-  }
-}
-
-static void run(sqlite3 *db, const char *sql) {
-  must(db, sqlite3_exec(db, sql, NULL, NULL, NULL), sql);
-}
-
-static sqlite3_stmt *compile(sqlite3 *db, const char *sql) {
-  sqlite3_stmt *st = NULL;
-  must(db, sqlite3_prepare_v2(db, sql, -1, &st, NULL), sql);
-  return st;
-}
-
 static sqlite3 *open_path(const bench *b, const char *path) {
   sqlite3 *db = NULL;
   int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, b->vfs);
   must(db, rc, path);
   return db;
-}
-
-static void close_db(sqlite3 *db) {
-  if (sqlite3_close(db) != SQLITE_OK) die("close: statements left open");
-}
-
-static void remove_db(const char *path) {
-  static const char *const suffix[] = {"", "-journal", "-wal", "-shm"};
-  char name[4096];
-  size_t i;
-  for (i = 0; i < sizeof suffix / sizeof suffix[0]; i++) {
-    snprintf(name, sizeof name, "%s%s", path, suffix[i]);
-    if (unlink(name) != 0 && errno != ENOENT) die("unlink %s: %s", name, strerror(errno));
-  }
 }
 
 /* A time is only worth printing for a file that is what the mode says. */
@@ -176,19 +121,6 @@ static void check_sealed(const bench *b, const char *path) {
   fclose(f);
   plain = memcmp(head, "SQLite format 3", 16) == 0;
   if (plain != (b->ext == NULL && b->key == NULL)) die("%s is %s", path, plain ? "plaintext" : "not plaintext");
-}
-
-/* Reads the file once, so that the timed run finds it in the OS cache. */
-static void warm(const char *path) {
-  static char buf[1 << 16];
-  int fd = open(path, O_RDONLY);
-  ssize_t n;
-  if (fd < 0) die("open %s: %s", path, strerror(errno));
-  do {
-    n = read(fd, buf, sizeof buf);
-  } while (n > 0);
-  if (n < 0) die("read %s: %s", path, strerror(errno));
-  close(fd);
 }
 
 /* The extension stays loaded for the process: its VFS outlives this connection. */
@@ -583,7 +515,7 @@ static void parse(bench *b, int argc, char **argv) {
     } else if (strcmp(argv[i], "--vfs") == 0) {
       b->vfs = argv[++i];
     } else if (strcmp(argv[i], "--threads") == 0) {
-      b->threads = atoi(argv[++i]);
+      b->threads = (int)strtol(argv[++i], NULL, 10);
     } else if (strcmp(argv[i], "--scale") == 0) {
       b->scale = strtod(argv[++i], NULL);
     } else {
