@@ -36,7 +36,8 @@ def facts(program, ext, env):
     r = subprocess.run([program, "facts", "--ext", ext], env=env, stdout=subprocess.PIPE, text=True, check=True)
     f = json.loads(r.stdout)
     version = f["tde"] if isinstance(f["tde"], dict) else json.loads(f["tde"])
-    return {"compiler": first_line(os.environ.get("CC", "cc"), "--version"), "sqlite": f["sqlite"],
+    # (Without the name that it was called by: cc and gcc are one.)
+    return {"compiler": first_line(os.environ.get("CC", "cc"), "--version").split(" ", 1)[-1], "sqlite": f["sqlite"],
             "openssl": f["openssl"], "engine": version["engine"], "libc": first_line("getconf", "GNU_LIBC_VERSION"),
             "valgrind": first_line("valgrind", "--version")}
 
