@@ -252,6 +252,15 @@ set ::py_count 0
 
 proc py {script args} { return [run $::python [py_file $script] {*}$args] }
 
+# Waits until the script is true: true, or false after some seconds.
+proc within {seconds script} {
+  for {set i 0} {$i < $seconds * 20} {incr i} {
+    if {[uplevel 1 $script]} { return 1 }
+    after 50
+  }
+  return 0
+}
+
 # Starts a program without waiting: the channel, for `await`.
 proc start {args} { return [open "|[list {*}$args 2>@1]" r] }
 proc await {chan} {
