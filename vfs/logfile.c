@@ -234,6 +234,20 @@ void tde_wal_begin(tde_file *f) {
   f->s.own_from = f->s.own_to = 0;
 }
 
+/* Under a VFS above that hides powersafe overwrite, SQLite pads a commit with
+** frames, and cuts the write of the last at a sector boundary; if that VFS also
+** keeps syncs to itself, half a frame waits here. The second half may come in
+** any later transaction, so what there is goes out while the lock is held. */
+void tde_wal_end(tde_file *f) {
+  int rc;
+
+  if (!f->gen.commit || !tde_sealed_pending(&f->s)) return;
+  rc = tde_sealed_flush(&f->s);
+  /* SQLite does not look at what an unlock returns. The frame repeats the one
+  ** before it: who reads it will be told, and a recovery ends before it. */
+  if (rc) tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
+}
+
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   uint32_t at;
   uint64_t i;

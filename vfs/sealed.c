@@ -633,10 +633,19 @@ static uint32_t batch_of(const tde_sealed *s, uint64_t i, uint32_t n) {
 */
 #define AHEAD_AFTER 3
 #define AHEAD_UNITS 15
+#define AHEAD_PAGE (AHEAD_UNITS / 2) /* units of the largest page that gains by it */
 
 static void note_sequence(tde_sealed *s, uint64_t i, uint32_t count) {
   s->in_sequence = i == s->next_expected ? s->in_sequence + 1 : 0;
   s->next_expected = i + count;
+}
+
+/* Memory that cannot be had is an error, here as at any other read: who is short of
+** it is told at the first read, not at some later one. */
+static int ahead_room(tde_sealed *s, uint32_t count) {
+  if (s->ahead || s->in_sequence < AHEAD_AFTER || count > AHEAD_PAGE) return SQLITE_OK;
+  s->ahead = sqlite3_malloc64((uint64_t)AHEAD_UNITS * (TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD));
+  return s->ahead ? SQLITE_OK : SQLITE_NOMEM;
 }
 
 /* The record of unit i if it was or can be read ahead; NULL otherwise. */
@@ -653,10 +662,6 @@ static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
     return NULL;
   }
   s->ahead_units = 0;
-  if (!s->ahead) {
-    s->ahead = sqlite3_malloc64((uint64_t)AHEAD_UNITS * (TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD));
-    if (!s->ahead) return NULL;
-  }
   rc = tde_sealed_fetch(s, i, AHEAD_UNITS, s->ahead, &got, &torn);
   if ((rc && rc != SQLITE_IOERR_SHORT_READ) || got == 0) return NULL;
   s->ahead_first = i;
@@ -668,7 +673,7 @@ static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
 ** that does not open, is read as usual. A page of many units gains nothing. */
 static uint32_t open_ahead(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf) {
   uint32_t record = s->geo.unit + TDE_UNIT_OVERHEAD, k = 0;
-  const uint8_t *ready = count <= AHEAD_UNITS / 2 ? ahead_record(s, i) : NULL;
+  const uint8_t *ready = count <= AHEAD_PAGE ? ahead_record(s, i) : NULL;
 
   if (!ready) return 0;
   while (k < count && i + k < s->ahead_first + s->ahead_units &&
@@ -689,6 +694,8 @@ static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint
   *done = 0;
   if (s->geo.role == TDE_ROLE_MAIN && whole && !flags) {
     note_sequence(s, i, count);
+    rc = ahead_room(s, count);
+    if (rc) return rc;
     k = open_ahead(s, i, count, buf);
     if (k > 0) {
       s->next_expected = i + k;

@@ -165,6 +165,7 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   if (db->head_valid) {
     rc = LOWER(f)->xRead(f->lower, now, sizeof(now), (sqlite3_int64)f->s.geo.base);
     f->s.counters->lower_reads++;
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
     if (rc || memcmp(now, db->head_seen, sizeof(now)) != 0) {
       db->head_valid = 0;
       f->s.ahead_units = 0; /* nolock=1: nothing else would say so */
@@ -506,6 +507,9 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
     rc = f->db->shm_locks ? tde_db_io_gate(f) : tde_db_gate(f);
     if (rc) return rc;
+  }
+  if (!f->plain && f->db->wal && offset == TDE_SHM_WRITE && (flags & SQLITE_SHM_UNLOCK)) {
+    tde_wal_end(f->db->wal);
   }
   rc = LOWER(f)->xShmLock(f->lower, offset, n, flags);
   if (f->plain) return rc;

@@ -275,6 +275,14 @@ class Baseline:
                 f.write(json.dumps({"key": key, **result}) + "\n")
 
 
+def each_of(check):
+    """Names like x-1.[1..3] stand for x-1.1, x-1.2 and x-1.3: each must fail."""
+    m = re.fullmatch(r"(.*)\[(\d+)\.\.(\d+)\](.*)", check)
+    if not m:
+        return [check]
+    return [f"{m.group(1)}{i}{m.group(4)}" for i in range(int(m.group(2)), int(m.group(3)) + 1)]
+
+
 def read_expected(path):
     """{(permutation/file, check): reason}. A bad line stops the run."""
     expected = {}
@@ -288,9 +296,10 @@ def read_expected(path):
                 raise SuiteError(f"{where}: permutation/file | check | reason, all three, are needed")
             if "/" not in fields[0]:
                 raise SuiteError(f"{where}: the first field is permutation/file")
-            if tuple(fields[:2]) in expected:
-                raise SuiteError(f"{where}: named twice")
-            expected[tuple(fields[:2])] = fields[2]
+            for check in each_of(fields[1]):
+                if (fields[0], check) in expected:
+                    raise SuiteError(f"{where}: {check} is named twice")
+                expected[fields[0], check] = fields[2]
     return expected
 
 

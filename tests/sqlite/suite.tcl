@@ -11,7 +11,7 @@ set suite_args [lassign $argv suite_verb testdir]
 # Test files find their folder through argv0; the name must not be
 # permutations.test, which would take the command line for its own.
 set argv0 [file join $testdir veryquick.test]
-set argv [list]
+set argv [list --maxerror=1000000]
 source [file join $testdir permutations.test]
 
 # Each test file runs in an interpreter of its own, which needs the same view of
