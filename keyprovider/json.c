@@ -27,11 +27,14 @@ static tde_json *ours(json_t *j) {
 **
 ** The library reports a failed allocation as a syntax error, and recurses as
 ** deep as the text asks. So the form (RFC 8259) is checked here first, without
-** any allocation: what the library then calls bad syntax is missing memory. */
+** any allocation: what the library then calls bad syntax is missing memory. And
+** where its buffer for a token cannot grow, the library goes on with a token that is
+** cut off: so what it made of the text is measured against the text. */
 
 typedef struct scan {
   const char *at, *end;
   int depth;
+  size_t bytes; /* of all strings, names, and integers, as they are decoded */
 } scan;
 
 static void skip_space(scan *s) {
@@ -53,13 +56,19 @@ static int digits(scan *s) {
 }
 
 static int scan_number(scan *s) {
+  const char *from = s->at;
   take(s, '-');
   if (!take(s, '0') && !digits(s)) return 0;
-  if (take(s, '.') && !digits(s)) return 0;
+  size_t n = (size_t)(s->at - from);
+  if (take(s, '.')) {
+    if (!digits(s)) return 0;
+    n = 0;
+  }
   if (take(s, 'e') || take(s, 'E')) {
     if (!take(s, '+')) take(s, '-');
     return digits(s);
   }
+  s->bytes += n == 2 && memcmp(from, "-0", 2) == 0 ? 1 : n;
   return 1;
 }
 
@@ -80,12 +89,15 @@ static long scan_hex4(scan *s) {
 static int scan_escape(scan *s) {
   if (s->at == s->end) return 0;
   char c = *s->at++;
+  s->bytes++;
   if (c != 'u') return c != 0 && strchr("\"\\/bfnrt", c) != NULL;
   long v = scan_hex4(s);
   if (v >= 0xD800 && v <= 0xDBFF) {
     long low = take(s, '\\') && take(s, 'u') ? scan_hex4(s) : -1;
+    s->bytes += 3;
     return low >= 0xDC00 && low <= 0xDFFF;
   }
+  s->bytes += v < 0x80 ? 0 : v < 0x800 ? 1 : 2; /* in UTF-8 */
   return v > 0 && !(v >= 0xDC00 && v <= 0xDFFF);
 }
 
@@ -96,6 +108,7 @@ static int scan_string(scan *s) {
     unsigned char c = (unsigned char)*s->at++;
     if (c == '"') return 1;
     if (c < ' ' || (c == '\\' && !scan_escape(s))) return 0;
+    s->bytes += c != '\\';
   }
   return 0;
 }
@@ -145,11 +158,14 @@ static int scan_container(scan *s) {
   return 1;
 }
 
-static tde_class check_form(const char *text, size_t n, const char *what, tde_status *st) {
+/* *bytes: see scan. */
+static tde_class check_form(const char *text, size_t n, const char *what, size_t *bytes,
+                            tde_status *st) {
   scan s = {.at = text, .end = text + n};
   skip_space(&s);
   int ok = scan_container(&s);
   skip_space(&s);
+  *bytes = s.bytes;
   if (s.depth > TDE_JSON_DEPTH_MAX) {
     return tde_fail(st, TDE_CORRUPT, NULL, "the %s nests more than %d levels", what,
                     TDE_JSON_DEPTH_MAX);
@@ -183,9 +199,10 @@ static int member_at(scan *s, const char *name, tde_json_span *out) {
 tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
                         tde_json_span *out, tde_status *st) {
   int seen = 0;
+  size_t bytes;
   memset(out, 0, sizeof *out);
   if (text == NULL) return tde_fail(st, TDE_CORRUPT, NULL, "the %s is empty", what);
-  tde_class rc = check_form(text, n, what, st);
+  tde_class rc = check_form(text, n, what, &bytes, st);
   if (rc != TDE_OK) return rc;
   /* The form is known to be right from here on. */
   scan s = {.at = text, .end = text + n};
@@ -207,19 +224,44 @@ tde_class tde_json_find(const char *text, size_t n, const char *what, const char
   return tde_fail(st, TDE_MISSING, NULL, "the %s has no %s", what, name);
 }
 
+static size_t integer_bytes(json_int_t v) {
+  size_t n = v < 0 ? 2 : 1;
+  while (v /= 10) n++;
+  return n;
+}
+
+/* The same measure as scan.bytes, of a value that was read. */
+static size_t bytes_of(json_t *j) {
+  size_t n = 0, i;
+  const char *name;
+  json_t *v;
+  switch (json_typeof(j)) {
+    case JSON_STRING: return json_string_length(j);
+    case JSON_INTEGER: return integer_bytes(json_integer_value(j));
+    case JSON_ARRAY: json_array_foreach(j, i, v) n += bytes_of(v); return n;
+    case JSON_OBJECT: json_object_foreach(j, name, v) n += strlen(name) + bytes_of(v); return n;
+    default: return 0;
+  }
+}
+
 tde_class tde_json_parse(const char *text, size_t n, const char *what, tde_json **out,
                          tde_status *st) {
   json_error_t err;
+  size_t bytes;
   *out = NULL;
   if (text == NULL) return tde_fail(st, TDE_CORRUPT, NULL, "the %s is empty", what);
-  tde_class rc = check_form(text, n, what, st);
+  tde_class rc = check_form(text, n, what, &bytes, st);
   if (rc != TDE_OK) return rc;
   /* Zeroed, since the library leaves the code unset where an allocation fails. */
   memset(&err, 0, sizeof err);
   json_t *j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &err);
-  if (j != NULL) {
+  if (j != NULL && bytes_of(j) == bytes) {
     *out = ours(j);
     return TDE_OK;
+  }
+  if (j != NULL) {
+    json_decref(j);
+    return tde_fail(st, TDE_NOMEM, NULL, "out of memory while reading the %s", what);
   }
   const char *why = NULL;
   switch (json_error_code(&err)) {

@@ -239,7 +239,7 @@ static void json_accepts(void) {
   static const char *const good[] = {
       " [ ] ", "{}", "[0,-0,10,-1.5e+3,2E-7,1e5]", "[\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e4\\ud83d\\ude00\"]",
       "\t{\"a\" : [ true , false , null ] ,\r\n\"\" : { } }\n", "[9223372036854775807]", "[\"\x7f\"]",
-      "[1,[2,[3]],{\"a\":{\"b\":[]}}]",
+      "[1,[2,[3]],{\"a\":{\"b\":[]}}]", "[-9223372036854775808,-1,\"\\u0041\\u07ff\\uffff\"]",
   };
   tde_status st;
   for (size_t i = 0; i < COUNT(good); i++) {
@@ -1738,10 +1738,34 @@ static void keydoc_passing_failure_wins(void) {
 /* ---- out of memory, at each allocation of the JSON library in turn ---- */
 
 static _Thread_local long fail_at, allocations;
+static _Thread_local int fail_once;
 
 static void *failing_malloc(size_t n) {
   allocations++;
-  return fail_at != 0 && allocations >= fail_at ? NULL : malloc(n);
+  if (fail_at == 0 || allocations < fail_at) return malloc(n);
+  return allocations > fail_at && fail_once ? malloc(n) : NULL;
+}
+
+/* After one failed allocation the library goes on with a text that is cut off: what
+** was read is either the whole or nothing. */
+static void json_short_of_memory(void) {
+  int done = 0;
+  json_set_alloc_funcs(failing_malloc, free);
+  fail_once = 1;
+  for (long i = 1; !done && i < 5000; i++) {
+    tde_json *j = NULL;
+    tde_status st;
+    fail_at = i;
+    allocations = 0;
+    tde_class rc = tde_json_parse(template_doc, strlen(template_doc), "document", &j, &st);
+    done = fail_at > allocations;
+    fail_at = 0;
+    if (!CHECK(rc == (done ? TDE_OK : TDE_NOMEM))) printf("  at %ld: %d\n", i, rc);
+    tde_json_free(j);
+  }
+  CHECK(done);
+  fail_once = 0;
+  json_set_alloc_funcs(malloc, free);
 }
 
 static void json_out_of_memory(void) {
@@ -1960,6 +1984,7 @@ int main(int argc, char **argv) {
       {"keydoc_create_and_unwrap", keydoc_create_and_unwrap},
       {"keydoc_unwrap_failures", keydoc_unwrap_failures},
       {"keydoc_passing_failure_wins", keydoc_passing_failure_wins},
+      {"json_short_of_memory", json_short_of_memory},
       {"json_out_of_memory", json_out_of_memory},
       {"threads_together", threads_together},
       {"threads_first_use", threads_first_use},
