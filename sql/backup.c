@@ -44,7 +44,10 @@ static int begin_read(void *ctx) {
   int rc = sql ? sqlite3_prepare_v2(s->db, sql, -1, &s->hold, NULL) : SQLITE_NOMEM;
 
   sqlite3_free(sql);
-  if (rc == SQLITE_OK && sqlite3_step(s->hold) != SQLITE_ROW) rc = sqlite3_reset(s->hold);
+  if (rc == SQLITE_OK && sqlite3_step(s->hold) != SQLITE_ROW) {
+    rc = sqlite3_finalize(s->hold);
+    s->hold = NULL;
+  }
   return rc;
 }
 
@@ -511,6 +514,10 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_class cls;
   int rc = tde_header_peek(w->path, c->info->lower_vfs, &peek);
 
+  if (rc == SQLITE_NOMEM) {
+    out_of_memory(st);
+    return rc;
+  }
   if (rc) {
     tde_fail(st, TDE_MISUSE, "create it with tde_create_secondary()", "%s: is no secondary (%s)",
              w->path, sqlite3_errstr(rc));

@@ -105,12 +105,9 @@ static int check_new(tde_newdb *n, const char *path, tde_status *st) {
   tde_file *f = NULL;
   int pages = -1, rc = open_new(n, path, "&immutable=1", SQLITE_OPEN_READONLY, &db, st);
 
-  if (rc == SQLITE_OK &&
-      sqlite3_prepare_v2(db, "PRAGMA page_count", -1, &stmt, NULL) == SQLITE_OK &&
-      sqlite3_step(stmt) == SQLITE_ROW) {
-    pages = sqlite3_column_int(stmt, 0);
-  }
-  (void)sqlite3_finalize(stmt);
+  if (rc == SQLITE_OK) rc = sqlite3_prepare_v2(db, "PRAGMA page_count", -1, &stmt, NULL);
+  if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) pages = sqlite3_column_int(stmt, 0);
+  if (rc == SQLITE_OK) rc = sqlite3_finalize(stmt);
   if (rc == SQLITE_OK) rc = sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f);
   if (rc == SQLITE_OK && pages != n->pages) rc = SQLITE_IOERR_CORRUPTFS;
   if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, tde_job_read_back, n->job, &r, st);

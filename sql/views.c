@@ -43,6 +43,10 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
              "%s: no header of an encrypted database is to be found in it", v->path);
     return rc;
   }
+  if (rc == SQLITE_NOMEM) {
+    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return rc;
+  }
   if (rc) {
     tde_fail(st, TDE_IO, "check the file's name and permissions", "%s: cannot be read (%s)",
              v->path, sqlite3_errstr(rc));

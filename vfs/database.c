@@ -168,8 +168,9 @@ static int newest_of(const tde_class c[2], const tde_header h[2]) {
   return c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
 }
 
-/* Parses the newest whole slot without verifying it. */
-static void parse_newest(const slots *both, tde_header *out) {
+/* Parses the newest whole slot without verifying it; out has no document when none
+** is whole. TDE_NOMEM: which one is the newest is not known. */
+static tde_class parse_newest(const slots *both, tde_header *out) {
   tde_slot_info info;
   tde_header h[2];
   tde_class c[2];
@@ -182,8 +183,9 @@ static void parse_newest(const slots *both, tde_header *out) {
   first = newest_of(c, h);
   *out = h[first];
   memset(&h[first], 0, sizeof(h[first]));
-  if (c[first]) tde_header_clear(out);
   tde_header_clear(&h[!first]);
+  if (c[first] || c[!first] == TDE_NOMEM) tde_header_clear(out);
+  return c[0] == TDE_NOMEM || c[1] == TDE_NOMEM ? TDE_NOMEM : TDE_OK;
 }
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
@@ -207,7 +209,7 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
     rc = read_slots(lower, &counters, both);
     (void)lower->pMethods->xClose(lower);
     sqlite3_free(lower);
-    if (rc == SQLITE_OK) parse_newest(both, out);
+    if (rc == SQLITE_OK && parse_newest(both, out)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
   }
   sqlite3_free_filename((char *)name);
@@ -501,7 +503,7 @@ static int learn_epoch(void *ctx, uint32_t epoch) {
   facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
   if (both && facts && read_slots(db->file->lower, &db->counters, both) == SQLITE_OK)
-    parse_newest(both, &h);
+    (void)parse_newest(both, &h);
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
       tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL) == TDE_OK) {
     db->facts = *facts;

@@ -37,24 +37,24 @@ typedef struct target {
   uint64_t run_first;
   uint32_t record;
   uint8_t *there; /* one record read back */
+  int failed;     /* a write of a run did: it stays so */
 } target;
 
 static int write_run(target *t) {
-  int rc = SQLITE_OK;
-
-  if (t->nrun) {
-    rc = t->lower->pMethods->xWrite(t->lower, t->run, (int)t->nrun,
-                                    (sqlite3_int64)tde_unit_physical(&t->f->s.geo, t->run_first));
+  if (t->nrun && !t->failed) {
+    t->failed =
+        t->lower->pMethods->xWrite(t->lower, t->run, (int)t->nrun,
+                                   (sqlite3_int64)tde_unit_physical(&t->f->s.geo, t->run_first));
   }
   t->nrun = 0;
-  return rc;
+  return t->failed;
 }
 
 static int new_has(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
   target *t = ctx;
 
   if (i >= t->written) return 0;
-  if (t->nrun && write_run(t)) return 0;
+  if (t->nrun && write_run(t)) return 0; /* new_put will tell */
   return t->lower->pMethods->xRead(t->lower, t->there, (int)n,
                                    (sqlite3_int64)tde_unit_physical(&t->f->s.geo, i)) ==
              SQLITE_OK &&
@@ -70,7 +70,7 @@ static int new_put(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
                   tde_unit_physical(g, i) != tde_unit_physical(g, t->run_first) + t->nrun)) {
     rc = write_run(t);
   }
-  if (rc) return rc;
+  if (rc || t->failed) return rc ? rc : t->failed;
   if (!t->nrun) t->run_first = i;
   memcpy(t->run + t->nrun, record, n);
   t->nrun += n;
