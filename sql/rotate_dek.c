@@ -6,7 +6,7 @@
 **     seals under it from here on.
 **  3. The units are swept (vfs/reseal.c), in steps between which others write.
 **  4. The WAL is emptied into the database: its frames may be of the old epoch.
-**  5. The header forgets the old epoch.
+**  5. The logs are synced, and the header forgets the old epoch.
 **
 ** A crash or an interrupt leaves both epochs in the header, and every unit readable;
 ** the next call goes on from there. How far it is stands in the header, too, for
@@ -29,6 +29,9 @@ SQLITE_EXTENSION_INIT3
 
 /* How often the header tells how far it is. */
 #define NOTE_EVERY_S 10
+/* How long a checkpoint of others is waited for. */
+#define CHECKPOINT_TRIES 100
+#define CHECKPOINT_PAUSE_MS 20
 
 typedef struct rotation {
   sqlite3 *db;
@@ -108,6 +111,26 @@ static int read_something(rotation *r) {
   int rc = sql ? sqlite3_exec(r->db, sql, NULL, NULL, NULL) : SQLITE_NOMEM;
 
   sqlite3_free(sql);
+  return rc;
+}
+
+/* An outage during a checkpoint leaves units torn that the WAL has whole: it is
+** brought into the file before the units are looked at. (SQLITE_BUSY: another
+** connection is at it.) */
+static int checkpoint(rotation *r, tde_status *st) {
+  int rc = read_something(r);
+
+  for (int i = 0; rc == SQLITE_OK && i < CHECKPOINT_TRIES; i++) {
+    rc = sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+    if (rc != SQLITE_BUSY) break;
+    (void)sqlite3_sleep(CHECKPOINT_PAUSE_MS);
+    if (i + 1 < CHECKPOINT_TRIES) rc = SQLITE_OK;
+  }
+  if (rc) {
+    tde_fail(st, rc == SQLITE_INTERRUPT || rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+             "run tde_rotate_dek() again", "the log could not be brought into the database: %s",
+             sqlite3_errmsg(r->db));
+  }
   return rc;
 }
 
@@ -203,8 +226,10 @@ void tde_sql_rotate_dek(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   if (r.f) {
     tde_job_begin(&r.job, r.db, "rotate-dek", sqlite3_db_filename(r.db, r.schema));
     rc = tde_change_run(r.db, r.schema, "rotate-dek-begin", begin, &r, &st);
+    if (rc == SQLITE_OK) rc = checkpoint(&r, &st);
     if (rc == SQLITE_OK) rc = sweep(&r, &st);
     if (rc == SQLITE_OK) rc = empty_log(&r, &st);
+    if (rc == SQLITE_OK) rc = tde_file_reseal_end(r.f, &st);
     if (rc == SQLITE_OK) {
       rc = tde_change_run(r.db, r.schema, "rotate-dek-end", forget_old_epoch, NULL, &st);
     }

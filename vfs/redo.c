@@ -170,6 +170,11 @@ int tde_redo_void(tde_redo *r) {
   return rc;
 }
 
+/* The first sync of a journal that was created syncs its directory (os_unix.c). */
+int tde_redo_sync_name(tde_redo *r) {
+  return r->lower->pMethods->xSync(r->lower, SQLITE_SYNC_NORMAL);
+}
+
 void tde_redo_close(tde_redo *r) {
   sqlite3_int64 size = 1;
 

@@ -40,6 +40,8 @@ int tde_redo_commit(tde_redo *r);
 int tde_redo_apply(tde_redo *r);
 /* Empties it, durably. */
 int tde_redo_void(tde_redo *r);
+/* Of a log just begun: with it every change of a name in its directory is durable. */
+int tde_redo_sync_name(tde_redo *r);
 /* Closes; the file goes if it is void. */
 void tde_redo_close(tde_redo *r);
 

@@ -14,6 +14,9 @@
 **  - only units that open are sealed anew: one that does not is an error, and the
 **    old epoch stays in the header;
 **  - a step leaves no log behind before it lets other writers in;
+**  - the header forgets the old epoch after no WAL or rollback journal of it is left,
+**    and after that cannot be undone by an outage: SQLite truncates and deletes its logs
+**    without a sync where old content would do no harm;
 **  - the sweep holds no state on disk: after a crash it begins at unit 0 and skips
 **    what is done, by the epoch in each record's head.
 */
@@ -205,6 +208,79 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
              (rc & 0xff) == SQLITE_BUSY ? "try again when others write less"
                                         : "check the disk, then run tde_rotate_dek() again",
              "%s: units could not be sealed anew (SQLite code %d)", f->path, rc);
+  }
+  return rc;
+}
+
+/* ---- the end ---- */
+
+/* A rollback journal of an epoch that goes. Whoever could still roll it back has had
+** the occasion: it was no hot one (the outage came before its header was synced), and
+** SQLite would write over it. */
+static int is_stale(tde_file *f, sqlite3_file *log) {
+  uint8_t b[TDE_PREFIX_BYTES];
+  tde_prefix p;
+
+  return log->pMethods->xRead(log, b, (int)TDE_PREFIX_BYTES, 0) == SQLITE_OK &&
+         tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p) == TDE_PREFIX_OK &&
+         p.epoch != f->db->facts.epoch;
+}
+
+/* What was cut off in this log, or written over, does not come back. */
+static int settle_log(tde_file *f, const char *suffix, int kind) {
+  const char *none[1] = {NULL};
+  char *text = sqlite3_mprintf("%s%s", f->path, suffix);
+  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
+  sqlite3_file *lower = NULL;
+  int there = 1, rc = SQLITE_NOMEM;
+
+  sqlite3_free(text);
+  if (name) lower = tde_lower_open(f->lower_vfs, name, kind | SQLITE_OPEN_READWRITE, NULL, &rc);
+  if (lower) {
+    rc = SQLITE_OK;
+    if (kind == SQLITE_OPEN_MAIN_JOURNAL && is_stale(f, lower)) {
+      rc = lower->pMethods->xTruncate(lower, 0);
+    }
+    if (rc == SQLITE_OK) rc = lower->pMethods->xSync(lower, SQLITE_SYNC_NORMAL);
+    (void)lower->pMethods->xClose(lower);
+    sqlite3_free(lower);
+  } else if ((rc & 0xff) == SQLITE_CANTOPEN &&
+             f->lower_vfs->xAccess(f->lower_vfs, name, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK &&
+             !there) {
+    rc = SQLITE_OK;
+  }
+  sqlite3_free_filename((char *)name);
+  return rc;
+}
+
+static int settle_logs(tde_file *f) {
+  tde_redo log;
+  int rc = settle_log(f, "-wal", SQLITE_OPEN_WAL);
+
+  if (rc == SQLITE_OK) rc = settle_log(f, "-journal", SQLITE_OPEN_MAIN_JOURNAL);
+  if (rc) return rc;
+  rc = tde_redo_begin(&log, f);
+  if (rc == SQLITE_OK) rc = tde_redo_sync_name(&log);
+  tde_redo_close(&log);
+  return rc;
+}
+
+int tde_file_reseal_end(tde_file *f, tde_status *st) {
+  exclusion x;
+  int rc, busy;
+
+  tde_file_enter(f);
+  rc = keep_writers_out(f, &x);
+  if (rc == SQLITE_OK) rc = settle_logs(f);
+  let_writers_in(f, &x);
+  tde_file_leave(f);
+  busy = (rc & 0xff) == SQLITE_BUSY;
+  if (rc) {
+    tde_fail(st, busy ? TDE_BUSY : TDE_IO,
+             busy ? "try again when others write less"
+                  : "check the disk, then run tde_rotate_dek() again",
+             "%s: every page is under the new key, but the logs could not be settled (SQLite code %d)",
+             f->path, rc);
   }
   return rc;
 }

@@ -152,6 +152,10 @@ void tde_watch_policy_changed(void);
 ** WAL mode must have read before, so that its wal-index is open. SQLITE_BUSY: others
 ** write all the time. Other SQLite codes: st tells. */
 int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st);
+/* After the last step, and after the WAL was emptied: no log of an older epoch is left,
+** and none that was deleted or cut off comes back after an outage. SQLite codes; st
+** tells. */
+int tde_file_reseal_end(tde_file *f, tde_status *st);
 
 /* The SQLite result code that a class maps to. */
 int tde_class_rc(tde_class c);
