@@ -124,7 +124,7 @@ static int one_outage(run *r, outcome *o, uint64_t workload) {
   uint64_t seed = o->seed;
   rng pick = {seed * 77 + 5};
   const char *when = "at first";
-  int lives = strpbrk(o->sc->mix, "EOU") || rng_below(&pick, 3) ? 0 : 1 + (int)rng_below(&pick, 2);
+  int lives = run_ends(o->sc) || rng_below(&pick, 3) ? 0 : 1 + (int)rng_below(&pick, 2);
 
   disk_format();
   crash_vfs_seed(workload);
@@ -144,6 +144,7 @@ static int one_outage(run *r, outcome *o, uint64_t workload) {
   if (!r->why[0]) {
     when = "on the real disk";
     if (opt.verbose) (void)fprintf(stderr, "--- real disk\n");
+    disk_time_passes(); /* no DEK is left in the process: the header must give it */
     if (disk_export()) {
       run_fail(r, "the files could not be written to %s: %s", opt.disk, strerror(errno));
     } else {
@@ -250,6 +251,10 @@ static int start_job(int job) {
     return 1;
   }
   tde_watch_forbid(); /* the disk has one user at a time */
+  if (run_make_keys() && run_make_keys()) { /* another job may have been at it */
+    (void)fprintf(stderr, "crash: no second key could be made\n");
+    return 1;
+  }
   work(job);
   disk_format();
   return 0;

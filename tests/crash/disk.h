@@ -92,6 +92,9 @@ int inode_truncate(inode *f, int64_t n);
 int inode_sync(inode *f);
 void **inode_attachment(inode *f); /* the VFS's: lock state */
 
+/* For the product, a day passes: keys that nobody uses are wiped (posix.c). */
+void disk_time_passes(void);
+
 /* Writes every file into the directory of the same path on the real disk,
 ** which must exist; what else is there is removed. 0, or -1. */
 int disk_export(void);

@@ -248,6 +248,16 @@ static const job jobs[] = {
     {SC("verify", "delete", "EXTRA", 1024, 50, 0, 0, "t", "VS"), 0, 0},
     {SC("verify-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "VS"), 0, 0},
     {SC("header", "delete", "EXTRA", 1024, 50, 0, 0, "t", "hh"), 0, 0},
+    {SC("protector", "delete", "EXTRA", 1024, 50, 0, 0, "t", "mt"), 0, 0},
+    {SC("protector-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "mt"), 0, 0},
+    {SC("dek", "delete", "EXTRA", 1024, 50, 0, 0, "t", "gt"), 0, 0},
+    {SC("dek-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "gt"), 0, 0},
+    {SC("backup", "delete", "EXTRA", 1024, 50, 0, 0, "t", "C"), 0, 0},
+    {SC("backup-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "C"), 0, 0},
+    {SC("copy", "delete", "EXTRA", 1024, 50, 0, 0, "t", "Y"), 0, 0},
+    {SC("new-secondary", "wal", "FULL", 1024, 50, 0, 0, "t", "Z"), 0, 0},
+    {SC("sync-secondary", "delete", "EXTRA", 1024, 50, 0, 0, "tyt", "yt"), 0, 0},
+    {SC("restore-to", "delete", "EXTRA", 1024, 50, 0, 0, "tAt", "D"), 0, 0},
     {SC("encrypt", "delete", "EXTRA", 1024, 50, 0, 0, "t", "E"), 0, 0},
     {SC("encrypt-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "E"), 0, 0},
     {SC("encrypt-to", "delete", "EXTRA", 1024, 50, 0, 0, "t", "O"), 0, 0},
@@ -289,7 +299,7 @@ static void ask(run *r, const char *sql, const char *want) {
 }
 
 static void step(run *r, char letter) {
-  if (opt.plain && strchr("VSh", letter)) return;
+  if (opt.plain && strchr("VShmgACDYZy", letter)) return;
   if (letter == 'V') {
     ask(r, "SELECT tde_verify()", "\"ok\":true");
   } else if (letter == 'S') {
@@ -387,7 +397,7 @@ static void new_connection(run *r, const job *j) {
   r->tolerant = 0;
   if (r->stop) return;
   when = "on a new connection";
-  if (converts(j)) {
+  if (converts(j) || r->out_form >= 0) {
     if (disk_export()) run_fail(r, "the files could not be exported");
     run_verify(r);
     return;
@@ -538,6 +548,10 @@ int main(int argc, char **argv) {
   if (parse(argc, argv)) return 2;
   if (make_root() || install()) {
     (void)fprintf(stderr, "faults: could not start\n");
+    return 2;
+  }
+  if (run_make_keys()) {
+    (void)fprintf(stderr, "faults: no second key could be made\n");
     return 2;
   }
   for (int i = 0; i < NJOBS; i++) {

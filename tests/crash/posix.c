@@ -4,13 +4,15 @@
 **
 ** tde_encrypt and tde_decrypt rename, link and remove files, and sync their
 ** directory, past any VFS. The linker sends those calls here (-Wl,--wrap);
-** what is not below the simulated directory goes on to the C library.
+** what is not below the simulated directory goes on to the C library. The clock
+** is here, too, so that time can pass.
 */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "disk.h"
@@ -24,6 +26,7 @@ int __real_chmod(const char *path, mode_t mode);
 int __real_chown(const char *path, uid_t uid, gid_t gid);
 int __real_fsync(int fd);
 int __real_access(const char *path, int mode);
+int __real_clock_gettime(clockid_t id, struct timespec *ts);
 int __wrap_rename(const char *from, const char *to);
 int __wrap_link(const char *from, const char *to);
 int __wrap_unlink(const char *path);
@@ -33,6 +36,7 @@ int __wrap_chmod(const char *path, mode_t mode);
 int __wrap_chown(const char *path, uid_t uid, gid_t gid);
 int __wrap_fsync(int fd);
 int __wrap_access(const char *path, int mode);
+int __wrap_clock_gettime(clockid_t id, struct timespec *ts);
 
 static int fail(int err) {
   errno = err;
@@ -93,6 +97,18 @@ int __wrap_chown(const char *path, uid_t uid, gid_t gid) {
 
 int __wrap_access(const char *path, int mode) {
   return disk_has(path) ? usable(path) : __real_access(path, mode);
+}
+
+static time_t later;
+
+void disk_time_passes(void) {
+  later += 86400;
+}
+
+int __wrap_clock_gettime(clockid_t id, struct timespec *ts) {
+  int rc = __real_clock_gettime(id, ts);
+  if (id == CLOCK_BOOTTIME) ts->tv_sec += later;
+  return rc;
 }
 
 /* The only descriptors of the simulated directory are of the directory itself. */

@@ -49,6 +49,22 @@ int run_exec(run *r, sqlite3 *db, const char *fmt, ...) {
   return rc;
 }
 
+#define KEY_ONE "local:smk"
+#define KEY_TWO "local:second"
+
+int run_make_keys(void) {
+  sqlite3 *db = NULL;
+  int rc = sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE, "unix");
+
+  if (rc == SQLITE_OK) rc = sqlite3_exec(db, "SELECT tde_instance_new_key('second')", NULL, NULL, NULL);
+  (void)sqlite3_close(db);
+  return rc;
+}
+
+int run_ends(const scenario *sc) {
+  return strpbrk(sc->mix, "CDEOUYZ") != NULL;
+}
+
 void run_init(run *r, const scenario *sc, uint64_t seed, int tde, const char *dir) {
   static const char *const modes[] = {"delete", "truncate", "persist"};
 
@@ -63,6 +79,8 @@ void run_init(run *r, const scenario *sc, uint64_t seed, int tde, const char *di
   (void)snprintf(r->path[0], sizeof(r->path[0]), "%s/main.db", dir);
   (void)snprintf(r->path[1], sizeof(r->path[1]), "%s/second.db", dir);
   (void)snprintf(r->out, sizeof(r->out), "%s/out.db", dir);
+  (void)snprintf(r->backup, sizeof(r->backup), "%s/main.bak", dir);
+  r->protector = r->protector_next = KEY_ONE;
 }
 
 /* ---- connections ---- */
@@ -389,6 +407,48 @@ static void convert(run *r, char letter) {
   r->stop = 1; /* a conversion is the last thing that is done */
 }
 
+/* ---- keys ---- */
+
+static void set_protector(run *r) {
+  const char *other = strcmp(r->protector_next, KEY_ONE) ? KEY_ONE : KEY_TWO;
+
+  if (r->stop) return;
+  r->protector_next = other;
+  if (run_exec(r, r->db, "SELECT tde_set_protector('%s')", other) == SQLITE_OK) r->protector = other;
+}
+
+/* tde_backup, tde_copy, tde_create_secondary and tde_restore into out. */
+static void make_out(run *r, char letter) {
+  const char *call = letter == 'C'   ? "SELECT tde_backup('%q')"
+                     : letter == 'Y' ? "SELECT tde_copy('%q')"
+                     : letter == 'Z' ? "SELECT tde_create_secondary('%q')"
+                                     : "SELECT tde_restore('%q','%q')";
+  int rc;
+
+  if (r->stop) return;
+  r->out_form = FORM_SEALED;
+  r->out_from = letter == 'D' ? r->backup_of : r->committed;
+  rc = letter == 'D' ? run_exec(r, r->db, call, r->backup, r->out) : run_exec(r, r->db, call, r->out);
+  if (rc == SQLITE_OK) r->out_must = 1;
+  r->stop = 1;
+}
+
+static void backup(run *r) {
+  if (run_exec(r, r->db, "SELECT tde_backup('%q')", r->backup) == SQLITE_OK) {
+    r->backup_of = r->committed;
+  }
+}
+
+static void sync_secondary(run *r) {
+  const char *call = disk_find(r->out) ? "SELECT tde_sync_secondary('%q')"
+                                       : "SELECT tde_create_secondary('%q')";
+  if (r->stop) return;
+  r->out_form = FORM_SEALED;
+  if (run_exec(r, r->db, call, r->out)) return;
+  r->out_must = 1;
+  r->out_from = r->committed;
+}
+
 /* A journal deleted without syncing the directory may come back after an outage
 ** and undo what a WAL has got since; SQLite's answer is synchronous=EXTRA. */
 static void journal_mode(run *r, const char *mode) {
@@ -474,9 +534,23 @@ void run_step(run *r, char letter) {
     case 'h':
       repair_header(r);
       break;
+    case 'm':
+      set_protector(r);
+      break;
+    case 'g':
+      (void)run_exec(r, r->db, "SELECT tde_rotate_dek()");
+      break;
+    case 'A':
+      backup(r);
+      break;
+    case 'y':
+      sync_secondary(r);
+      break;
     default:
       if (strchr("EOU", letter)) {
         convert(r, letter);
+      } else if (strchr("CDYZ", letter)) {
+        make_out(r, letter);
       } else {
         run_fail(r, "no step %c", letter);
       }
@@ -563,6 +637,17 @@ void run_check_whole(run *r) {
   check_whole(r, r->db, r->tde && r->main_form == FORM_SEALED, 0);
 }
 
+/* The protector is the one that was set last, as far as that was reported. */
+static void check_protector(run *r, sqlite3 *db) {
+  char text[200];
+  int rc = text_of(db, "SELECT json_extract(tde_status(), '$.protector')", text, sizeof(text));
+
+  if (r->stop || rc == SQLITE_NOTFOUND) return;
+  if (strcmp(text, r->protector) && strcmp(text, r->protector_next)) {
+    run_fail(r, "the protector is %s; %s was set", text, r->protector);
+  }
+}
+
 /* One file: its state, which must be allowed; then it must be usable. */
 static int verify_file(run *r, const char *path, int sealed, int in_use) {
   sqlite3 *db = NULL;
@@ -571,6 +656,7 @@ static int verify_file(run *r, const char *path, int sealed, int in_use) {
   if (open_path(r, path, sealed, 1, &db)) goto out;
   if (resolve_one(r, db, "main", &txn)) goto out;
   check_whole(r, db, sealed, 0);
+  if (sealed && in_use) check_protector(r, db);
   if (txn > 0 && in_use) {
     (void)run_exec(r, db, "CREATE TABLE extra AS SELECT randomblob(3000) FROM t LIMIT 20");
     (void)run_exec(r, db, "DROP TABLE extra; PRAGMA wal_checkpoint(TRUNCATE)");
@@ -607,9 +693,11 @@ static int exists(const char *path) {
 static void verify_out(run *r) {
   if (r->out_form < 0) return;
   if (!exists(r->out)) {
-    if (r->out_must) run_fail(r, "the conversion reported success and its target is not there");
+    if (r->out_must) run_fail(r, "%s: success was reported, and it is not there", r->out);
     return;
   }
+  if (r->out_from) r->floor = r->committed = r->out_from;
+  if (r->backup_of) r->top = r->backup_of;
   (void)verify_file(r, r->out, r->out_form == FORM_SEALED, 0);
 }
 

@@ -15,6 +15,13 @@
 **   x  close and open again          h  the header is written anew (repair)
 **   E  tde_encrypt in place          O  tde_encrypt into another file
 **   U  tde_decrypt into another file
+**   m  the other protector           g  tde_rotate_dek, to its end
+**   A  a backup, to be restored      D  tde_restore of it
+**   C  tde_backup                    Y  tde_copy
+**   Z  tde_create_secondary          y  tde_sync_secondary (made when it is not
+**                                       there)
+**
+** C, D, E, O, U, Y, Z make a file, and are the last thing done (run_ends).
 **
 ** first is run in order, without an outage; then steps letters are drawn from
 ** mix while the power may fail.
@@ -55,7 +62,7 @@ typedef struct run {
   uint64_t seed; /* of the workload */
   int tde;       /* 0: the control */
   int verbose;
-  char path[2][600], out[600];
+  char path[2][600], out[600], backup[600];
   sqlite3 *db, *reader;
   rng r;
   const char *journal;
@@ -67,6 +74,11 @@ typedef struct run {
   form main_form; /* of path[0] */
   int out_form;   /* -1: out must not be looked for; else form of out */
   int out_must;   /* out must be there */
+  int out_from;   /* the oldest state that out may hold */
+  int backup_of;  /* the state in the backup */
+  /* The database's protector: before the last change, and after it if that was
+  ** reported done (else it may be either). */
+  const char *protector, *protector_next;
   char why[700];  /* a failure: what is wrong */
 } run;
 
@@ -78,6 +90,11 @@ void run_life(run *r, int fresh, long armed);
 ** something is wrong. */
 void run_verify(run *r);
 void run_close(run *r);
+
+/* The job's last step makes a file, on a connection that is closed then. */
+int run_ends(const scenario *sc);
+/* A second key in the instance, for m. Returns an SQLite code. */
+int run_make_keys(void);
 
 /* For steps: an SQL text; stops the life when the power is gone, and sets why
 ** when it fails for another reason. */
