@@ -164,17 +164,34 @@ static int sweep(rotation *r, tde_status *st) {
 
 /* ---- 4 and 5 ---- */
 
+/* Is there a log with frames? An error must not pass for "no". */
+static int look_at_log(rotation *r, int *in_use, tde_status *st) {
+  tde_log_view log;
+  int rc = tde_file_log(r->f, 0, &log);
+
+  *in_use = rc == SQLITE_OK && log.exists && log.stamped && log.units;
+  if (rc) {
+    tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "run tde_rotate_dek() again",
+             "every page is under the new key, but the log cannot be looked at: %s",
+             sqlite3_errstr(rc));
+  }
+  return rc;
+}
+
 static int empty_log(rotation *r, tde_status *st) {
   char holders[256], path[300] = "";
   const char *name = sqlite3_db_filename(r->db, r->schema);
-  tde_log_view log;
+  int in_use, done, rc = look_at_log(r, &in_use, st);
 
-  if (tde_file_log(r->f, 0, &log) != SQLITE_OK || !log.exists || !log.stamped || !log.units) {
-    return SQLITE_OK;
-  }
-  (void)sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-  if (tde_file_log(r->f, 0, &log) == SQLITE_OK && (!log.exists || !log.stamped || !log.units)) {
-    return SQLITE_OK;
+  if (rc || !in_use) return rc;
+  done = sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+  rc = look_at_log(r, &in_use, st);
+  if (rc || !in_use) return rc;
+  if (done != SQLITE_OK && done != SQLITE_BUSY && done != SQLITE_LOCKED) {
+    tde_fail(st, done == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "run tde_rotate_dek() again",
+             "every page is under the new key, but the log could not be emptied: %s",
+             sqlite3_errmsg(r->db));
+    return done;
   }
   (void)sqlite3_snprintf(sizeof(path), path, "%s", name ? name : "");
   tde_log_holders(path, holders, sizeof(holders));
