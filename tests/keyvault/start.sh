@@ -19,12 +19,41 @@ while [ ! -f "$state/ready.json" ]; do
   sleep 0.1
 done
 
+# An instance of the extension for it, whose identity is app-secret.
+. "$state/env.sh"
+mkdir -p -m 700 "$state/instance"
+(umask 077 && cat >"$state/instance/instance.json") <<EOF
+{
+  "version": 1,
+  "default_protector": "https://beta.vault.localtest/keys/tde",
+  "identities": {
+    "default": {"kind": "client_secret", "client_id": "a0000000-0000-4000-8000-000000000001",
+                "secret_file": "$state/identities/app-secret/secret"}
+  },
+  "policy": {"check_interval_s": 2},
+  "azure": {"authority": "$KV_AUTHORITY", "vault_suffixes": ["vault.localtest"]},
+  "http": {"ca_file": "$KV_CA", "connect_to": "127.0.0.1:$KV_HTTPS"}
+}
+EOF
+# What the owner of the key does in their own portal.
+grant() {
+  printf '#!/bin/sh\ncurl -s http://127.0.0.1:%s/admin/grant -d '"'%s'"' >/dev/null\n' "$KV_ADMIN" \
+    "{\"vault\":\"beta\",\"identity\":\"app-secret\",\"permissions\":[$2]}" >"$state/$1"
+  chmod 700 "$state/$1"
+}
+grant revoke ''
+grant grant '"get","list","wrapKey","unwrapKey"'
+echo "export TDE_INSTANCE='$state/instance'" >>"$state/env.sh"
+
 cat <<EOF
 
-The vaults alpha, beta and gamma are served, each with an RSA key named tde.
-In another terminal:
+The session of README.md ("A key in Azure Key Vault") goes on in another terminal, after
 
   . $state/env.sh
+
+The vaults alpha, beta and gamma are served, each with an RSA key named tde.
+With curl, there:
+
   kv() { curl -s --cacert \$KV_CA --connect-to ::127.0.0.1:\$KV_HTTPS "\$@"; echo; }
   tenant=11111111-1111-4111-8111-111111111111
   app=a0000000-0000-4000-8000-000000000001
