@@ -214,16 +214,25 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
 
 /* ---- the end ---- */
 
-/* A rollback journal of an epoch that goes. Whoever could still roll it back has had
+/* Empties a rollback journal of an epoch that goes. Whoever could still roll it back has had
 ** the occasion: it was no hot one (the outage came before its header was synced), and
 ** SQLite would write over it. */
-static int is_stale(tde_file *f, sqlite3_file *log) {
+static int void_stale(tde_file *f, sqlite3_file *log) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_prefix p;
+  int rc = log->pMethods->xRead(log, b, (int)TDE_PREFIX_BYTES, 0);
 
-  return log->pMethods->xRead(log, b, (int)TDE_PREFIX_BYTES, 0) == SQLITE_OK &&
-         tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p) == TDE_PREFIX_OK &&
-         p.epoch != f->db->facts.epoch;
+  if (rc) return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc;
+  switch (tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p)) {
+    case TDE_PREFIX_UNKNOWN: /* not looked at is not another one */
+      return SQLITE_IOERR_NOMEM;
+    case TDE_PREFIX_OK:
+      return p.epoch == f->db->facts.epoch ? SQLITE_OK : log->pMethods->xTruncate(log, 0);
+    case TDE_PREFIX_NONE:
+    case TDE_PREFIX_FOREIGN:
+      break;
+  }
+  return SQLITE_OK;
 }
 
 /* What was cut off in this log, or written over, does not come back. */
@@ -237,10 +246,7 @@ static int settle_log(tde_file *f, const char *suffix, int kind) {
   sqlite3_free(text);
   if (name) lower = tde_lower_open(f->lower_vfs, name, kind | SQLITE_OPEN_READWRITE, NULL, &rc);
   if (lower) {
-    rc = SQLITE_OK;
-    if (kind == SQLITE_OPEN_MAIN_JOURNAL && is_stale(f, lower)) {
-      rc = lower->pMethods->xTruncate(lower, 0);
-    }
+    rc = kind == SQLITE_OPEN_MAIN_JOURNAL ? void_stale(f, lower) : SQLITE_OK;
     if (rc == SQLITE_OK) rc = lower->pMethods->xSync(lower, SQLITE_SYNC_NORMAL);
     (void)lower->pMethods->xClose(lower);
     sqlite3_free(lower);
