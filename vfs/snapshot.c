@@ -70,23 +70,27 @@ static void snap_free(snap *s) {
 }
 
 static int snap_init(snap *s, tde_file *f, const tde_snapshot_sink *sink) {
-  sqlite3_int64 lower = 0;
-  uint64_t rest;
-  int rc;
-
   memset(s, 0, sizeof(*s));
   s->f = f;
   s->sink = sink;
   s->unit = f->s.geo.unit;
   s->record = s->unit + TDE_UNIT_OVERHEAD;
-  rc = LOWER(f)->xFileSize(f->lower, &lower);
-  if (rc) return rc;
-  s->file_units = tde_units_in(&f->s.geo, (uint64_t)lower, &rest);
   s->batch = sqlite3_malloc64((size_t)READ_UNITS * s->record);
   s->plain = sqlite3_malloc64(s->unit);
   s->out = sqlite3_malloc64(s->record);
   s->frame = sqlite3_malloc64(2 * (size_t)TDE_UNIT_MAX + TDE_UNIT_OVERHEAD);
   return s->batch && s->plain && s->out && s->frame ? SQLITE_OK : SQLITE_NOMEM;
+}
+
+/* How many units the file has. Of a snapshot of a WAL it is asked after the wal-index:
+** until then a checkpoint may append pages that are not looked for in the log. */
+static int measure(snap *s) {
+  sqlite3_int64 lower = 0;
+  uint64_t rest;
+  int rc = LOWER(s->f)->xFileSize(s->f->lower, &lower);
+
+  if (rc == SQLITE_OK) s->file_units = tde_units_in(&s->f->s.geo, (uint64_t)lower, &rest);
+  return rc;
 }
 
 static int step(snap *s, uint64_t done) {
@@ -149,7 +153,9 @@ static int open_unit(snap *s, uint64_t i, const uint8_t **record, int *opened) {
 
 /* ---- the WAL ---- */
 
-/* A consistent copy of the wal-index header: its two copies agree. */
+/* A consistent copy of the wal-index header: its two copies agree, and the header has
+** not changed when the count of frames restored has been read: a restart of the log
+** writes the header first (wal.c, walRestartHdr), so that count is this log's. */
 static int read_index(tde_file *f, uint32_t *frames, uint32_t *pages, uint32_t *restored) {
   void volatile *shm = NULL;
   uint8_t a[SHM_HDR_BYTES], b[SHM_HDR_BYTES];
@@ -161,12 +167,14 @@ static int read_index(tde_file *f, uint32_t *frames, uint32_t *pages, uint32_t *
     memcpy(a, (const void *)shm, sizeof(a));
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, (const uint8_t *)(const void *)shm + SHM_HDR_BYTES, sizeof(b));
-    if (memcmp(a, b, sizeof(a)) == 0) {
-      memcpy(frames, a + SHM_MX_FRAME, sizeof(*frames));
-      memcpy(pages, a + SHM_PAGES, sizeof(*pages));
-      *restored = *(const volatile uint32_t *)((const volatile char *)shm + SHM_BACKFILL);
-      return SQLITE_OK;
-    }
+    if (memcmp(a, b, sizeof(a)) != 0) continue;
+    *restored = *(const volatile uint32_t *)((const volatile char *)shm + SHM_BACKFILL);
+    LOWER(f)->xShmBarrier(f->lower);
+    memcpy(b, (const void *)shm, sizeof(b));
+    if (memcmp(a, b, sizeof(a)) != 0) continue;
+    memcpy(frames, a + SHM_MX_FRAME, sizeof(*frames));
+    memcpy(pages, a + SHM_PAGES, sizeof(*pages));
+    return SQLITE_OK;
   }
   return SQLITE_BUSY;
 }
@@ -330,6 +338,7 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
 
   if (f->db->shm_open || !f->db->header.unit_size) return SQLITE_OK;
   rc = snap_init(&s, f, sink);
+  if (rc == SQLITE_OK) rc = measure(&s);
   s.units = s.file_units;
   for (uint64_t i = 1; rc == SQLITE_OK && i < s.file_units; i++) {
     rc = open_unit(&s, i, &record, &opened);
@@ -353,6 +362,7 @@ int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t count
   rc = snap_init(&s, f, sink);
   s.counter = counter;
   if (rc == SQLITE_OK && f->db->shm_open) rc = take_wal(&s);
+  if (rc == SQLITE_OK) rc = measure(&s);
   if (rc == SQLITE_OK && s.frame_of) {
     s.size = (uint64_t)s.pages * s.page;
   } else if (rc == SQLITE_OK) {
