@@ -45,17 +45,21 @@ typedef struct rotation {
 /* ---- 1 and 2 ---- */
 
 typedef struct begin_edit {
+  tde_file *f;
+  const uint8_t *dek;
   tde_op wrap;
   int64_t units, now;
 } begin_edit;
 
+/* Makes the DEK known to this process: the header that is written next is
+** authenticated under it. Here, where nobody else can be at the same. */
 static tde_class edit_begin(void *ctx, tde_keydoc *doc, tde_status *st) {
   begin_edit *b = ctx;
-  return tde_keydoc_begin_epoch(doc, &b->wrap, b->units, b->now, st);
+  tde_class cls = tde_keydoc_begin_epoch(doc, &b->wrap, b->units, b->now, st);
+  return cls ? cls : tde_file_add_epoch(b->f, tde_keydoc_epoch(doc), b->dek, st);
 }
 
-/* Draws and wraps the DEK of the next epoch, and makes it known to this process:
-** the header that is written next is authenticated under it. */
+/* Draws and wraps the DEK of the next epoch. */
 static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status *st) {
   char full[TDE_KEY_ID_MAX];
   tde_keydoc_asker who;
@@ -64,7 +68,6 @@ static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status 
   tde_keydoc_asker_of(c->doc, &who);
   tde_key_full_id(&c->protector, full);
   if (cls == TDE_OK) cls = tde_keydoc_wrap(c->inst, full, &who, c->info->uuid, dek, &b->wrap, st);
-  if (cls == TDE_OK) cls = tde_file_add_epoch(c->f, tde_keydoc_epoch(c->doc) + 1, dek, st);
   return cls;
 }
 
@@ -82,6 +85,8 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK && tde_keydoc_regenerating(c->doc)) {
     r->resumed = 1;
   } else if (rc == SQLITE_OK) {
+    b->f = c->f;
+    b->dek = dek;
     b->units = r->units;
     b->now = (int64_t)time(NULL);
     rc = tde_class_rc(prepare(c, dek, b, st));

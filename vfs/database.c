@@ -1166,6 +1166,11 @@ tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {
   tde_class c = f->db->keys ? tde_keys_add_epoch(f->db->keys, epoch, dek) : TDE_WRONG_KEY;
 
+  if (c == TDE_WRONG_KEY) {
+    return tde_fail(st, c, "close all connections to the database, and open it again",
+                    "%s: was replaced while it was open: epoch %u has another key here", path_of(f),
+                    (unsigned)epoch);
+  }
   if (c) return tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", path_of(f));
   return c;
 }

@@ -21,9 +21,12 @@
 #include "watch.h"
 
 /* The keys of one DEK epoch; secret memory. Wiped: dek is NULL. The nonce sources
-** outlive that: connections' AEADs refer to them. */
+** outlive that: connections' AEADs refer to them. stale: a header without this epoch
+** has been met since, an older one (the file was put back from a copy): if the epoch
+** comes again it may be another DEK. */
 typedef struct epoch_keys {
   uint32_t epoch;
+  int stale;
   uint8_t *dek;
   uint8_t *mac_key;
   uint8_t *role_key[TDE_ROLE_KEYS]; /* index role - 1 */
@@ -149,11 +152,16 @@ static tde_class derive_epoch(const uint8_t *uuid, uint32_t epoch, const uint8_t
   return c;
 }
 
-static epoch_keys *epoch_of(const tde_keys *k, uint32_t epoch) {
+static epoch_keys *any_epoch(const tde_keys *k, uint32_t epoch) {
   for (int i = 0; i < k->nepochs; i++) {
     if (k->epochs[i].epoch == epoch) return (epoch_keys *)&k->epochs[i];
   }
   return NULL;
+}
+
+static epoch_keys *epoch_of(const tde_keys *k, uint32_t epoch) {
+  epoch_keys *e = any_epoch(k, epoch);
+  return e && !e->stale ? e : NULL;
 }
 
 static int names_epoch(const tde_key_facts *facts, uint32_t epoch) {
@@ -181,10 +189,14 @@ static int retire_one(tde_keys *k) {
   return 0;
 }
 
-/* Takes the keys of `from` over; the lock is held, or nobody else has k. */
+/* Takes the keys of `from` over; the lock is held, or nobody else has k. The key of
+** an epoch is not replaced by another while somebody may use it (TDE_WRONG_KEY). */
 static tde_class install_epoch(tde_keys *k, epoch_keys *from) {
-  epoch_keys *e = epoch_of(k, from->epoch);
+  epoch_keys *e = any_epoch(k, from->epoch);
 
+  if (e && e->dek && !e->stale && !tde_equal(e->dek, from->dek, TDE_KEY_BYTES)) {
+    return TDE_WRONG_KEY;
+  }
   if (!e) {
     if (k->nepochs >= TDE_EPOCHS_MAX && !retire_one(k)) return TDE_CORRUPT;
     e = &k->epochs[k->nepochs];
@@ -199,11 +211,18 @@ static tde_class install_epoch(tde_keys *k, epoch_keys *from) {
     k->nepochs++;
   }
   wipe_epoch(e);
+  e->stale = 0;
   e->dek = from->dek;
   e->mac_key = from->mac_key;
   memcpy(e->role_key, from->role_key, sizeof(e->role_key));
   memset(from, 0, sizeof(*from));
   return TDE_OK;
+}
+
+static tde_class not_installed(tde_class c, tde_status *st) {
+  if (c == TDE_NOMEM) return tde_fail(st, c, NULL, "no memory for the database's key");
+  return tde_fail(st, c, "close all connections to the database, and open it again",
+                  "the file was replaced while it was open: its keys are not those in use here");
 }
 
 static void wipe_all(tde_keys *k) {
@@ -362,6 +381,10 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   k->header = *h;
   k->header.doc = doc;
   k->facts = *facts;
+  for (int i = 0; i < k->nepochs; i++) {
+    if (k->epochs[i].epoch > h->epoch && !names_epoch(facts, k->epochs[i].epoch))
+      k->epochs[i].stale = 1;
+  }
   return 1;
 }
 
@@ -475,7 +498,7 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
     tde_class c2 = install_epoch(k, &got->epochs[i]);
     if (c2) { /* not healed after all */
       wipe_all(k);
-      c = tde_fail(st, c2, NULL, "no memory for the database's key");
+      c = not_installed(c2, st);
       tde_lease_refused(&k->lease, c2, tde_now_ms(), &k->policy);
       act = TDE_LEASE_KEEP;
     }
@@ -508,6 +531,12 @@ static int same_text(const char *a, const char *b) {
   return strcmp(a ? a : "", b ? b : "") == 0;
 }
 
+/* Is the entry about this file? A copy of it that lies elsewhere has the same UUID and
+** DEK, and may get another protector and another DEK in the same epoch. */
+static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *params) {
+  return memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && same_text(k->params.path, params->path);
+}
+
 /* An idle entry whose check is overdue is as good as none: nobody looked after
 ** it meanwhile. */
 static int usable(const tde_keys *k) {
@@ -516,10 +545,9 @@ static int usable(const tde_keys *k) {
 
 /* A live entry that verified exactly this header before: nothing to parse and
 ** nothing to compute. With a reference; or NULL. */
-static tde_keys *find_known(const tde_header *h) {
+static tde_keys *find_known(const tde_header *h, const tde_key_params *params) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && usable(k) &&
-        memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0) {
+    if (is_of(k, h, params) && usable(k) && memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0) {
       take_ref(k);
       return k;
     }
@@ -535,12 +563,23 @@ static int has_all_epochs(const tde_keys *k, const tde_key_facts *facts) {
   return 1;
 }
 
+/* In use, by a file that has gone on to an epoch which this header does not know: not
+** the same file any more. */
+static int is_ahead(const tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
+  for (int i = 0; k->refs > 0 && i < k->nepochs; i++) {
+    const epoch_keys *e = &k->epochs[i];
+    if (e->epoch > h->epoch && !e->stale && !names_epoch(facts, e->epoch)) return 1;
+  }
+  return 0;
+}
+
 /* A live entry of this protector whose DEK verifies this header, with a
 ** reference; or NULL. */
-static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts) {
+static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
+                           const tde_key_params *params) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
     const epoch_keys *e;
-    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) != 0 || !usable(k)) continue;
+    if (!is_of(k, h, params) || !usable(k) || is_ahead(k, h, facts)) continue;
     if (!same_protector(&k->facts, facts) || !has_all_epochs(k, facts)) continue;
     e = epoch_of(k, h->epoch);
     if (!e || tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
@@ -555,8 +594,8 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts) {
 static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
                              const tde_key_params *params) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && !atomic_load(&k->live) &&
-        same_protector(&k->facts, facts) && same_text(k->params.instance, params->instance)) {
+    if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts) &&
+        same_text(k->params.instance, params->instance)) {
       return k;
     }
   }
@@ -640,7 +679,7 @@ static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status
   pthread_mutex_lock(&ring_lock);
   for (int i = 0; c == TDE_OK && i < got->n; i++) {
     c = install_epoch(k, &got->epochs[i]);
-    if (c) (void)tde_fail(st, c, NULL, "no memory for the database's key");
+    if (c) (void)not_installed(c, st);
   }
   if (c == TDE_OK) {
     tde_lease_begin(&k->lease, tde_now_ms(), &k->policy);
@@ -754,7 +793,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
   expire_idle();
-  *out = forced ? NULL : find_known(header);
+  *out = forced ? NULL : find_known(header, params);
   if (*out) *facts = (*out)->facts;
   pthread_mutex_unlock(&ring_lock);
   if (*out) return TDE_OK;
@@ -764,7 +803,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   if (c) return c;
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
-  *out = find_live(header, facts);
+  *out = find_live(header, facts, params);
   if (*out && forced) c = ask_live_now(*out, source, params->as_key, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   pthread_mutex_unlock(&ring_lock);
@@ -814,6 +853,13 @@ static int missing_epochs(const tde_keys *k, const tde_key_facts *facts,
   return n;
 }
 
+/* A stale epoch's key that verifies the header after all is this database's. */
+static void confirm_epoch(tde_keys *k, const tde_header *h) {
+  epoch_keys *e = any_epoch(k, h->epoch);
+
+  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;
+}
+
 /* Verifies the header with the entry's keys and takes it. The lock is held. */
 static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
                              int proved, tde_status *st) {
@@ -854,6 +900,7 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
+  confirm_epoch(keys, header);
   n = missing_epochs(keys, facts, lacking);
   pthread_mutex_unlock(&ring_lock);
   if (n) c = fetch(source, params, header, facts, lacking, n, &got, st);
@@ -861,7 +908,7 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   if (c == TDE_OK && !atomic_load(&keys->live)) c = not_live(keys, st);
   for (int i = 0; c == TDE_OK && i < got.n; i++) {
     c = install_epoch(keys, &got.epochs[i]);
-    if (c) (void)tde_fail(st, c, NULL, "no memory for the database's key");
+    if (c) (void)not_installed(c, st);
   }
   if (c == TDE_OK) c = take_header(keys, header, facts, proved, st);
   pthread_mutex_unlock(&ring_lock);
@@ -870,11 +917,14 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
 }
 
 tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek) {
-  epoch_keys e;
+  epoch_keys e, *left;
   tde_class c = derive_epoch(keys->uuid, epoch, dek, &e);
 
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
+  left = any_epoch(keys, epoch);
+  /* Of an attempt whose header was not written. */
+  if (left && !names_epoch(&keys->facts, epoch)) left->stale = 1;
   c = atomic_load(&keys->live) ? install_epoch(keys, &e) : not_live(keys, NULL);
   pthread_mutex_unlock(&ring_lock);
   wipe_epoch(&e);

@@ -1,13 +1,16 @@
 /*
 ** keyring.h: the DEKs that are live in this process.
 **
-** One entry per database UUID and protector, shared by every connection of the
-** process. A backup of the same database under an older protector is an entry of
-** its own: it asks for its own key. Invariants:
+** One entry per database file (UUID and path) and protector, shared by every
+** connection of the process. A copy of the file that lies elsewhere is an entry of its
+** own, and so is a backup put in its place under an older protector: it asks for its
+** own key. Invariants:
 **  - an entry's DEKs have verified the HMAC of the header they were fetched
 **    for; a lookup verifies the caller's header again;
 **  - no lock is held while a key service is asked; concurrent openers of one
 **    database wait for the one fetch and share its outcome;
+**  - an epoch's key is never replaced by another one while it may be in use: what
+**    was sealed under the one would be lost under the other;
 **  - key material stands in secret memory, and is copied or used under the ring's
 **    lock only: at the loss of a key it is wiped at once, whoever holds a
 **    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or when
