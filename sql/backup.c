@@ -131,21 +131,27 @@ static int write_once(raw_copy *k, tde_status *st) {
   if (cls == TDE_OK) cls = tde_keydoc_text(doc, &text, &n, st);
   tde_keydoc_free(doc);
   if (cls) return tde_class_rc(cls);
-  k->r = (tde_replica){text, n, &k->src, begin_read, end_read, on_progress, 0, 0, 0, 0};
+  k->r = (tde_replica){text, n, &k->src, begin_read, end_read, on_progress, NULL, 0, 0, 0, 0};
   rc = tde_replica_write(k->c->f, k->place.temp, &k->r, st);
   free(text);
   return rc;
+}
+
+/* SQLITE_BUSY: a unit that was copied may be under a DEK that the copy's document does
+** not name. */
+static int still_same_epochs(tde_change *c, tde_status *st) {
+  if (same_epochs(c)) return SQLITE_OK;
+  tde_fail(st, TDE_BUSY, "try again", "%s: its DEK changed while it was copied", c->info->path);
+  return SQLITE_BUSY;
 }
 
 /* Writes the file under its temporary name; it is the caller's to publish. */
 static int write_raw(raw_copy *k, tde_status *st) {
   int rc = write_once(k, st);
 
-  if (rc == SQLITE_OK && !same_epochs(k->c)) {
-    (void)unlink(k->place.temp);
-    tde_fail(st, TDE_BUSY, "try again", "%s: its DEK changed while it was copied",
-             k->c->info->path);
-    rc = SQLITE_BUSY;
+  if (rc == SQLITE_OK) {
+    rc = still_same_epochs(k->c, st);
+    if (rc) (void)unlink(k->place.temp);
   }
   return rc;
 }
@@ -437,6 +443,7 @@ typedef struct sync_work {
   backup_work b;
   const tde_options *o;
   char *path; /* full */
+  tde_change *c;
   const tde_keydoc *primary;
   uint32_t epochs[TDE_EPOCHS_MAX], current;
   int n;
@@ -528,6 +535,7 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
     cls = tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
                    "%s is not a secondary of this database", w->path);
   }
+  w->c = c;
   w->primary = c->doc;
   w->n = tde_keydoc_epochs(c->doc, w->epochs, TDE_EPOCHS_MAX);
   w->current = tde_keydoc_epoch(c->doc);
@@ -535,6 +543,11 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_keydoc_free(there);
   free(peek.doc);
   return tde_class_rc(cls);
+}
+
+static int confirm_epochs(void *ctx, tde_status *st) {
+  const sync_work *w = ctx;
+  return still_same_epochs(w->c, st);
 }
 
 static tde_json *sync_answer(const sync_work *w) {
@@ -558,7 +571,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
     const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
     w->src.db = w->b.db;
     w->src.schema = c->schema;
-    w->r = (tde_replica){NULL, 0, w, begin_read, end_read, on_progress, 0, 0, 0, 0};
+    w->r = (tde_replica){NULL, 0, w, begin_read, end_read, on_progress, confirm_epochs, 0, 0, 0, 0};
     tde_job_begin(&w->src.job, w->b.db, "sync-secondary", w->path);
     rc = tde_replica_sync(c->f, w->path, instance, before_units, after_units, &w->r, st);
     tde_job_end(&w->src.job);
@@ -607,8 +620,11 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
     w->b.db = sqlite3_context_db_handle(ctx);
     w->o = &o;
     w->path = full_path(path);
-    if (w->path) {
+    for (int i = 0; w->path && i < EPOCH_TRIES; i++) {
+      tde_json_free(w->b.answer);
+      w->b.answer = NULL;
       rc = tde_change_run(w->b.db, o.schema, "sync-secondary", sync_secondary, w, &st);
+      if (!rc || !is_epoch_change(&st)) break;
     }
   }
   if (rc) {

@@ -327,6 +327,7 @@ int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mu
     rc = lock_target(u.to);
     if (rc == SQLITE_OK) rc = tde_redo_settle(u.to, 1);
     if (rc == SQLITE_OK) rc = gather(&u);
+    if (rc == SQLITE_OK) rc = r->confirm(r->ctx, st);
     if (rc == SQLITE_OK) rc = apply(&u, before, after, st);
     if (u.log.lower && rc && !u.committed) (void)tde_redo_void(&u.log);
     tde_redo_close(&u.log);

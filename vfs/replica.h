@@ -17,6 +17,10 @@ typedef struct tde_replica {
   void (*end)(void *ctx);
   /* Units done of how many; other than 0 interrupts. */
   int (*progress)(void *ctx, uint64_t done, uint64_t all);
+  /* For tde_replica_sync, when the units are gathered and the copy is not touched yet:
+  ** are the database's DEK epochs those that the key document was made for? An SQLite
+  ** code; st tells. */
+  int (*confirm)(void *ctx, tde_status *st);
   /* Out. */
   uint64_t units, changed, size;
   int wal; /* the source is in WAL mode */
