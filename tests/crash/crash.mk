@@ -42,6 +42,16 @@ check-kill: $(CRASH_OUT)/kill ## kill -9 of writers and readers, ROUNDS=1000 tim
 check-kill-smoke: $(CRASH_OUT)/kill ## the same, 20 rounds
 	$(Q)$(CRASH_OUT)/kill -n 20
 
+$(CRASH_OUT)/race: $(CRASH_OUT)/race.o $(STATIC_OBJ)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
+
+.PHONY: check-race check-race-smoke
+check-race: $(CRASH_OUT)/race ## another process acts at every call of an operation
+	$(Q)$(CRASH_OUT)/race
+
+check-race-smoke: $(CRASH_OUT)/race ## the same, at some of the calls
+	$(Q)$(CRASH_OUT)/race -c 6
+
 # The product as one object, its allocations and its clock renamed to those of
 # faults.c.
 CRASH_RENAMED := malloc calloc realloc strdup clock_gettime

@@ -81,6 +81,16 @@ MUTANTS = [
      "    rc = sqlite3_finalize(s->hold);\n    s->hold = NULL;\n  }\n  return rc;",
      "    rc = sqlite3_reset(s->hold);\n  }\n  return rc;",
      "faults -s backup -f read"),
+    ("measured-too-early", "vfs/snapshot.c",
+     "take_wal(&s);\n  if (rc == SQLITE_OK) rc = measure(&s);\n  if (rc == SQLITE_OK && s.frame_of) {",
+     "measure(&s);\n  if (rc == SQLITE_OK && f->db->shm_open) rc = take_wal(&s);\n"
+     "  if (rc == SQLITE_OK && !f->db->shm_open) rc = measure(&s);\n"
+     "  if (rc == SQLITE_OK && s.frame_of) {",
+     "race -s backup -w wal -m c.P"),
+    ("key-of-another-copy", "vfs/keyring.c",
+     "  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;\n",
+     "  if (e && e->dek && e->stale) e->stale = 0;\n",
+     "race -s dek -w delete -m dvP"),
 ]
 
 

@@ -1,0 +1,650 @@
+/*
+** race.c: another process acts at every single call of an operation.
+**
+** An operation of this process (a job) runs on the real VFS, with a VFS of ours
+** between it and the shim that counts the calls. At call number k the rival, a
+** process of its own with a connection to the same database, makes its move (a
+** commit, a checkpoint, a VACUUM, another protector) while the job waits in that
+** call, or one part of it there and the other some calls later; k grows until the
+** job is over before it. Where locks keep the rival out it reports so, and the job
+** goes on. After each:
+**
+**  - the job succeeded, or was told to come again;
+**  - what it read is one state, and what it wrote is one state between the one it
+**    began in and the last;
+**  - every transaction of either process that was reported done is there,
+**    integrity_check and tde_verify() are clean.
+**
+** The rival is forked before SQLite is used here, and reached by a pipe.
+*/
+#include <getopt.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sqlite3.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../../ext/tde.h"
+#include "../../vfs/watch.h"
+
+#define PATIENCE_MS 60000 /* a rival that does not answer hangs */
+
+typedef struct job {
+  const char *name, *sql;
+  const char *makes; /* the file that it makes or changes, or NULL */
+} job;
+
+/* The parts of a job are statements of one connection; SEEN is looked at. */
+#define SEEN \
+  "SELECT (SELECT count(*) FROM t), (SELECT rows FROM n), (SELECT sum(length(pad)) FROM t)"
+static const job jobs[] = {
+    {"read", SEEN, NULL},
+    {"read-twice", "BEGIN; " SEEN "; " SEEN "; COMMIT", NULL},
+    {"write",
+     "BEGIN IMMEDIATE; INSERT INTO t(pad) VALUES(randomblob(900)),(randomblob(900));"
+     "UPDATE n SET rows=rows+2; COMMIT",
+     NULL},
+    {"vacuum", "VACUUM", NULL},
+    {"checkpoint", "PRAGMA wal_checkpoint(TRUNCATE)", NULL},
+    {"verify", "SELECT tde_verify()", NULL},
+    {"status", "SELECT tde_status(), tde_keylist()", NULL},
+    {"backup", "SELECT tde_backup('%q')", "out.bak"},
+    {"copy", "SELECT tde_copy('%q')", "out.db"},
+    {"secondary", "SELECT tde_create_secondary('%q')", "out.db"},
+    {"sync", "SELECT tde_sync_secondary('%q')", "second.db"},
+    {"protector", "SELECT tde_set_protector('local:second')", NULL},
+    {"dek", "SELECT tde_rotate_dek()", NULL},
+};
+#define NJOBS (int)(sizeof(jobs) / sizeof(jobs[0]))
+
+/* What the rival does, one letter each: c commits and lets the file grow, d deletes
+** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK. What follows the
+** point is done up to GAP calls later, at each. */
+#define GAP 24
+static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k", "Pck", "cg", "c.P", "T.c"};
+#define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
+static const char *const journals[] = {"delete", "wal"};
+
+/* Shared with the rival. */
+typedef struct board {
+  char journal[8], move[8];
+  long commits; /* rows that the rival's reported commits added, net */
+  int busy;     /* parts of the move that were refused as busy */
+  char complaint[700];
+} board;
+
+static board *shared;
+static char root[256], path[300], base[300];
+static int verbose, to_rival[2], from_rival[2];
+static char why[900];
+
+static void fail(char *out, size_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void fail(char *out, size_t n, const char *fmt, ...) {
+  va_list ap;
+
+  if (out[0]) return; /* the first counts */
+  va_start(ap, fmt);
+  (void)vsnprintf(out, n, fmt, ap);
+  va_end(ap);
+}
+#define COMPLAIN(...) fail(shared->complaint, sizeof(shared->complaint), __VA_ARGS__)
+#define FAIL(...) fail(why, sizeof(why), __VA_ARGS__)
+
+/* What a crowd may be told: come again. */
+static int passing(sqlite3 *db) {
+  static const char *const words[] = {"try again", "others write", "RotationPending", "locked"};
+  int rc = sqlite3_errcode(db) & 0xff;
+
+  if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED || rc == SQLITE_PROTOCOL) return 1;
+  for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+    if (strstr(sqlite3_errmsg(db), words[i])) return 1;
+  }
+  return 0;
+}
+
+static void log_line(void *p, int code, const char *text) {
+  (void)p;
+  if (verbose > 1) (void)fprintf(stderr, "    [%d] log (%d) %s\n", (int)getpid(), code, text);
+}
+
+static void quiet_start(void) {
+  (void)sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
+  (void)sqlite3_config(SQLITE_CONFIG_URI, 1);
+  if (tde_register()) abort();
+  tde_watch_forbid(); /* calls are counted: nobody else's among them */
+}
+
+static int connect_to(const char *file, const char *below, sqlite3 **db) {
+  char uri[500];
+
+  (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde%s%s", file, below ? "&tde_base=" : "",
+                 below ? below : "");
+  return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
+                         NULL);
+}
+
+/* ---- the rival ---- */
+
+static const char *sql_of(char letter) {
+  switch (letter) {
+    case 'c':
+      return "BEGIN IMMEDIATE; WITH RECURSIVE i(k) AS (SELECT 1 UNION ALL SELECT k+1 FROM i "
+             "WHERE k<40) INSERT INTO t(pad) SELECT randomblob(900) FROM i;"
+             "UPDATE n SET rows=rows+40; COMMIT";
+    case 'd':
+      return "BEGIN IMMEDIATE; DELETE FROM t WHERE id>10; UPDATE n SET rows=10; COMMIT";
+    case 'v':
+      return "VACUUM";
+    case 'P':
+      return "PRAGMA wal_checkpoint(PASSIVE)";
+    case 'T':
+      return "PRAGMA wal_checkpoint(TRUNCATE)";
+    case 'g':
+      return "SELECT tde_rotate_dek()";
+    case 'k':
+      return "SELECT tde_set_protector('local:third')";
+    default:
+      return "";
+  }
+}
+
+static int rival_does(sqlite3 *db, char letter) {
+  int rc = sqlite3_exec(db, sql_of(letter), NULL, NULL, NULL);
+
+  if (rc == SQLITE_OK) {
+    if (letter == 'c') shared->commits += 40;
+    return rc;
+  }
+  if (passing(db)) {
+    shared->busy++;
+  } else {
+    COMPLAIN("the rival's %c: %s (%d)", letter, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
+  }
+  if (!sqlite3_get_autocommit(db)) (void)sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+  return rc;
+}
+
+/* SQLite waits 10 s for one that stands still with the lock of a restarted log, as the
+** job does here, and says SQLITE_PROTOCOL then. Not so long. */
+static int no_sleep(sqlite3_vfs *v, int us) {
+  (void)v;
+  return us;
+}
+
+/* Opens, and leaves frames in the log that are not in the database file. */
+static sqlite3 *rival_opens(void) {
+  sqlite3 *db = NULL;
+  char sql[100];
+
+  if (connect_to(path, NULL, &db)) COMPLAIN("the rival's open: %s", sqlite3_errmsg(db));
+  (void)snprintf(sql, sizeof(sql),
+                 "PRAGMA synchronous=OFF; PRAGMA journal_mode=%s; "
+                 "PRAGMA wal_autocheckpoint=0",
+                 shared->journal);
+  if (sqlite3_exec(db, sql, NULL, NULL, NULL)) COMPLAIN("%s: %s", sql, sqlite3_errmsg(db));
+  (void)rival_does(db, 'c');
+  return db;
+}
+
+static void rival(void) {
+  sqlite3 *db = NULL;
+  char order;
+
+  quiet_start();
+  sqlite3_vfs_find("unix")->xSleep = no_sleep;
+  while (read(to_rival[0], &order, 1) == 1) {
+    if (order == 'O') db = rival_opens();
+    for (const char *p = shared->move; order == 'M' && *p; p++) {
+      /* d replaces what was there: only whole is it counted. */
+      if (rival_does(db, *p) == SQLITE_OK && *p == 'd') shared->commits = -1;
+    }
+    if (order == 'X') {
+      if (sqlite3_close(db)) COMPLAIN("the rival's close: %s", sqlite3_errmsg(db));
+      db = NULL;
+    }
+    if (write(from_rival[1], &order, 1) != 1) break;
+  }
+  _exit(0);
+}
+
+static void tell(char order) {
+  struct pollfd p = {from_rival[0], POLLIN, 0};
+  char answer;
+
+  if (write(to_rival[1], &order, 1) != 1 || poll(&p, 1, PATIENCE_MS) != 1 ||
+      read(from_rival[0], &answer, 1) != 1) {
+    (void)printf("the rival hangs or died; its move: %s\n0 passed, 1 failed, 0 skipped\n",
+                 shared->move);
+    exit(1);
+  }
+}
+
+/* ---- the VFS below the shim: counts the calls of the job ---- */
+
+static struct {
+  long at, gap, count;
+  const char *move;
+  int fired;
+  pthread_t who;
+} trap;
+
+static void count_call(void) {
+  const char *rest = trap.move ? strchr(trap.move, '.') : NULL;
+
+  if (!trap.at || !pthread_equal(trap.who, pthread_self())) return;
+  trap.count++;
+  if (trap.count == trap.at) {
+    int n = rest ? (int)(rest - trap.move) : (int)strlen(trap.move);
+    (void)snprintf(shared->move, sizeof(shared->move), "%.*s", n, trap.move);
+  } else if (rest && trap.count == trap.at + trap.gap) {
+    (void)snprintf(shared->move, sizeof(shared->move), "%s", rest + 1);
+  } else {
+    return;
+  }
+  trap.fired = 1;
+  tell('M');
+}
+
+typedef struct trap_file {
+  sqlite3_file base;
+  sqlite3_file *real;
+} trap_file;
+
+#define REAL(f) (((trap_file *)(f))->real)
+#define CALL(f, m, ...) (count_call(), REAL(f)->pMethods->m(REAL(f), ##__VA_ARGS__))
+
+static int trap_close(sqlite3_file *f) {
+  return CALL(f, xClose);
+}
+static int trap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 o) {
+  return CALL(f, xRead, b, n, o);
+}
+static int trap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 o) {
+  return CALL(f, xWrite, b, n, o);
+}
+static int trap_truncate(sqlite3_file *f, sqlite3_int64 n) {
+  return CALL(f, xTruncate, n);
+}
+static int trap_sync(sqlite3_file *f, int flags) {
+  return CALL(f, xSync, flags);
+}
+static int trap_size(sqlite3_file *f, sqlite3_int64 *n) {
+  return CALL(f, xFileSize, n);
+}
+static int trap_lock(sqlite3_file *f, int l) {
+  return CALL(f, xLock, l);
+}
+static int trap_unlock(sqlite3_file *f, int l) {
+  return CALL(f, xUnlock, l);
+}
+static int trap_check(sqlite3_file *f, int *o) {
+  return CALL(f, xCheckReservedLock, o);
+}
+static int trap_control(sqlite3_file *f, int op, void *p) {
+  return REAL(f)->pMethods->xFileControl(REAL(f), op, p);
+}
+static int trap_sector(sqlite3_file *f) {
+  return REAL(f)->pMethods->xSectorSize(REAL(f));
+}
+static int trap_traits(sqlite3_file *f) {
+  return REAL(f)->pMethods->xDeviceCharacteristics(REAL(f));
+}
+static int trap_shm_map(sqlite3_file *f, int i, int n, int x, void volatile **p) {
+  return CALL(f, xShmMap, i, n, x, p);
+}
+static int trap_shm_lock(sqlite3_file *f, int o, int n, int flags) {
+  return CALL(f, xShmLock, o, n, flags);
+}
+static void trap_barrier(sqlite3_file *f) {
+  CALL(f, xShmBarrier);
+}
+static int trap_shm_unmap(sqlite3_file *f, int d) {
+  return CALL(f, xShmUnmap, d);
+}
+static int trap_fetch(sqlite3_file *f, sqlite3_int64 o, int n, void **p) {
+  return CALL(f, xFetch, o, n, p);
+}
+static int trap_unfetch(sqlite3_file *f, sqlite3_int64 o, void *p) {
+  return CALL(f, xUnfetch, o, p);
+}
+
+static const sqlite3_io_methods trap_methods = {
+    3,           trap_close,   trap_read,     trap_write,   trap_truncate,  trap_sync,
+    trap_size,   trap_lock,    trap_unlock,   trap_check,   trap_control,   trap_sector,
+    trap_traits, trap_shm_map, trap_shm_lock, trap_barrier, trap_shm_unmap, trap_fetch,
+    trap_unfetch};
+
+static sqlite3_vfs trap_vfs, *unix_vfs;
+
+static int trap_open(sqlite3_vfs *v, const char *name, sqlite3_file *f, int flags, int *out) {
+  trap_file *t = (trap_file *)f;
+  int rc;
+
+  (void)v;
+  count_call();
+  t->real = (sqlite3_file *)(t + 1);
+  rc = unix_vfs->xOpen(unix_vfs, name, t->real, flags, out);
+  t->base.pMethods = t->real->pMethods ? &trap_methods : NULL;
+  return rc;
+}
+
+static int trap_delete(sqlite3_vfs *v, const char *name, int dir) {
+  (void)v;
+  count_call();
+  return unix_vfs->xDelete(unix_vfs, name, dir);
+}
+
+static int trap_access(sqlite3_vfs *v, const char *name, int flags, int *out) {
+  (void)v;
+  count_call();
+  return unix_vfs->xAccess(unix_vfs, name, flags, out);
+}
+
+static void trap_register(void) {
+  unix_vfs = sqlite3_vfs_find("unix");
+  trap_vfs = *unix_vfs;
+  trap_vfs.zName = "trap";
+  trap_vfs.pNext = NULL;
+  trap_vfs.szOsFile = (int)sizeof(trap_file) + unix_vfs->szOsFile;
+  trap_vfs.xOpen = trap_open;
+  trap_vfs.xDelete = trap_delete;
+  trap_vfs.xAccess = trap_access;
+  (void)sqlite3_vfs_register(&trap_vfs, 0);
+}
+
+/* ---- the job ---- */
+
+/* A row of SEEN is one state; of others the first column may tell of damage. */
+static int see(void *p, int n, char **value, char **name) {
+  (void)p;
+  if (n == 3 && strstr(name[1], "rows")) {
+    long rows = value[0] ? strtol(value[0], NULL, 10) : -1;
+    if (!value[1] || rows != strtol(value[1], NULL, 10) || !value[2] ||
+        strtol(value[2], NULL, 10) != rows * 900)
+      FAIL("two states at once: %s rows, %s counted, %s bytes", value[0], value[1],
+           value[2] ? value[2] : "no");
+  } else if (value[0] && strstr(value[0], "\"ok\":false")) {
+    FAIL("%.400s", value[0]);
+  }
+  return 0;
+}
+
+static void look(sqlite3 *db, const char *sql, const char *when) {
+  if (sqlite3_exec(db, sql, see, NULL, NULL) && !passing(db))
+    FAIL("%s: %.60s: %s (%d)", when, sql, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
+}
+
+static long rows_in(sqlite3 *db) {
+  sqlite3_stmt *q = NULL;
+  long n = -1;
+
+  if (sqlite3_prepare_v2(db, "SELECT rows FROM n", -1, &q, NULL) == SQLITE_OK &&
+      sqlite3_step(q) == SQLITE_ROW)
+    n = (long)sqlite3_column_int64(q, 0);
+  (void)sqlite3_finalize(q);
+  return n;
+}
+
+/* Whole, and one state? at_least, at_most: the rows that it may have. */
+static void inspect(const char *file, long at_least, long at_most) {
+  sqlite3 *db = NULL;
+  sqlite3_stmt *q = NULL;
+  const char *text;
+  long n;
+
+  if (connect_to(file, NULL, &db)) FAIL("%s: %s", file, sqlite3_errmsg(db));
+  look(db, SEEN, file);
+  look(db, "SELECT tde_verify()", file);
+  if (sqlite3_prepare_v2(db, "PRAGMA integrity_check", -1, &q, NULL) ||
+      sqlite3_step(q) != SQLITE_ROW) {
+    FAIL("%s: %s", file, sqlite3_errmsg(db));
+  } else if (text = (const char *)sqlite3_column_text(q, 0), !text || strcmp(text, "ok")) {
+    FAIL("%s: integrity_check: %s", file, text ? text : "nothing");
+  }
+  (void)sqlite3_finalize(q);
+  n = rows_in(db);
+  if (n < at_least || n > at_most) FAIL("%s: %ld rows, not %ld to %ld", file, n, at_least, at_most);
+  if (sqlite3_close(db)) FAIL("%s: could not be closed", file);
+}
+
+static void remove_files(void) {
+  static const char *const names[] = {"app.db", "out.bak", "out.db"};
+  static const char *const suffix[] = {"", "-journal", "-wal", "-shm", "-tdelog"};
+  char name[400];
+
+  for (int i = 0; i < 3; i++) {
+    for (int k = 0; k < 5; k++) {
+      (void)snprintf(name, sizeof(name), "%s/%s%s", root, names[i], suffix[k]);
+      (void)unlink(name);
+    }
+  }
+}
+
+static int copy_file(const char *from, const char *to) {
+  FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+  char b[65536];
+  size_t n;
+  int bad = !in || !out;
+
+  while (!bad && (n = fread(b, 1, sizeof(b), in)) > 0) bad = fwrite(b, 1, n, out) != n;
+  if (in) (void)fclose(in);
+  if (out && fclose(out)) bad = 1;
+  return bad;
+}
+
+/* The database that each race begins with, and a secondary of it that is behind. */
+static void make_base(void) {
+  sqlite3 *db = NULL;
+  char *sql = sqlite3_mprintf(
+      "SELECT tde_instance_new_key('second'), tde_instance_new_key('third');"
+      "PRAGMA page_size=4096; CREATE TABLE t(id INTEGER PRIMARY KEY, pad); CREATE TABLE n(rows);"
+      "INSERT INTO n VALUES(60); WITH RECURSIVE i(k) AS (SELECT 1 UNION ALL SELECT k+1 FROM i "
+      "WHERE k<60) INSERT INTO t(pad) SELECT randomblob(900) FROM i;"
+      "SELECT tde_create_secondary('%q/second.base');"
+      "UPDATE t SET pad=randomblob(900) WHERE id%%9=0",
+      root);
+  int rc = connect_to(base, NULL, &db);
+
+  if (rc == SQLITE_OK) rc = sqlite3_exec(db, sql, NULL, NULL, NULL);
+  if (rc) FAIL("preparation: %s", sqlite3_errmsg(db));
+  sqlite3_free(sql);
+  (void)sqlite3_close(db);
+}
+
+static sqlite3 *begin(const char *journal) {
+  char second[300], second_base[300];
+  sqlite3 *db = NULL;
+
+  remove_files();
+  (void)snprintf(second, sizeof(second), "%s/second.db", root);
+  (void)snprintf(second_base, sizeof(second_base), "%s/second.base", root);
+  if (copy_file(base, path) || copy_file(second_base, second)) FAIL("a copy failed");
+  (void)snprintf(shared->journal, sizeof(shared->journal), "%s", journal);
+  shared->commits = 0;
+  tell('O');
+  if (connect_to(path, "trap", &db)) FAIL("open: %s", sqlite3_errmsg(db));
+  look(db, "PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=10", "open");
+  look(db, SEEN, "before");
+  return db;
+}
+
+/* Runs the job with the rival's move at call k. Its code. */
+static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap) {
+  char *sql = sqlite3_mprintf(j->sql, file);
+  int rc;
+
+  trap.who = pthread_self();
+  trap.count = 0;
+  trap.fired = 0;
+  trap.gap = gap;
+  trap.at = k;
+  rc = sqlite3_exec(db, sql, see, NULL, NULL);
+  trap.at = 0;
+  if (rc && !passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
+  if (rc && verbose) (void)fprintf(stderr, "    %s: %s\n", j->name, sqlite3_errmsg(db));
+  if (!sqlite3_get_autocommit(db)) (void)sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+  sqlite3_free(sql);
+  return rc;
+}
+
+/* One race. 1: the move came while the job was at work. */
+static int race(const job *j, const char *journal, const char *move, long k, long gap) {
+  char file[400];
+  sqlite3 *db;
+  long first = 100, last; /* what rival_opens left */
+  int rc;
+
+  why[0] = shared->complaint[0] = 0;
+  trap.move = move;
+  (void)snprintf(file, sizeof(file), "%s/%s", root, j->makes ? j->makes : "app.db");
+  db = begin(journal);
+  rc = perform(db, j, file, k, gap);
+  look(db, SEEN, "afterwards");
+  last = rows_in(db);
+  if (shared->commits >= 0) {
+    long want = 60 + shared->commits + (rc == SQLITE_OK && strcmp(j->name, "write") == 0 ? 2 : 0);
+    if (last != want) FAIL("%ld rows afterwards; %ld were committed", last, want);
+  }
+  if (sqlite3_close(db)) FAIL("could not be closed");
+  tell('X');
+  if (shared->complaint[0]) FAIL("%s", shared->complaint);
+  inspect(path, last, last);
+  if (j->makes && rc == SQLITE_OK)
+    inspect(file, first < last ? first : last, first < last ? last : first);
+  if (j->makes && rc && strcmp(j->name, "sync") && access(file, F_OK) == 0)
+    FAIL("the job failed, and %s is there", j->makes);
+  return trap.fired;
+}
+
+/* ---- all of them ---- */
+
+static struct {
+  const char *job, *journal, *move;
+  long k, gap;
+  int coarse;
+} opt;
+
+static long passed, failures, refused;
+
+/* One race, counted and reported. */
+static int run_one(const job *j, const char *journal, const char *move, long k, long gap) {
+  int fired;
+
+  shared->busy = 0;
+  fired = race(j, journal, move, k, gap);
+  refused += shared->busy > 0;
+  if (!why[0]) {
+    passed++;
+    return fired;
+  }
+  failures++;
+  (void)printf(
+      "FAIL %s, %s, the rival's move %s at call %ld: %s\n"
+      "  again: race -s %s -w %s -m %s -k %ld -g %ld\n",
+      j->name, journal, move, k, why, j->name, journal, move, k, gap);
+  (void)fflush(stdout);
+  return fired;
+}
+
+static void sweep(const job *j, const char *journal, const char *move) {
+  long k = opt.k ? opt.k : 1, before = passed;
+  int fired = 1;
+
+  while (fired && failures < 20) {
+    long gap = opt.gap ? opt.gap : 1, last = strchr(move, '.') && !opt.gap ? GAP : gap;
+    for (; gap <= last; gap += 1 + 2 * opt.coarse) fired = run_one(j, journal, move, k, gap);
+    if (opt.k) break;
+    k += 1 + opt.coarse * (1 + k / 16);
+  }
+  if (verbose)
+    (void)fprintf(stderr, "%-12s %-8s %-6s %ld\n", j->name, journal, move, passed - before);
+}
+
+static int prepare(void) {
+  const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
+  char instance[300];
+  pid_t pid;
+
+  (void)snprintf(root, sizeof(root), "%s/tde-race-XXXXXX", parent ? parent : "/tmp");
+  if (!mkdtemp(root)) return 1;
+  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
+  (void)snprintf(path, sizeof(path), "%s/app.db", root);
+  (void)snprintf(base, sizeof(base), "%s/base.db", root);
+  shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED || mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
+      pipe(to_rival) || pipe(from_rival))
+    return 1;
+  pid = fork();
+  if (pid == 0) {
+    (void)close(to_rival[1]);
+    rival();
+  }
+  quiet_start();
+  trap_register();
+  make_base();
+  return pid < 0 || why[0];
+}
+
+static void clean(void) {
+  char *const argv[] = {"rm", "-rf", root, NULL};
+  pid_t pid = fork();
+
+  if (pid == 0) {
+    (void)execv("/bin/rm", argv);
+    _exit(1);
+  }
+  (void)waitpid(pid, NULL, 0);
+}
+
+static int options(int argc, char **argv) {
+  int c;
+
+  while ((c = getopt(argc, argv, "s:w:m:k:g:c:v")) != -1) {
+    if (c == 's') opt.job = optarg;
+    if (c == 'w') opt.journal = optarg;
+    if (c == 'm') opt.move = optarg;
+    if (c == 'k') opt.k = strtol(optarg, NULL, 10);
+    if (c == 'g') opt.gap = strtol(optarg, NULL, 10);
+    if (c == 'c') opt.coarse = (int)strtol(optarg, NULL, 10);
+    if (c == 'v') verbose++;
+    if (c == '?') {
+      (void)fprintf(
+          stderr,
+          "usage: race [-s job] [-w delete|wal] [-m move] [-k call] [-g gap] [-c coarse] [-v]\n");
+      return 1;
+    }
+  }
+  return 0;
+}
+
+int main(int argc, char **argv) {
+  if (options(argc, argv)) return 2;
+  if (prepare()) {
+    (void)fprintf(stderr, "race: %s\n", why[0] ? why : "the preparation failed");
+    return 2;
+  }
+  for (int j = 0; j < NJOBS; j++) {
+    for (int w = 0; w < 2; w++) {
+      for (int m = 0; m < NMOVES; m++) {
+        if ((opt.job && strcmp(opt.job, jobs[j].name)) ||
+            (opt.journal && strcmp(opt.journal, journals[w])) ||
+            (opt.move && strcmp(opt.move, moves[m])))
+          continue;
+        sweep(&jobs[j], journals[w], moves[m]);
+      }
+    }
+  }
+  (void)close(to_rival[1]);
+  (void)wait(NULL);
+  clean();
+  if (verbose) (void)fprintf(stderr, "moves refused in part: %ld\n", refused);
+  (void)printf("%ld passed, %ld failed, 0 skipped\n", passed, failures);
+  return failures != 0;
+}
