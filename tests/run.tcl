@@ -12,7 +12,7 @@ set ::here [file dirname [file normalize [info script]]]
 set ::so [expr {[info exists ::env(TDE_SO)] ? $::env(TDE_SO)
                                             : [file join [file dirname $::here] build tde.so]}]
 set ::jobs 2
-set ::limit 240
+set ::limit 600
 set ::patterns {}
 
 for {set i 0} {$i < $argc} {incr i} {
