@@ -24,7 +24,7 @@ typedef struct fuzz_target {
 } fuzz_target;
 
 extern const fuzz_target fuzz_slot, fuzz_prefix, fuzz_unit, fuzz_keydoc, fuzz_json, fuzz_keyid,
-    fuzz_instance, fuzz_text, fuzz_db;
+    fuzz_instance, fuzz_service, fuzz_text, fuzz_db;
 
 /* A rule that does not hold: says so and aborts, which either program reports
 ** together with the input. */

@@ -6,7 +6,7 @@
 # for all, with any compiler. Variables: FUZZ_SECONDS (of each target), FUZZ_ONLY
 # (target names), FUZZ_RUNS and FUZZ_SEED (the smoke part).
 FUZZ_OUT := $(BUILD)/fuzz
-FUZZ_TARGETS := slot prefix unit keydoc json keyid instance text db
+FUZZ_TARGETS := slot prefix unit keydoc json keyid instance service text db
 FUZZ_CLANG ?= clang
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= 2000

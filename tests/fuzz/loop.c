@@ -20,9 +20,9 @@
 
 #include "fuzz.h"
 
-static const fuzz_target *const targets[] = {&fuzz_slot,     &fuzz_prefix, &fuzz_unit,
-                                             &fuzz_keydoc,   &fuzz_json,   &fuzz_keyid,
-                                             &fuzz_instance, &fuzz_text,   &fuzz_db};
+static const fuzz_target *const targets[] = {
+    &fuzz_slot,  &fuzz_prefix,   &fuzz_unit,    &fuzz_keydoc, &fuzz_json,
+    &fuzz_keyid, &fuzz_instance, &fuzz_service, &fuzz_text,   &fuzz_db};
 #define NTARGETS (sizeof(targets) / sizeof(targets[0]))
 
 /* A run takes milliseconds. */

@@ -42,7 +42,7 @@ count() {
 max_len() {
   case $1 in
     slot) echo 512 ;; prefix | db) echo 160 ;; unit | text) echo 256 ;;
-    keydoc) echo 4096 ;; keyid) echo 600 ;; *) echo 1024 ;;
+    keydoc | service) echo 4096 ;; keyid) echo 600 ;; *) echo 1024 ;;
   esac
 }
 
