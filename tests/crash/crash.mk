@@ -45,12 +45,18 @@ check-kill-smoke: $(CRASH_OUT)/kill ## the same, 20 rounds
 $(CRASH_OUT)/race: $(CRASH_OUT)/race.o $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
-.PHONY: check-race check-race-smoke
+.PHONY: check-race check-race-smoke check-race-threads check-race-threads-smoke
 check-race: $(CRASH_OUT)/race ## another process acts at every call of an operation
 	$(Q)$(CRASH_OUT)/race
 
 check-race-smoke: $(CRASH_OUT)/race ## the same, at some of the calls
 	$(Q)$(CRASH_OUT)/race -c 6
+
+check-race-threads: $(CRASH_OUT)/race ## another thread does
+	$(Q)$(CRASH_OUT)/race -t
+
+check-race-threads-smoke: $(CRASH_OUT)/race ## the same, at some of the calls
+	$(Q)$(CRASH_OUT)/race -t -c 9
 
 # The product as one object, its allocations and its clock renamed to those of
 # faults.c.

@@ -15,7 +15,10 @@
 **  - every transaction of either process that was reported done is there,
 **    integrity_check and tde_verify() are clean.
 **
-** The rival is forked before SQLite is used here, and reached by a pipe.
+** The rival is forked before SQLite is used here, and reached by a pipe. With -t it
+** is a thread of this process: it meets the job's locks and keys in memory, too. What
+** holds a mutex while it waits for the disk keeps it out; the job goes on then, and the
+** rival's move comes when it can.
 */
 #include <getopt.h>
 #include <poll.h>
@@ -35,6 +38,7 @@
 #include "../../vfs/watch.h"
 
 #define PATIENCE_MS 60000 /* a rival that does not answer hangs */
+#define MUTEX_MS 200      /* a thread may be kept out for as long as the job waits */
 
 typedef struct job {
   const char *name, *sql;
@@ -82,7 +86,7 @@ typedef struct board {
 
 static board *shared;
 static char root[256], path[300], base[300];
-static int verbose, to_rival[2], from_rival[2];
+static int verbose, threads, to_rival[2], from_rival[2];
 static char why[900];
 
 static void fail(char *out, size_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -114,10 +118,18 @@ static void log_line(void *p, int code, const char *text) {
   if (verbose > 1) (void)fprintf(stderr, "    [%d] log (%d) %s\n", (int)getpid(), code, text);
 }
 
+/* SQLite waits 10 s for one that stands still with the lock of a restarted log, as the
+** job does here, and says SQLITE_PROTOCOL then. Not so long. */
+static int no_sleep(sqlite3_vfs *v, int us) {
+  (void)v;
+  return us;
+}
+
 static void quiet_start(void) {
   (void)sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
   (void)sqlite3_config(SQLITE_CONFIG_URI, 1);
   if (tde_register()) abort();
+  sqlite3_vfs_find("unix")->xSleep = no_sleep;
   tde_watch_forbid(); /* calls are counted: nobody else's among them */
 }
 
@@ -171,13 +183,6 @@ static int rival_does(sqlite3 *db, char letter) {
   return rc;
 }
 
-/* SQLite waits 10 s for one that stands still with the lock of a restarted log, as the
-** job does here, and says SQLITE_PROTOCOL then. Not so long. */
-static int no_sleep(sqlite3_vfs *v, int us) {
-  (void)v;
-  return us;
-}
-
 /* Opens, and leaves frames in the log that are not in the database file. */
 static sqlite3 *rival_opens(void) {
   sqlite3 *db = NULL;
@@ -197,8 +202,6 @@ static void rival(void) {
   sqlite3 *db = NULL;
   char order;
 
-  quiet_start();
-  sqlite3_vfs_find("unix")->xSleep = no_sleep;
   while (read(to_rival[0], &order, 1) == 1) {
     if (order == 'O') db = rival_opens();
     for (const char *p = shared->move; order == 'M' && *p; p++) {
@@ -211,19 +214,35 @@ static void rival(void) {
     }
     if (write(from_rival[1], &order, 1) != 1) break;
   }
-  _exit(0);
 }
 
-static void tell(char order) {
+static void *rival_thread(void *p) {
+  rival();
+  return p;
+}
+
+static int awaited; /* an answer of the rival's is still to come */
+
+static int hear(int ms) {
   struct pollfd p = {from_rival[0], POLLIN, 0};
   char answer;
 
-  if (write(to_rival[1], &order, 1) != 1 || poll(&p, 1, PATIENCE_MS) != 1 ||
-      read(from_rival[0], &answer, 1) != 1) {
-    (void)printf("the rival hangs or died; its move: %s\n0 passed, 1 failed, 0 skipped\n",
-                 shared->move);
-    exit(1);
-  }
+  if (!awaited) return 1;
+  if (poll(&p, 1, ms) != 1 || read(from_rival[0], &answer, 1) != 1) return 0;
+  awaited = 0;
+  return 1;
+}
+
+static void hangs(void) {
+  (void)printf("the rival hangs or died; its move: %s\n0 passed, 1 failed, 0 skipped\n",
+               shared->move);
+  exit(1);
+}
+
+static void tell(char order) {
+  if (!hear(PATIENCE_MS) || write(to_rival[1], &order, 1) != 1) hangs();
+  awaited = 1;
+  if (!hear(order == 'M' && threads ? MUTEX_MS : PATIENCE_MS) && !threads) hangs();
 }
 
 /* ---- the VFS below the shim: counts the calls of the job ---- */
@@ -240,6 +259,7 @@ static void count_call(void) {
 
   if (!trap.at || !pthread_equal(trap.who, pthread_self())) return;
   trap.count++;
+  if (awaited) return;
   if (trap.count == trap.at) {
     int n = rest ? (int)(rest - trap.move) : (int)strlen(trap.move);
     (void)snprintf(shared->move, sizeof(shared->move), "%.*s", n, trap.move);
@@ -487,6 +507,7 @@ static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap
   trap.at = k;
   rc = sqlite3_exec(db, sql, see, NULL, NULL);
   trap.at = 0;
+  if (!hear(PATIENCE_MS)) hangs();
   if (rc && !passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
   if (rc && verbose) (void)fprintf(stderr, "    %s: %s\n", j->name, sqlite3_errmsg(db));
   if (!sqlite3_get_autocommit(db)) (void)sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
@@ -570,6 +591,7 @@ static void sweep(const job *j, const char *journal, const char *move) {
 static int prepare(void) {
   const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
   char instance[300];
+  pthread_t thread;
   pid_t pid;
 
   (void)snprintf(root, sizeof(root), "%s/tde-race-XXXXXX", parent ? parent : "/tmp");
@@ -581,14 +603,17 @@ static int prepare(void) {
   if (shared == MAP_FAILED || mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
       pipe(to_rival) || pipe(from_rival))
     return 1;
-  pid = fork();
+  pid = threads ? 1 : fork();
   if (pid == 0) {
     (void)close(to_rival[1]);
+    quiet_start();
     rival();
+    _exit(0);
   }
   quiet_start();
   trap_register();
   make_base();
+  if (threads && pthread_create(&thread, NULL, rival_thread, NULL)) return 1;
   return pid < 0 || why[0];
 }
 
@@ -606,18 +631,19 @@ static void clean(void) {
 static int options(int argc, char **argv) {
   int c;
 
-  while ((c = getopt(argc, argv, "s:w:m:k:g:c:v")) != -1) {
+  while ((c = getopt(argc, argv, "s:w:m:k:g:c:tv")) != -1) {
     if (c == 's') opt.job = optarg;
     if (c == 'w') opt.journal = optarg;
     if (c == 'm') opt.move = optarg;
     if (c == 'k') opt.k = strtol(optarg, NULL, 10);
     if (c == 'g') opt.gap = strtol(optarg, NULL, 10);
     if (c == 'c') opt.coarse = (int)strtol(optarg, NULL, 10);
+    if (c == 't') threads = 1;
     if (c == 'v') verbose++;
     if (c == '?') {
-      (void)fprintf(
-          stderr,
-          "usage: race [-s job] [-w delete|wal] [-m move] [-k call] [-g gap] [-c coarse] [-v]\n");
+      (void)fprintf(stderr,
+                    "usage: race [-s job] [-w delete|wal] [-m move] [-k call] [-g gap] [-c coarse] "
+                    "[-t] [-v]\n");
       return 1;
     }
   }
@@ -642,7 +668,7 @@ int main(int argc, char **argv) {
     }
   }
   (void)close(to_rival[1]);
-  (void)wait(NULL);
+  if (!threads) (void)wait(NULL);
   clean();
   if (verbose) (void)fprintf(stderr, "moves refused in part: %ld\n", refused);
   (void)printf("%ld passed, %ld failed, 0 skipped\n", passed, failures);
