@@ -14,6 +14,8 @@
 ** reported (or one more, for the killed one) and all rows of the last KEPT
 ** transactions are there, byte for byte, and no others.
 **
+** Now and then a writer changes the protector or the DEK: the kill strikes there, too.
+**
 ** No process that is forked here has an open connection, and the parent never
 ** opens the database: every process fetches the key anew.
 */
@@ -56,7 +58,7 @@ static const setting settings[] = {
 /* Shared with the children. */
 typedef struct board {
   volatile uint32_t begun[WRITERS], committed[WRITERS];
-  volatile long reads, commits;
+  volatile long reads, commits, keys;
   char complaint[600];
 } board;
 
@@ -156,6 +158,8 @@ static void create(void) {
   sqlite3 *db = start();
   char sql[400];
 
+  /* There from the second campaign on. */
+  if (!plain) (void)sqlite3_exec(db, "SELECT tde_instance_new_key('second')", NULL, NULL, NULL);
   (void)snprintf(sql, sizeof(sql),
                  "PRAGMA page_size=%d; CREATE TABLE t(w INT, s INT, k INT, "
                  "body BLOB, PRIMARY KEY(w, s, k)); CREATE INDEX tb ON t(body);"
@@ -196,6 +200,26 @@ static void write_rows(sqlite3 *db, int w, uint32_t s) {
   }
 }
 
+/* Another protector, or another DEK. What a crowd may be told: come again. */
+static void change_keys(sqlite3 *db, uint32_t s) {
+  static const char *const passing[] = {"try again", "others write",  "RotationPending",
+                                        "locked",    "OldThumbprint", "another connection"};
+  const char *sql = s % 3 == 0   ? "SELECT tde_rotate_dek()"
+                    : s % 3 == 1 ? "SELECT tde_set_protector('local:second')"
+                                 : "SELECT tde_set_protector('local:smk')";
+  int rc = sqlite3_exec(db, sql, NULL, NULL, NULL);
+
+  if (rc == SQLITE_OK) {
+    shared->keys++;
+    return;
+  }
+  for (size_t i = 0; i < sizeof(passing) / sizeof(passing[0]); i++) {
+    if (rc == SQLITE_BUSY || strstr(sqlite3_errmsg(db), passing[i])) return;
+  }
+  complain("%s: %s (%d)", sql, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
+  _exit(1);
+}
+
 static void writer(int w, uint32_t s) {
   sqlite3 *db = start();
   char sql[200];
@@ -221,6 +245,7 @@ static void writer(int w, uint32_t s) {
     must(db, "COMMIT");
     shared->committed[w] = s;
     shared->commits++;
+    if (!plain && (s + (uint32_t)w) % 11 == 5) change_keys(db, s);
     if (s % 50 == 49) must(db, "PRAGMA wal_checkpoint(TRUNCATE)");
   }
 }
@@ -506,8 +531,8 @@ int main(int argc, char **argv) {
     now = &settings[k];
     done += campaign(&r, each);
     if (verbose)
-      (void)fprintf(stderr, "%s %s: %ld commits, %ld reads\n", now->journal, now->sync,
-                    shared->commits, shared->reads);
+      (void)fprintf(stderr, "%s %s: %ld commits, %ld reads, %ld key changes\n", now->journal,
+                    now->sync, shared->commits, shared->reads, shared->keys);
     if (shared->complaint[0]) {
       failed++;
       done++;

@@ -86,6 +86,7 @@ typedef struct board {
 
 static board *shared;
 static char root[256], path[300], base[300];
+static pthread_t rival_id;
 static int verbose, threads, to_rival[2], from_rival[2];
 static char why[900];
 
@@ -591,7 +592,6 @@ static void sweep(const job *j, const char *journal, const char *move) {
 static int prepare(void) {
   const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
   char instance[300];
-  pthread_t thread;
   pid_t pid;
 
   (void)snprintf(root, sizeof(root), "%s/tde-race-XXXXXX", parent ? parent : "/tmp");
@@ -613,7 +613,7 @@ static int prepare(void) {
   quiet_start();
   trap_register();
   make_base();
-  if (threads && pthread_create(&thread, NULL, rival_thread, NULL)) return 1;
+  if (threads && pthread_create(&rival_id, NULL, rival_thread, NULL)) return 1;
   return pid < 0 || why[0];
 }
 
@@ -668,7 +668,7 @@ int main(int argc, char **argv) {
     }
   }
   (void)close(to_rival[1]);
-  if (!threads) (void)wait(NULL);
+  (void)(threads ? pthread_join(rival_id, NULL) : (int)wait(NULL));
   clean();
   if (verbose) (void)fprintf(stderr, "moves refused in part: %ld\n", refused);
   (void)printf("%ld passed, %ld failed, 0 skipped\n", passed, failures);
