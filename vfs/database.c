@@ -189,7 +189,6 @@ static tde_class parse_newest(const slots *both, tde_header *out) {
 }
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
-  const char *none[1] = {NULL};
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
   sqlite3_file *lower = NULL;
@@ -201,7 +200,7 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
   both = slots_new();
-  name = sqlite3_create_filename(path, "", "", 0, none);
+  name = tde_name_of(path, "");
   if (both && name) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
@@ -212,7 +211,7 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
     if (rc == SQLITE_OK && parse_newest(both, out)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
   }
-  sqlite3_free_filename((char *)name);
+  tde_name_free(name);
   slots_free(both);
   return rc;
 }

@@ -60,13 +60,10 @@ static int view_file(sqlite3_file *lower, int journal, uint8_t *b, tde_log_view 
 
 static int view_path(const char *path, sqlite3_vfs *vfs, int journal, uint8_t *b,
                      tde_log_view *out) {
-  const char *none[1] = {NULL};
-  char *text = sqlite3_mprintf("%s%s", path, journal ? "-journal" : "-wal");
-  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
+  const char *name = tde_name_of(path, journal ? "-journal" : "-wal");
   int kind = journal ? SQLITE_OPEN_MAIN_JOURNAL : SQLITE_OPEN_WAL, there = 0, rc = SQLITE_NOMEM;
   sqlite3_file *lower = NULL;
 
-  sqlite3_free(text);
   if (name) rc = vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there);
   if (rc == SQLITE_OK && there) {
     lower = tde_lower_open(vfs, name, kind | SQLITE_OPEN_READONLY, NULL, &rc);
@@ -76,7 +73,7 @@ static int view_path(const char *path, sqlite3_vfs *vfs, int journal, uint8_t *b
     (void)lower->pMethods->xClose(lower);
     sqlite3_free(lower);
   }
-  sqlite3_free_filename((char *)name);
+  tde_name_free(name);
   return rc;
 }
 

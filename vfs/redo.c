@@ -46,38 +46,24 @@ static uint32_t entry_bytes(const tde_redo *r) {
 
 /* ---- the file ---- */
 
-/* The name in the form that a VFS is given: some look for parameters behind it. */
-static const char *log_name(const tde_file *f) {
-  const char *none[1] = {NULL};
-  char *text = sqlite3_mprintf("%s" SUFFIX, f->path);
-  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
-
-  sqlite3_free(text);
-  return name;
-}
-
-static void free_name(const char *name) {
-  sqlite3_free_filename((char *)name);
-}
-
 static sqlite3_file *open_log(tde_file *f, const char *name, int flags, int *rc) {
   return tde_lower_open(f->lower_vfs, name, flags | SQLITE_OPEN_MAIN_JOURNAL, NULL, rc);
 }
 
 int tde_redo_exists(tde_file *f) {
-  const char *name = log_name(f);
+  const char *name = tde_name_of(f->path, SUFFIX);
   int there = 0;
 
   if (!name || f->lower_vfs->xAccess(f->lower_vfs, name, SQLITE_ACCESS_EXISTS, &there)) there = 1;
-  free_name(name);
+  tde_name_free(name);
   return there;
 }
 
 void tde_redo_tidy(tde_file *f) {
-  const char *name = log_name(f);
+  const char *name = tde_name_of(f->path, SUFFIX);
 
   if (name) (void)f->lower_vfs->xDelete(f->lower_vfs, name, 0);
-  free_name(name);
+  tde_name_free(name);
 }
 
 /* ---- writing ---- */
@@ -88,7 +74,7 @@ int tde_redo_begin(tde_redo *r, tde_file *f) {
   memset(r, 0, sizeof(*r));
   r->f = f;
   r->record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
-  r->name = log_name(f);
+  r->name = tde_name_of(f->path, SUFFIX);
   r->buf = sqlite3_malloc64(BUF_BYTES);
   if (!r->name || !r->buf) return SQLITE_NOMEM;
   r->lower = open_log(f, r->name, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &rc);
@@ -184,7 +170,7 @@ void tde_redo_close(tde_redo *r) {
     sqlite3_free(r->lower);
     if (size == 0) (void)r->f->lower_vfs->xDelete(r->f->lower_vfs, r->name, 0);
   }
-  free_name(r->name);
+  tde_name_free(r->name);
   sqlite3_free(r->buf);
   memset(r, 0, sizeof(*r));
 }
@@ -200,7 +186,7 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
 
   memset(r, 0, sizeof(*r));
   r->f = f;
-  r->name = log_name(f);
+  r->name = tde_name_of(f->path, SUFFIX);
   r->buf = sqlite3_malloc64(BUF_BYTES);
   if (!r->name || !r->buf) return SQLITE_NOMEM;
   r->lower = open_log(f, r->name, flags, &rc);
@@ -256,7 +242,7 @@ int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
     (void)r.lower->pMethods->xClose(r.lower);
     sqlite3_free(r.lower);
   }
-  free_name(r.name);
+  tde_name_free(r.name);
   sqlite3_free(r.buf);
   if (rc == SQLITE_OK && !found) rc = SQLITE_NOTFOUND;
   return rc;

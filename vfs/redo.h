@@ -20,7 +20,7 @@
 
 typedef struct tde_redo {
   tde_file *f;
-  const char *name; /* from sqlite3_create_filename */
+  const char *name; /* from tde_name_of */
   sqlite3_file *lower;
   uint64_t count;
   uint64_t units;  /* what the database has when all is applied; 0: as many as before */

@@ -144,8 +144,7 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
 }
 
 int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st) {
-  const char *none[1] = {NULL};
-  const char *name = sqlite3_create_filename(path, "", "", 0, none);
+  const char *name = tde_name_of(path, "");
   target t;
   int rc = SQLITE_NOMEM;
 
@@ -172,7 +171,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
   if (rc) explain(f, "the copy", path, rc, st);
   sqlite3_free(t.run);
   sqlite3_free(t.there);
-  sqlite3_free_filename((char *)name);
+  tde_name_free(name);
   return rc;
 }
 

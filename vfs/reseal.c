@@ -237,13 +237,10 @@ static int void_stale(tde_file *f, sqlite3_file *log) {
 
 /* What was cut off in this log, or written over, does not come back. */
 static int settle_log(tde_file *f, const char *suffix, int kind) {
-  const char *none[1] = {NULL};
-  char *text = sqlite3_mprintf("%s%s", f->path, suffix);
-  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
+  const char *name = tde_name_of(f->path, suffix);
   sqlite3_file *lower = NULL;
   int there = 1, rc = SQLITE_NOMEM;
 
-  sqlite3_free(text);
   if (name) lower = tde_lower_open(f->lower_vfs, name, kind | SQLITE_OPEN_READWRITE, NULL, &rc);
   if (lower) {
     rc = kind == SQLITE_OPEN_MAIN_JOURNAL ? void_stale(f, lower) : SQLITE_OK;
@@ -255,7 +252,7 @@ static int settle_log(tde_file *f, const char *suffix, int kind) {
              !there) {
     rc = SQLITE_OK;
   }
-  sqlite3_free_filename((char *)name);
+  tde_name_free(name);
   return rc;
 }
 

@@ -808,6 +808,19 @@ static const sqlite3_io_methods side_methods = {.iVersion = 3,
 
 /* ---- opening ---- */
 
+const char *tde_name_of(const char *path, const char *suffix) {
+  const char *none[1] = {NULL};
+  char *text = sqlite3_mprintf("%s%s", path, suffix);
+  const char *name = text ? sqlite3_create_filename(text, "", "", 0, none) : NULL;
+
+  sqlite3_free(text);
+  return name;
+}
+
+void tde_name_free(const char *name) {
+  sqlite3_free_filename((char *)name);
+}
+
 sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
                              int *rc) {
   sqlite3_file *lower = sqlite3_malloc64((sqlite3_uint64)vfs->szOsFile);

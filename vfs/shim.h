@@ -165,6 +165,11 @@ int tde_log_refresh(tde_file *f);
 /* shim.c */
 extern tde_key_source tde_source;
 sqlite3_vfs *tde_base_vfs(void);
+/* The name of a file as a VFS is given it (some look for parameters behind it), which
+** ends in suffix ("", "-wal", ...); NULL: no memory. To be freed with tde_name_free,
+** NULL too. */
+const char *tde_name_of(const char *path, const char *suffix);
+void tde_name_free(const char *name);
 sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
                              int *rc);
 int64_t tde_now_ms(void);
