@@ -171,14 +171,16 @@ void tde_change_tell(const tde_change *c) {
 static int run(sqlite3 *db, const char *schema, const char *event, int reading,
                tde_change_work work, void *ctx, tde_status *st) {
   tde_change c;
-  int rc = SQLITE_BUSY;
+  int again, rc = SQLITE_BUSY;
 
   for (int i = 0; i < TRIES; i++) {
     rc = begin(&c, db, schema, event, reading, st);
     if (rc == SQLITE_OK) rc = work(ctx, &c, st);
-    if (rc && !is_stale(st)) tell_failure(&c, st);
+    /* The next try begins with a read, which rolls a hot journal back. */
+    again = rc && (is_stale(st) || rc == SQLITE_BUSY_RECOVERY);
+    if (rc && (!again || i + 1 == TRIES)) tell_failure(&c, st);
     end(&c);
-    if (!rc || !is_stale(st)) break;
+    if (!again) break;
   }
   return rc;
 }

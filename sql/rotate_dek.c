@@ -29,6 +29,8 @@ SQLITE_EXTENSION_INIT3
 
 /* How often the header tells how far it is. */
 #define NOTE_EVERY_S 10
+/* Writers that may die while the units are swept. */
+#define RECOVERY_TRIES 100
 /* How long a checkpoint of others is waited for. */
 #define CHECKPOINT_TRIES 100
 #define CHECKPOINT_PAUSE_MS 20
@@ -142,16 +144,24 @@ static int checkpoint(rotation *r, tde_status *st) {
 static int sweep(rotation *r, tde_status *st) {
   uint64_t next = 0, all = 0;
   int64_t noted = (int64_t)time(NULL);
-  int end = 0, rc = SQLITE_OK;
+  int end = 0, died = 0, rc = SQLITE_OK;
 
   while (rc == SQLITE_OK && !end) {
     rc = read_something(r);
     if (rc) {
-      tde_fail(st, rc == SQLITE_INTERRUPT ? TDE_BUSY : TDE_IO, "run tde_rotate_dek() again",
-               "the database could not be read: %s", sqlite3_errmsg(r->db));
+      tde_fail(st, rc == SQLITE_INTERRUPT || (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+               "run tde_rotate_dek() again", "the database could not be read: %s",
+               sqlite3_errmsg(r->db));
       break;
     }
     rc = tde_file_reseal_step(r->f, &next, &all, &end, st);
+    if (rc == SQLITE_BUSY_RECOVERY && died++ < RECOVERY_TRIES) {
+      /* A writer died meanwhile: the read rolls its journal back. */
+      tde_status_clear(st);
+      rc = SQLITE_OK;
+      end = 0;
+      continue;
+    }
     if (rc == SQLITE_OK) {
       rc = tde_job_step(&r->job, (int64_t)next, (int64_t)all);
       if (rc) tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again: it goes on", "interrupted");
@@ -207,6 +217,18 @@ static int empty_log(rotation *r, tde_status *st) {
   return SQLITE_BUSY;
 }
 
+/* The logs are settled; a hot journal that somebody leaves meanwhile is rolled back. */
+static int settle(rotation *r, tde_status *st) {
+  int rc = SQLITE_BUSY_RECOVERY;
+
+  for (int i = 0; rc == SQLITE_BUSY_RECOVERY && i < RECOVERY_TRIES; i++) {
+    (void)read_something(r);
+    tde_status_clear(st);
+    rc = tde_file_reseal_end(r->f, st);
+  }
+  return rc;
+}
+
 static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
   return tde_keydoc_end_epoch(doc, *(int64_t *)ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
                                                     : TDE_OK;
@@ -251,7 +273,7 @@ void tde_sql_rotate_dek(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     if (rc == SQLITE_OK) rc = checkpoint(&r, &st);
     if (rc == SQLITE_OK) rc = sweep(&r, &st);
     if (rc == SQLITE_OK) rc = empty_log(&r, &st);
-    if (rc == SQLITE_OK) rc = tde_file_reseal_end(r.f, &st);
+    if (rc == SQLITE_OK) rc = settle(&r, &st);
     if (rc == SQLITE_OK) {
       rc = tde_change_run(r.db, r.schema, "rotate-dek-end", forget_old_epoch, NULL, &st);
     }

@@ -769,9 +769,26 @@ int tde_db_wait_busy(tde_db *db) {
   return db->busy_handler && db->busy_handler(db->busy_arg);
 }
 
+/* RESERVED, from no lock at all. While somebody has it, others take the journal that
+** they find for that writer's: with a hot one beside it they would read, and write
+** over, half a transaction. So it is looked for first, as SQLite does; under SHARED
+** none can become hot. */
+static int reserve_once(tde_file *f) {
+  int hot = 0, rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_SHARED);
+
+  if (rc) return rc;
+  if (f->db->state == TDE_STATE_ONLINE) rc = tde_journal_is_hot(f, &hot);
+  if (rc == SQLITE_OK) {
+    rc = hot ? SQLITE_BUSY_RECOVERY : LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  }
+  if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
+  return rc;
+}
+
 /* Takes RESERVED for a header change. *before: the level to go back to. It waits
 ** without any lock: a SHARED lock that is held on would keep the writer, who is
-** waited for, from its EXCLUSIVE one. */
+** waited for, from its EXCLUSIVE one. SQLITE_BUSY_RECOVERY: a transaction that a crash
+** cut short is to be rolled back first, by reading through SQLite. */
 int tde_db_reserve(tde_file *f, int *before) {
   tde_db *db = f->db;
   int rc;
@@ -780,12 +797,8 @@ int tde_db_reserve(tde_file *f, int *before) {
   if (db->lock >= SQLITE_LOCK_RESERVED) return SQLITE_OK;
   if (db->lock == SQLITE_LOCK_SHARED) return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
   do {
-    rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_SHARED);
-    if (rc == SQLITE_OK) {
-      rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-      if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
-    }
-  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
+    rc = reserve_once(f);
+  } while (rc != SQLITE_BUSY_RECOVERY && (rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
   return rc;
 }
 
@@ -854,7 +867,10 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
   rc = tde_db_reserve(f, &before);
   if (rc) {
     tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
-             "%s: another connection is writing", path_of(f));
+             rc == SQLITE_BUSY_RECOVERY
+                 ? "%s: a transaction that was cut short is to be rolled back first"
+                 : "%s: another connection is writing",
+             path_of(f));
     return rc;
   }
   rc = tde_db_load(f, 0);

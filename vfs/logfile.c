@@ -245,7 +245,8 @@ void tde_wal_end(tde_file *f) {
   rc = tde_sealed_flush(&f->s);
   /* SQLite does not look at what an unlock returns. The frame repeats the one
   ** before it: who reads it will be told, and a recovery ends before it. */
-  if (rc) tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
+  if (rc)
+    tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
 }
 
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
@@ -404,6 +405,58 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
   if (rc == SQLITE_OK && off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
     rc = end_super_name(f, off);
   }
+  return rc;
+}
+
+/* Looks into the journal through a handle of its own, as SQLite does: the first byte
+** tells (pager.c, hasHotJournal). */
+static int first_byte(tde_file *main_file, const char *name, uint8_t *first) {
+  tde_db *db = main_file->db;
+  tde_file probe;
+  int rc;
+
+  memset(&probe, 0, sizeof(probe));
+  probe.role = TDE_ROLE_JOURNAL;
+  probe.path = name;
+  probe.lower_vfs = main_file->lower_vfs;
+  probe.db = db;
+  probe.lower = tde_lower_open(main_file->lower_vfs, name,
+                               SQLITE_OPEN_MAIN_JOURNAL | SQLITE_OPEN_READONLY, NULL, &rc);
+  if (!probe.lower) return rc;
+  tde_sealed_init(&probe.s, probe.lower, probe.role, 0, &db->crypt[probe.role - 1], &db->counters,
+                  &tde_log_hooks, &probe);
+  rc = tde_journal_read(&probe, first, 1, 0);
+  if (rc == SQLITE_IOERR_SHORT_READ) {
+    *first = 0;
+    rc = SQLITE_OK;
+  }
+  tde_sealed_clear(&probe.s);
+  (void)LOWER(&probe)->xClose(probe.lower);
+  sqlite3_free(probe.lower);
+  return rc;
+}
+
+int tde_journal_is_hot(tde_file *main_file, int *hot) {
+  const char *name = tde_name_of(main_file->path, "-journal");
+  sqlite3_vfs *vfs = main_file->lower_vfs;
+  uint8_t first = 0;
+  int there = 0, reserved = 0, rc = SQLITE_NOMEM;
+
+  *hot = 0;
+  if (name) rc = vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there);
+  if (rc == SQLITE_OK && there) {
+    rc = LOWER(main_file)->xCheckReservedLock(main_file->lower, &reserved);
+  }
+  if (rc == SQLITE_OK && there && !reserved) {
+    rc = first_byte(main_file, name, &first);
+    if ((rc & 0xff) == SQLITE_CANTOPEN) {
+      /* Gone meanwhile? */
+      int rc2 = vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there);
+      if (rc2 == SQLITE_OK && !there) rc = SQLITE_OK;
+    }
+  }
+  tde_name_free(name);
+  *hot = rc == SQLITE_OK && first != 0;
   return rc;
 }
 

@@ -61,7 +61,7 @@ MUTANTS = [
      "  if (c) {\n    tde_log(",
      "faults -s recover -f base-alloc"),
     ("old-epoch-logs-come-back", "sql/rotate_dek.c",
-     "    if (rc == SQLITE_OK) rc = tde_file_reseal_end(r.f, &st);\n", "",
+     "    if (rc == SQLITE_OK) rc = settle(&r, &st);\n", "    (void)settle;\n",
      "crash -s dek-wal -n 200 -m tde"),
     ("torn-by-a-checkpoint", "sql/rotate_dek.c",
      "    if (rc == SQLITE_OK) rc = checkpoint(&r, &st);\n", "    (void)checkpoint;\n",
@@ -87,6 +87,9 @@ MUTANTS = [
      "  if (rc == SQLITE_OK && !f->db->shm_open) rc = measure(&s);\n"
      "  if (rc == SQLITE_OK && s.frame_of) {",
      "race -s backup -w wal -m c.P"),
+    ("hot-journal-passed-over", "vfs/database.c",
+     "    rc = hot ? SQLITE_BUSY_RECOVERY :", "    rc = hot < 0 ? SQLITE_BUSY_RECOVERY :",
+     "race -s protector -w delete -m x.r"),
     ("key-of-another-copy", "vfs/keyring.c",
      "  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;\n",
      "  if (e && e->dek && e->stale) e->stale = 0;\n",

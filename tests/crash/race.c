@@ -24,6 +24,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -38,7 +39,8 @@
 #include "../../vfs/watch.h"
 
 #define PATIENCE_MS 60000 /* a rival that does not answer hangs */
-#define MUTEX_MS 200      /* a thread may be kept out for as long as the job waits */
+#define COMPLAINT 700
+#define MUTEX_MS 200 /* a thread may be kept out for as long as the job waits */
 
 typedef struct job {
   const char *name, *sql;
@@ -69,10 +71,12 @@ static const job jobs[] = {
 #define NJOBS (int)(sizeof(jobs) / sizeof(jobs[0]))
 
 /* What the rival does, one letter each: c commits and lets the file grow, d deletes
-** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK. What follows the
+** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK; x
+** begins a transaction as another process, spills pages into the file, and dies; r reads. What follows the
 ** point is done up to GAP calls later, at each. */
 #define GAP 24
-static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k", "Pck", "cg", "c.P", "T.c"};
+static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck",
+                                    "cg", "x",   "xc",  "c.P", "T.c", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -81,14 +85,14 @@ typedef struct board {
   char journal[8], move[8];
   long commits; /* rows that the rival's reported commits added, net */
   int busy;     /* parts of the move that were refused as busy */
-  char complaint[700];
+  char complaint[COMPLAINT];
 } board;
 
 static board *shared;
 static char root[256], path[300], base[300];
 static pthread_t rival_id;
 static int verbose, threads, to_rival[2], from_rival[2];
-static char why[900];
+static char why[COMPLAINT];
 
 static void fail(char *out, size_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 static void fail(char *out, size_t n, const char *fmt, ...) {
@@ -143,6 +147,22 @@ static int connect_to(const char *file, const char *below, sqlite3 **db) {
                          NULL);
 }
 
+/* A row of SEEN is one state; of others the first column may tell of damage. p: where
+** the complaint goes. */
+static int see(void *p, int n, char **value, char **name) {
+  if (n == 3 && strstr(name[1], "rows")) {
+    long rows = value[0] ? strtol(value[0], NULL, 10) : -1;
+    if (!value[1] || rows != strtol(value[1], NULL, 10) || !value[2] ||
+        strtol(value[2], NULL, 10) != rows * 900) {
+      fail(p, COMPLAINT, "two states at once: %s rows, %s counted, %s bytes", value[0], value[1],
+           value[2] ? value[2] : "no");
+    }
+  } else if (value[0] && strstr(value[0], "\"ok\":false")) {
+    fail(p, COMPLAINT, "%.400s", value[0]);
+  }
+  return 0;
+}
+
 /* ---- the rival ---- */
 
 static const char *sql_of(char letter) {
@@ -159,6 +179,8 @@ static const char *sql_of(char letter) {
       return "PRAGMA wal_checkpoint(PASSIVE)";
     case 'T':
       return "PRAGMA wal_checkpoint(TRUNCATE)";
+    case 'r':
+      return SEEN;
     case 'g':
       return "SELECT tde_rotate_dek()";
     case 'k':
@@ -168,8 +190,8 @@ static const char *sql_of(char letter) {
   }
 }
 
-static int rival_does(sqlite3 *db, char letter) {
-  int rc = sqlite3_exec(db, sql_of(letter), NULL, NULL, NULL);
+static int rival_runs(sqlite3 *db, char letter) {
+  int rc = sqlite3_exec(db, sql_of(letter), see, shared->complaint, NULL);
 
   if (rc == SQLITE_OK) {
     if (letter == 'c') shared->commits += 40;
@@ -182,6 +204,36 @@ static int rival_does(sqlite3 *db, char letter) {
   }
   if (!sqlite3_get_autocommit(db)) (void)sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
   return rc;
+}
+
+/* Another process of this program: half a transaction stays behind. */
+static void die_writing(const char *file) {
+  static const char sql[] =
+      "PRAGMA cache_size=1; PRAGMA synchronous=OFF; BEGIN IMMEDIATE; UPDATE n SET rows=rows-1;"
+      "UPDATE t SET pad=zeroblob(900); DELETE FROM t WHERE id%2";
+  sqlite3 *db = NULL;
+
+  quiet_start();
+  if (connect_to(file, NULL, &db) == SQLITE_OK) (void)sqlite3_exec(db, sql, NULL, NULL, NULL);
+  _exit(0);
+}
+
+static void somebody_dies(void) {
+  char *const argv[] = {"race", "-x", path, NULL};
+  pid_t pid;
+  int status;
+
+  if (posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ) ||
+      waitpid(pid, &status, 0) < 0 || status)
+    COMPLAIN("the process that is to die could not be run");
+}
+
+static int rival_does(sqlite3 *db, char letter) {
+  if (letter == 'x') {
+    somebody_dies();
+    return SQLITE_OK;
+  }
+  return rival_runs(db, letter);
 }
 
 /* Opens, and leaves frames in the log that are not in the database file. */
@@ -382,23 +434,8 @@ static void trap_register(void) {
 
 /* ---- the job ---- */
 
-/* A row of SEEN is one state; of others the first column may tell of damage. */
-static int see(void *p, int n, char **value, char **name) {
-  (void)p;
-  if (n == 3 && strstr(name[1], "rows")) {
-    long rows = value[0] ? strtol(value[0], NULL, 10) : -1;
-    if (!value[1] || rows != strtol(value[1], NULL, 10) || !value[2] ||
-        strtol(value[2], NULL, 10) != rows * 900)
-      FAIL("two states at once: %s rows, %s counted, %s bytes", value[0], value[1],
-           value[2] ? value[2] : "no");
-  } else if (value[0] && strstr(value[0], "\"ok\":false")) {
-    FAIL("%.400s", value[0]);
-  }
-  return 0;
-}
-
 static void look(sqlite3 *db, const char *sql, const char *when) {
-  if (sqlite3_exec(db, sql, see, NULL, NULL) && !passing(db))
+  if (sqlite3_exec(db, sql, see, why, NULL) && !passing(db))
     FAIL("%s: %.60s: %s (%d)", when, sql, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
 }
 
@@ -506,7 +543,7 @@ static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap
   trap.fired = 0;
   trap.gap = gap;
   trap.at = k;
-  rc = sqlite3_exec(db, sql, see, NULL, NULL);
+  rc = sqlite3_exec(db, sql, see, why, NULL);
   trap.at = 0;
   if (!hear(PATIENCE_MS)) hangs();
   if (rc && !passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
@@ -631,13 +668,14 @@ static void clean(void) {
 static int options(int argc, char **argv) {
   int c;
 
-  while ((c = getopt(argc, argv, "s:w:m:k:g:c:tv")) != -1) {
+  while ((c = getopt(argc, argv, "s:w:m:k:g:c:x:tv")) != -1) {
     if (c == 's') opt.job = optarg;
     if (c == 'w') opt.journal = optarg;
     if (c == 'm') opt.move = optarg;
     if (c == 'k') opt.k = strtol(optarg, NULL, 10);
     if (c == 'g') opt.gap = strtol(optarg, NULL, 10);
     if (c == 'c') opt.coarse = (int)strtol(optarg, NULL, 10);
+    if (c == 'x') die_writing(optarg);
     if (c == 't') threads = 1;
     if (c == 'v') verbose++;
     if (c == '?') {
