@@ -92,7 +92,7 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
     b->units = r->units;
     b->now = (int64_t)time(NULL);
     rc = tde_class_rc(prepare(c, dek, b, st));
-    if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 0, NULL, st);
+    if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 1, NULL, st);
   }
   tde_secret_free(dek);
   free(b);

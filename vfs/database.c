@@ -239,6 +239,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   if (db->header.slot != h->slot || db->header.sequence != h->sequence) db->slot_durable = 0;
   tde_header_clear(&db->header);
   db->header = *h;
+  db->slot_lost = 0;
   memset(h, 0, sizeof(*h));
   for (int r = 0; r < TDE_ROLE_KEYS; r++) {
     if (db->crypt[r].keys != keys) {
@@ -349,6 +350,26 @@ static int not_looked_at(tde_class c) {
   return c != TDE_OK && c != TDE_DAMAGED_HEADER && c != TDE_NEWER_FORMAT;
 }
 
+/* The slot in force was damaged while this connection knows what stood in it: an older
+** one is no reason to forget that, least of all the DEKs that it names. It goes on
+** with it, and the damaged slot is the next to be written. */
+static int stays(tde_db *db, const tde_header *older, tde_class newer) {
+  if (newer != TDE_DAMAGED_HEADER || db->state != TDE_STATE_ONLINE || !db->keys ||
+      !tde_keys_live(db->keys) || (db->header.slot == older->slot && !db->slot_lost) ||
+      memcmp(db->header.uuid, older->uuid, TDE_UUID_BYTES) != 0 ||
+      db->header.sequence <= older->sequence) {
+    return 0;
+  }
+  if (!db->slot_lost) {
+    tde_log(TDE_LOG_WARNING,
+            "%s: header slot %d, which is in force, was damaged (%s): it will be repaired",
+            path_of(db->file), db->header.slot, db->slot[db->header.slot].found);
+  }
+  db->header.slot = older->slot;
+  db->slot_lost = 1;
+  return 1;
+}
+
 /* Takes the newest slot that is whole and unlocks; falls back to the other
 ** when its HMAC does not verify. False: the file's size, which was not asked for
 ** (-1), is needed to tell what the slots mean. */
@@ -379,7 +400,7 @@ static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int fo
     }
   } else {
     tde_status_clear(&db->last);
-    rc = try_slot(db, &h[first], forced);
+    rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
     if ((rc == TDE_WRONG_KEY || rc == TDE_CORRUPT) && c[!first] == TDE_OK) {
       tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
               path_of(db->file), first, !first);
@@ -681,6 +702,7 @@ static int next_slot(tde_file *f, tde_header *h, int verify) {
   if (rc) return rc;
   db->slot_durable = verify;
   h->slot = slot;
+  db->slot_lost = 0;
   db->slot[slot].valid = 1;
   db->slot[slot].sequence = h->sequence;
   (void)snprintf(db->slot[slot].found, sizeof(db->slot[slot].found), "valid");
@@ -1102,6 +1124,7 @@ int tde_db_gate(tde_file *f) {
     case TDE_STATE_PLAIN:
       return SQLITE_OK;
     case TDE_STATE_NEW:
+    case TDE_STATE_DAMAGED: /* somebody may have put the file right, or the disk */
       rc = tde_db_load(f, 1);
       if (rc) return rc;
       break;

@@ -41,6 +41,7 @@ typedef struct tde_db {
   int head_valid;
   int slot_durable;  /* the slot in force is known to be synced */
   int slot_behind;   /* the slot not in force does not know U yet */
+  int slot_lost;     /* header.slot holds an older one: that of the header in force was damaged */
   int journal_lost;  /* a journal was closed that could not be written */
   int write_failed;  /* a page may be torn: see heal.c */
   int damaged_zeros; /* tde_damaged=zeros: read-only salvage */
