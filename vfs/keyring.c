@@ -49,7 +49,9 @@ struct tde_keys {
   atomic_int live;
   _Atomic int64_t cutoff, due; /* ms; see tde_keys_cut_off, tde_keys_due */
   tde_lease lease;
-  tde_key_policy policy, next_policy; /* next: came while busy; check_ms 0: none did */
+  tde_key_policy policy, next_policy; /* next: came while busy; check_ms 0: none did.
+                                      ** While busy it changes under the lock, and by the
+                                      ** one that asks alone */
   tde_key_params params;              /* of whoever asked first; own copies */
   tde_header header;                  /* last verified, or asked for; doc is a copy */
   tde_key_facts facts;                /* of that header */
@@ -734,7 +736,7 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
 
   if (k) {
     take_ref(k);
-    k->policy = *policy;
+    *(is_busy(k) ? &k->next_policy : &k->policy) = *policy;
     p = plan_absent(k, h, facts, forced);
   } else {
     k = new_entry(h->uuid, params, policy);
@@ -1178,12 +1180,16 @@ static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_hea
 tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
                                 const tde_header *newer) {
   tde_access before, after;
+  tde_key_policy policy;
   tde_lease_act act;
   fetched got = {0};
   tde_status st;
   tde_class c;
 
-  source->policy(source->ctx, &k->params, &k->policy);
+  source->policy(source->ctx, &k->params, &policy);
+  pthread_mutex_lock(&ring_lock); /* a report may be looking at it */
+  k->policy = policy;
+  pthread_mutex_unlock(&ring_lock);
   if (newer) follow_disk(k, source, newer);
   tde_status_clear(&st);
   pthread_mutex_lock(&ring_lock);
