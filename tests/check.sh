@@ -45,7 +45,8 @@ for suite in "$@"; do
   case "$name" in *:exit) kind=exit; name=${name%:exit} ;; esac
   log="$dir/$(echo "$name" | tr / -).log"
   began=$(date +%s)
-  [ -z "${REPORTS:-}" ] || { rm -rf "$REPORTS" && mkdir -p "$REPORTS"; }
+  # Some tests run programs as another user.
+  [ -z "${REPORTS:-}" ] || { rm -rf "$REPORTS" && mkdir -p "$REPORTS" && chmod 1777 "$REPORTS"; }
   sh -c "$command" >"$log" 2>&1 </dev/null
   rc=$?
   took=$(($(date +%s) - began))
