@@ -75,8 +75,8 @@ static const job jobs[] = {
 ** begins a transaction as another process, spills pages into the file, and dies; r reads. What follows the
 ** point is done up to GAP calls later, at each. */
 #define GAP 24
-static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck",
-                                    "cg", "x",   "xc",  "c.P", "T.c", "x.r"};
+static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",
+                                    "r",  "x",   "xc",  "c.P", "T.c", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
