@@ -25,6 +25,7 @@
 #include "../../vfs/watch.h"
 #include "crashvfs.h"
 #include "run.h"
+#include "scratch.h"
 
 #define PER_WORKLOAD 8
 #define JOBS_MAX 16
@@ -250,7 +251,7 @@ static int start_job(int job) {
     (void)fprintf(stderr, "crash: the VFSes could not be registered\n");
     return 1;
   }
-  tde_watch_forbid(); /* the disk has one user at a time */
+  tde_watch_forbid();                       /* the disk has one user at a time */
   if (run_make_keys() && run_make_keys()) { /* another job may have been at it */
     (void)fprintf(stderr, "crash: no second key could be made\n");
     return 1;
@@ -261,29 +262,6 @@ static int start_job(int job) {
 }
 
 /* ---- the program ---- */
-
-static int make_root(void) {
-  const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
-  char instance[300];
-
-  (void)snprintf(opt.root, sizeof(opt.root), "%s/tde-crash-XXXXXX", parent ? parent : "/tmp");
-  if (!mkdtemp(opt.root)) return 1;
-  (void)snprintf(instance, sizeof(instance), "%s/instance", opt.root);
-  if (mkdir(instance, 0700)) return 1;
-  return setenv("TDE_INSTANCE", instance, 1);
-}
-
-static void remove_root(void) {
-  char *const argv[] = {"rm", "-rf", opt.root, NULL};
-  pid_t pid = opt.keep ? -1 : fork();
-
-  if (pid == 0) {
-    (void)execv("/bin/rm", argv);
-    _exit(1);
-  }
-  if (pid > 0) (void)waitpid(pid, NULL, 0);
-  if (opt.keep) (void)printf("files kept in %s\n", opt.root);
-}
 
 static int usage(void) {
   (void)fprintf(
@@ -376,7 +354,7 @@ int main(int argc, char **argv) {
   if (parse(argc, argv)) return 2;
   reports = mmap(NULL, sizeof(report) * JOBS_MAX, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (reports == MAP_FAILED || make_root()) {
+  if (reports == MAP_FAILED || scratch_make("crash", opt.root, sizeof(opt.root))) {
     perror("crash");
     return 2;
   }
@@ -386,7 +364,11 @@ int main(int argc, char **argv) {
     control += reports[j].control;
     failures += reports[j].failures;
   }
-  remove_root();
+  if (opt.keep) {
+    (void)printf("files kept in %s\n", opt.root);
+  } else {
+    scratch_remove(opt.root);
+  }
   (void)printf("%ld outages with encryption, %ld with plain SQLite as control\n", outages, control);
   (void)printf("%ld passed, %ld failed, 0 skipped\n", outages + control - failures, failures);
   return failures != 0;

@@ -12,7 +12,7 @@ CRASH_LIBS := -lsqlite3 $(LIBS) -ldl
 CRASH_WRAP := rename link unlink stat lstat chmod chown fsync access clock_gettime
 crash_wrap = $(addprefix -Wl$(comma)--wrap=,$(1))
 comma := ,
-CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run scenarios)
+CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run scenarios scratch)
 
 $(CRASH_OUT)/%.o: tests/crash/%.c
 	@mkdir -p $(@D)
@@ -32,7 +32,7 @@ check-crash: $(CRASH_OUT)/crash ## power loss: N=10000 seeded outages, and one a
 check-crash-smoke: $(CRASH_OUT)/crash ## power loss, 300 outages
 	$(Q)$(CRASH_OUT)/crash -n 300 -j $(CRASH_JOBS)
 
-$(CRASH_OUT)/kill: $(CRASH_OUT)/kill.o $(CRASH_OUT)/disk.o $(STATIC_OBJ)
+$(CRASH_OUT)/kill: $(addprefix $(CRASH_OUT)/,kill.o disk.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-kill check-kill-smoke
@@ -42,7 +42,7 @@ check-kill: $(CRASH_OUT)/kill ## kill -9 of writers and readers, ROUNDS=1000 tim
 check-kill-smoke: $(CRASH_OUT)/kill ## the same, 20 rounds
 	$(Q)$(CRASH_OUT)/kill -n 20
 
-$(CRASH_OUT)/race: $(CRASH_OUT)/race.o $(STATIC_OBJ)
+$(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-race check-race-smoke check-race-threads check-race-threads-smoke

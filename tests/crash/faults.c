@@ -36,6 +36,7 @@
 #include "../../vfs/watch.h"
 #include "crashvfs.h"
 #include "run.h"
+#include "scratch.h"
 
 /* ---- kinds ---- */
 
@@ -479,28 +480,12 @@ static void sweep(const job *j, int k) {
   }
 }
 
-static void remove_root(void) {
-  char *const argv[] = {"rm", "-rf", root, NULL};
-  pid_t pid = fork();
-
-  if (pid == 0) {
-    (void)execv("/bin/rm", argv);
-    _exit(1);
-  }
-  (void)waitpid(pid, NULL, 0);
-}
-
 static int make_root(void) {
-  const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
-  char instance[300];
-
-  (void)snprintf(root, sizeof(root), "%s/tde-faults-XXXXXX", parent ? parent : "/tmp");
-  if (!mkdtemp(root)) return 1;
-  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
+  if (scratch_make("faults", root, sizeof(root))) return 1;
   (void)snprintf(disk_dir, sizeof(disk_dir), "%s/disk", root);
-  if (mkdir(instance, 0700) || mkdir(disk_dir, 0700)) return 1;
+  if (mkdir(disk_dir, 0700)) return 1;
   disk_mount(disk_dir);
-  return setenv("TDE_INSTANCE", instance, 1);
+  return 0;
 }
 
 /* A decimal argument; what is none counts as 0. */
@@ -573,7 +558,7 @@ int main(int argc, char **argv) {
   }
   disk_format();
   (void)sqlite3_shutdown();
-  remove_root();
+  scratch_remove(root);
   (void)printf("%ld faults of %d kinds in %d jobs\n", fired, NKINDS, NJOBS);
   (void)printf("%ld passed, %ld failed, 0 skipped\n", fired - failures, failures);
   return failures != 0;

@@ -28,12 +28,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../../ext/tde.h"
 #include "disk.h"
+#include "scratch.h"
 
 #define WRITERS 3
 #define KEPT 12
@@ -465,27 +465,10 @@ static int campaign(rng *r, int rounds) {
 }
 
 static int prepare(void) {
-  const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
-  char instance[300];
-
-  (void)snprintf(root, sizeof(root), "%s/tde-kill-XXXXXX", parent ? parent : "/tmp");
-  if (!mkdtemp(root)) return 1;
-  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
+  if (scratch_make("kill", root, sizeof(root))) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
-  if (mkdir(instance, 0700)) return 1;
   shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  return shared == MAP_FAILED || setenv("TDE_INSTANCE", instance, 1);
-}
-
-static void clean(void) {
-  char *const argv[] = {"rm", "-rf", root, NULL};
-  pid_t pid = fork();
-
-  if (pid == 0) {
-    (void)execv("/bin/rm", argv);
-    _exit(1);
-  }
-  (void)waitpid(pid, NULL, 0);
+  return shared == MAP_FAILED;
 }
 
 /* A decimal argument; what is none counts as 0. */
@@ -544,7 +527,7 @@ int main(int argc, char **argv) {
       (void)waitpid(child(afterwards), NULL, 0);
     }
   }
-  clean();
+  scratch_remove(root);
   (void)printf("%d passed, %d failed, 0 skipped\n", done - failed, failed);
   return failed != 0;
 }

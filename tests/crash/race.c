@@ -31,12 +31,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../../ext/tde.h"
 #include "../../vfs/watch.h"
+#include "scratch.h"
 
 #define PATIENCE_MS 60000 /* a rival that does not answer hangs */
 #define COMPLAINT 700
@@ -627,19 +627,13 @@ static void sweep(const job *j, const char *journal, const char *move) {
 }
 
 static int prepare(void) {
-  const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
-  char instance[300];
   pid_t pid;
 
-  (void)snprintf(root, sizeof(root), "%s/tde-race-XXXXXX", parent ? parent : "/tmp");
-  if (!mkdtemp(root)) return 1;
-  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
+  if (scratch_make("race", root, sizeof(root))) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
   (void)snprintf(base, sizeof(base), "%s/base.db", root);
   shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared == MAP_FAILED || mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
-      pipe(to_rival) || pipe(from_rival))
-    return 1;
+  if (shared == MAP_FAILED || pipe(to_rival) || pipe(from_rival)) return 1;
   pid = threads ? 1 : fork();
   if (pid == 0) {
     (void)close(to_rival[1]);
@@ -652,17 +646,6 @@ static int prepare(void) {
   make_base();
   if (threads && pthread_create(&rival_id, NULL, rival_thread, NULL)) return 1;
   return pid < 0 || why[0];
-}
-
-static void clean(void) {
-  char *const argv[] = {"rm", "-rf", root, NULL};
-  pid_t pid = fork();
-
-  if (pid == 0) {
-    (void)execv("/bin/rm", argv);
-    _exit(1);
-  }
-  (void)waitpid(pid, NULL, 0);
 }
 
 static int options(int argc, char **argv) {
@@ -707,7 +690,7 @@ int main(int argc, char **argv) {
   }
   (void)close(to_rival[1]);
   (void)(threads ? pthread_join(rival_id, NULL) : (int)wait(NULL));
-  clean();
+  scratch_remove(root);
   if (verbose) (void)fprintf(stderr, "moves refused in part: %ld\n", refused);
   (void)printf("%ld passed, %ld failed, 0 skipped\n", passed, failures);
   return failures != 0;
