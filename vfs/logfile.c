@@ -111,20 +111,82 @@ static int read_prefix(tde_file *f, uint8_t b[TDE_PREFIX_BYTES]) {
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
 }
 
+/* ---- the wal-index ----
+**
+** It tells which generation a WAL is of without a read: its salts change before
+** another generation is begun. (wal.c: whoever writes a WAL header found mxFrame 0;
+** frames once committed, mxFrame becomes 0 by walRestartHdr alone, which puts new
+** salts in the wal-index first. So while it names frames under salts with which it
+** named some when the prefix was read, the prefix is the same. With mxFrame 0 the
+** salts say nothing: a writer that died, or rolled back, leaves a WAL header, and the
+** next one writes another under the same salts.)
+*/
+
+/* struct WalIndexHdr, 32-bit numbers in native byte order, and a second copy of it. */
+#define SHM_MX_FRAME 16
+#define SHM_PAGES 20
+#define SHM_SALT 32
+#define SHM_COPY 48
+
+/* The salts of a WAL in which the wal-index names frames. False: it names none, is
+** being changed just now, or is not shared. ThreadSanitizer sees SQLite's memcpy of
+** another thread race with this, as SQLite itself lets it. */
+__attribute__((no_sanitize("thread"))) static int index_salt(const tde_file *f,
+                                                             uint8_t out[TDE_INDEX_SALT]) {
+  const volatile char *head = f->db->index;
+  const volatile uint32_t *frames, *salt;
+  uint32_t now[2];
+
+  if (!head || f->role != TDE_ROLE_WAL) return 0;
+  frames = (const volatile uint32_t *)(head + SHM_MX_FRAME);
+  salt = (const volatile uint32_t *)(head + SHM_SALT);
+  now[0] = salt[0];
+  now[1] = salt[1];
+  memcpy(out, now, sizeof(now));
+  return frames[0] > 0 && frames[0] == frames[SHM_COPY / 4] && now[0] == salt[SHM_COPY / 4] &&
+         now[1] == salt[SHM_COPY / 4 + 1];
+}
+
+/* Does the wal-index say that the WAL is still of the generation seen? */
+static int index_vouches(const tde_file *f) {
+  uint8_t now[TDE_INDEX_SALT];
+
+  return f->gen.indexed && index_salt(f, now) && memcmp(now, f->gen.index_salt, sizeof(now)) == 0;
+}
+
+uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages) {
+  const volatile char *head = main_file->db->index;
+
+  if (pages) *pages = head ? *(const volatile uint32_t *)(head + SHM_PAGES) : 0;
+  return head ? *(const volatile uint32_t *)(head + SHM_MX_FRAME) : 0;
+}
+
+/* What the next use of the log goes by is read from the file, whatever the wal-index says. */
+static void look_again(tde_file *f) {
+  f->gen.checked = f->gen.indexed = 0;
+}
+
 int tde_log_refresh(tde_file *f) {
   uint8_t b[TDE_PREFIX_BYTES];
+  tde_generation *g = &f->gen;
   tde_prefix p;
   int rc;
 
-  if (f->gen.checked || f->s.prefix_pending) return SQLITE_OK;
-  rc = read_prefix(f, b);
-  if (rc) return rc;
-  if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
-  if (f->gen.valid && memcmp(b, f->gen.seen, sizeof(b)) == 0) {
-    f->gen.checked = 1;
+  if (g->checked || f->s.prefix_pending) return SQLITE_OK;
+  if (g->valid && index_vouches(f)) {
+    g->checked = 1;
     return SQLITE_OK;
   }
-  f->gen.valid = 0;
+  g->indexed = index_salt(f, g->index_salt);
+  rc = read_prefix(f, b);
+  g->indexed = rc == SQLITE_OK && index_vouches(f); /* it spoke of this one before and after */
+  if (rc) return rc;
+  if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
+  if (g->valid && memcmp(b, g->seen, sizeof(b)) == 0) {
+    g->checked = 1;
+    return SQLITE_OK;
+  }
+  g->valid = 0;
   f->s.own_from = f->s.own_to = 0;
   tde_sealed_drop(&f->s);
   switch (tde_prefix_parse(b, f->role, &p)) {
@@ -140,7 +202,7 @@ int tde_log_refresh(tde_file *f) {
       rc = judge_prefix(f, b, &p);
       break;
   }
-  if (rc == SQLITE_OK) f->gen.checked = 1;
+  if (rc == SQLITE_OK) g->checked = 1;
   return rc;
 }
 
@@ -179,7 +241,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   f->s.crypt->current = p.epoch;
   f->s.prefix_pending = 1;
   f->gen.valid = f->gen.checked = 1;
-  f->gen.commit = 0;
+  f->gen.commit = f->gen.indexed = 0;
   f->s.own_from = f->s.own_to = 0;
   return SQLITE_OK;
 }
@@ -255,7 +317,7 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   int looking, rc;
 
   /* No generation seen so far: whatever the locks say, look again. */
-  if (!f->gen.valid && !f->s.prefix_pending) f->gen.checked = 0;
+  if (!f->gen.valid && !f->s.prefix_pending) look_again(f);
   rc = tde_log_refresh(f);
   if (rc) return rc;
   if (!f->gen.valid) {
@@ -269,7 +331,7 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   if (rc != SQLITE_NOTFOUND) return rc;
   /* Perhaps a generation that this handle does not know yet: a shim above may
   ** keep the wal-index, whose locks tell otherwise. */
-  f->gen.checked = 0;
+  look_again(f);
   rc = tde_log_refresh(f);
   if (rc) return rc;
   return tde_sealed_read(&f->s, buf, n, off, looking ? TDE_READ_LENIENT : 0);
@@ -322,23 +384,6 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   }
   if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_flush(&f->s);
   return rc;
-}
-
-/* wal.c, struct WalIndexHdr: 32-bit numbers in native byte order. */
-#define SHM_REGION 32768
-#define SHM_MX_FRAME 16
-#define SHM_PAGES 20
-
-uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages) {
-  void volatile *shm = NULL;
-  const volatile char *head;
-  tde_file *f = main_file;
-
-  if (pages) *pages = 0;
-  if (!f->db->shm_open || LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm) || !shm) return 0;
-  head = (const volatile char *)shm;
-  if (pages) *pages = *(const volatile uint32_t *)(head + SHM_PAGES);
-  return *(const volatile uint32_t *)(head + SHM_MX_FRAME);
 }
 
 /* ---- rollback journal ---- */

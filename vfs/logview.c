@@ -20,7 +20,6 @@
 SQLITE_EXTENSION_INIT3
 
 /* wal.c, struct WalCkptInfo behind the two copies of the header. */
-#define SHM_REGION 32768
 #define SHM_BACKFILL 96
 
 static void view_prefix(const uint8_t *b, int journal, uint64_t size, tde_log_view *out) {
@@ -88,7 +87,6 @@ int tde_log_peek(const char *path, const char *vfs, int journal, tde_log_view *o
 int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
   uint8_t b[TDE_PREFIX_BYTES], mac_key[TDE_KEY_BYTES];
   tde_db *db = f->db;
-  void volatile *shm = NULL;
   int rc;
 
   memset(out, 0, sizeof(*out));
@@ -99,11 +97,10 @@ int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
     out->authentic = tde_prefix_check_mac(b, mac_key) == TDE_OK;
     tde_wipe(mac_key, sizeof(mac_key));
   }
-  if (rc == SQLITE_OK && !journal && db->shm_open &&
-      LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm) == SQLITE_OK && shm) {
+  if (rc == SQLITE_OK && !journal && db->index) {
     out->indexed = 1;
     out->frames = tde_wal_index(f, NULL);
-    out->restored = *(const volatile uint32_t *)((const volatile char *)shm + SHM_BACKFILL);
+    out->restored = *(const volatile uint32_t *)(db->index + SHM_BACKFILL);
   }
   tde_file_leave(f);
   return rc;

@@ -496,8 +496,10 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
   rc = LOWER(f)->xShmMap(f->lower, region, size, extend, out);
-  if (rc == SQLITE_OK) f->db->shm_open = 1;
-  return rc;
+  if (rc) return rc;
+  f->db->shm_open = 1;
+  if (region == 0) f->db->index = *out;
+  return SQLITE_OK;
 }
 
 static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
@@ -544,6 +546,7 @@ static void main_shm_barrier(sqlite3_file *pf) {
 static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
   tde_file *f = file_of(pf);
   f->db->shm_open = 0;
+  f->db->index = NULL;
   return LOWER(f)->xShmUnmap(f->lower, delete_it);
 }
 

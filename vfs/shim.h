@@ -36,6 +36,7 @@ typedef struct tde_db {
   int shm_locks;                    /* wal-index locks that this connection holds */
   uint64_t seen_sequence[2];        /* of both slots when the header was read */
   int shm_open;                     /* xShmMap was called: WAL readers may be about */
+  const volatile char *index;       /* the wal-index's first region, while it is mapped */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
@@ -50,11 +51,16 @@ typedef struct tde_db {
   int guard_used;
 } tde_db;
 
+/* wal.c, struct WalIndexHdr: aSalt. */
+#define TDE_INDEX_SALT 8
+
 /* What a WAL or journal has: its generation. */
 typedef struct tde_generation {
   int valid;   /* s.salt and seen are of a generation */
   int checked; /* ... and it was compared in this transaction */
   int commit;  /* WAL: the frame being written ends a transaction */
+  int indexed; /* WAL: index_salt says what the wal-index called this generation */
+  uint8_t index_salt[TDE_INDEX_SALT];
   uint8_t seen[TDE_PREFIX_BYTES];
 } tde_generation;
 

@@ -25,7 +25,6 @@
 SQLITE_EXTENSION_INIT3
 
 /* wal.c, struct WalIndexHdr (two copies) and WalCkptInfo; native byte order. */
-#define SHM_REGION 32768
 #define SHM_HDR_BYTES 48
 #define SHM_MX_FRAME 16
 #define SHM_PAGES 20
@@ -157,20 +156,19 @@ static int open_unit(snap *s, uint64_t i, const uint8_t **record, int *opened) {
 ** not changed when the count of frames restored has been read: a restart of the log
 ** writes the header first (wal.c, walRestartHdr), so that count is this log's. */
 static int read_index(tde_file *f, uint32_t *frames, uint32_t *pages, uint32_t *restored) {
-  void volatile *shm = NULL;
+  const char *shm = (const char *)f->db->index;
   uint8_t a[SHM_HDR_BYTES], b[SHM_HDR_BYTES];
-  int rc = LOWER(f)->xShmMap(f->lower, 0, SHM_REGION, 0, &shm);
 
   *frames = *pages = *restored = 0;
-  if (rc || !shm) return rc;
+  if (!shm) return SQLITE_OK;
   for (int tries = 0; tries < 1000; tries++) {
-    memcpy(a, (const void *)shm, sizeof(a));
+    memcpy(a, shm, sizeof(a));
     LOWER(f)->xShmBarrier(f->lower);
-    memcpy(b, (const uint8_t *)(const void *)shm + SHM_HDR_BYTES, sizeof(b));
+    memcpy(b, shm + SHM_HDR_BYTES, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    *restored = *(const volatile uint32_t *)((const volatile char *)shm + SHM_BACKFILL);
+    *restored = *(const volatile uint32_t *)(f->db->index + SHM_BACKFILL);
     LOWER(f)->xShmBarrier(f->lower);
-    memcpy(b, (const void *)shm, sizeof(b));
+    memcpy(b, shm, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
     memcpy(frames, a + SHM_MX_FRAME, sizeof(*frames));
     memcpy(pages, a + SHM_PAGES, sizeof(*pages));
