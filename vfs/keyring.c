@@ -56,7 +56,9 @@ struct tde_keys {
   tde_header header;                  /* last verified, or asked for; doc is a copy */
   tde_key_facts facts;                /* of that header */
   tde_status last;                    /* how the last check ended */
-  int64_t idle_since;                 /* ms; meaningful when refs == 0 */
+  tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
+  int idle;
+  int64_t idle_since;                 /* ms; when idle */
   int nepochs;
   epoch_keys epochs[TDE_EPOCHS_MAX];
   retired *old;
@@ -66,7 +68,9 @@ struct tde_keys {
 ** database; thousands of tenants need the hash. */
 #define BUCKETS 1024
 static tde_keys *buckets[BUCKETS];
-static int idle_count; /* live, without users */
+/* Live entries without users. */
+static tde_keys *idle_first, *idle_last;
+static int idle_count;
 static int live_count;
 static pthread_mutex_t ring_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t ring_changed = PTHREAD_COND_INITIALIZER;
@@ -112,6 +116,37 @@ static void unlink_entry(tde_keys *k) {
   }
   if (k->next) k->next->prev = k->prev;
   k->linked = 0;
+}
+
+static void idle_enter(tde_keys *k) {
+  if (k->idle) return;
+  k->idle = 1;
+  k->idle_since = tde_now_ms();
+  k->idle_next = NULL;
+  k->idle_prev = idle_last;
+  if (idle_last) {
+    idle_last->idle_next = k;
+  } else {
+    idle_first = k;
+  }
+  idle_last = k;
+  idle_count++;
+}
+
+static void idle_leave(tde_keys *k) {
+  if (!k->idle) return;
+  k->idle = 0;
+  if (k->idle_prev) {
+    k->idle_prev->idle_next = k->idle_next;
+  } else {
+    idle_first = k->idle_next;
+  }
+  if (k->idle_next) {
+    k->idle_next->idle_prev = k->idle_prev;
+  } else {
+    idle_last = k->idle_prev;
+  }
+  idle_count--;
 }
 
 /* ---- key material ---- */
@@ -285,19 +320,18 @@ static void publish(tde_keys *k) {
   if (k->header.doc && k->refs > 0) tde_watch_note(k->lease.due_at, k->facts.remote);
   if (now_live == was) return;
   live_count += now_live - was;
-  if (k->refs == 0) idle_count += now_live - was;
 }
 
 static void take_ref(tde_keys *k) {
-  if (k->refs++ == 0 && atomic_load(&k->live)) idle_count--;
+  k->refs++;
+  idle_leave(k);
 }
 
 /* Without users only a live entry is of use. */
 static void drop_ref(tde_keys *k) {
   if (--k->refs > 0) return;
   if (k->linked && atomic_load(&k->live)) {
-    k->idle_since = tde_now_ms();
-    idle_count++;
+    idle_enter(k);
     return;
   }
   if (atomic_load(&k->live)) live_count--;
@@ -305,24 +339,17 @@ static void drop_ref(tde_keys *k) {
   free_entry(k);
 }
 
-/* Wipes entries that nobody used for too long. */
+/* Wipes entries that nobody used for too long, and the longest unused of too many. */
 static void expire_idle(void) {
-  int64_t now = tde_now_ms();
-  static int64_t last;
+  int64_t now = idle_first ? tde_now_ms() : 0;
 
-  if (idle_count == 0 || (now / 1000 == last && idle_count <= TDE_IDLE_DEKS)) return;
-  last = now / 1000;
-  for (unsigned b = 0; b < BUCKETS; b++) {
-    tde_keys *k = buckets[b], *next;
-    for (; k; k = next) {
-      next = k->next;
-      if (k->refs || !atomic_load(&k->live)) continue;
-      if (now - k->idle_since < TDE_IDLE_SECONDS * 1000 && idle_count <= TDE_IDLE_DEKS) continue;
-      unlink_entry(k);
-      idle_count--;
-      live_count--;
-      free_entry(k);
-    }
+  while (idle_first &&
+         (idle_count > TDE_IDLE_DEKS || now - idle_first->idle_since >= TDE_IDLE_SECONDS * 1000)) {
+    tde_keys *k = idle_first;
+    idle_leave(k);
+    unlink_entry(k);
+    live_count--;
+    free_entry(k);
   }
 }
 

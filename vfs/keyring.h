@@ -13,8 +13,8 @@
 **    was sealed under the one would be lost under the other;
 **  - key material stands in secret memory, and is copied or used under the ring's
 **    lock only: at the loss of a key it is wiped at once, whoever holds a
-**    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or when
-**    more than TDE_IDLE_DEKS wait;
+**    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or as
+**    the longest unused of more than TDE_IDLE_DEKS;
 **  - an entry without its DEK stays as long as somebody has the database open,
 **    and is asked for again on its lease (lease.h).
 */

@@ -36,8 +36,9 @@
 #define TDE_EPOCHS_MAX 16       /* DEK epochs that a header may name */
 #define TDE_PATH_MAX 4096
 
-/* DEKs that stay live after the last connection closed, and for how long. */
-#define TDE_IDLE_DEKS 4096
+/* DEKs that stay live after the last connection closed, and for how long. Some 5 KB of
+** memory each: a process that serves ten thousand tenants in turn asks for each key once. */
+#define TDE_IDLE_DEKS 16384
 #define TDE_IDLE_SECONDS 300
 
 #endif

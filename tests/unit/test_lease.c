@@ -4,7 +4,9 @@
 */
 #include <pthread.h>
 
+#include "../../ext/base/bytes.h"
 #include "../../ext/base/crypto.h"
+#include "../../ext/base/limits.h"
 #include "../../ext/base/secret.h"
 #include "../../vfs/keyring.h"
 #include "../../vfs/watch.h"
@@ -147,6 +149,7 @@ static struct {
   pthread_mutex_t mutex;
   tde_class answer;
   int asked, events;
+  useconds_t delay; /* µs that an answer takes */
   char last_event[32];
 } fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -158,7 +161,7 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   tde_class c = fake.answer;
   fake.asked++;
   pthread_mutex_unlock(&fake.mutex);
-  usleep(20000);
+  usleep(fake.delay);
   if (c) return tde_fail(st, c, "do", "the fake says no");
   memset(dek, strrchr(doc, ' ')[1], TDE_KEY_BYTES);
   dek[0] = (uint8_t)epoch;
@@ -196,12 +199,13 @@ static const tde_key_source source = {NULL,        NULL,       fake_unwrap, fake
 static tde_key_params params;
 
 /* A header of database `id` whose document is doc, authenticated by its DEK. */
-static void make_header(tde_header *h, uint8_t id, const char *doc, uint64_t sequence) {
+static void make_header(tde_header *h, uint32_t id, const char *doc, uint64_t sequence) {
   uint8_t dek[TDE_KEY_BYTES], mac[TDE_KEY_BYTES], *slot = malloc(TDE_SLOT_BYTES);
   tde_header draft;
   tde_slot_info info;
   memset(&draft, 0, sizeof(draft));
-  memset(draft.uuid, id, TDE_UUID_BYTES);
+  memset(draft.uuid, (uint8_t)id, TDE_UUID_BYTES);
+  tde_put32le(draft.uuid, id);
   draft.epoch = 1;
   draft.sequence = sequence;
   draft.doc = (char *)doc;
@@ -242,6 +246,7 @@ static tde_lease_act check_now(tde_keys *k, const tde_header *newer) {
 
 static void begin(void) {
   fast = (tde_key_policy){100, 400, 500, 0};
+  fake.delay = 20000;
   set_answer(TDE_OK);
   asked();
 }
@@ -409,6 +414,36 @@ static void idle_keys_are_not_trusted_for_long(void) {
   tde_header_clear(&h);
 }
 
+/* Opens database `id` and closes it. */
+static void visit(uint32_t id) {
+  tde_header h;
+  tde_keys *k = NULL;
+  make_header(&h, id, "key:a A", 1);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+static void the_longest_idle_goes_first(void) {
+  uint32_t first = 1000, last = first + TDE_IDLE_DEKS;
+  begin();
+  fast.check_ms = 60000;
+  fake.delay = 0;
+  for (uint32_t id = first; id < last; id++) visit(id);
+  asked();
+  CHECK(tde_keyring_count() == TDE_IDLE_DEKS);
+  visit(first); /* not the longest idle any more */
+  CHECK(asked() == 0);
+  visit(last); /* one too many */
+  CHECK(asked() == 1 && tde_keyring_count() == TDE_IDLE_DEKS);
+  visit(first);
+  visit(last);
+  visit(first + 2);
+  CHECK(asked() == 0);
+  visit(first + 1);
+  CHECK(asked() == 1);
+}
+
 static void epochs_come_and_go(void) {
   uint8_t dek[TDE_KEY_BYTES], copy[TDE_KEY_BYTES];
   tde_header h;
@@ -447,6 +482,7 @@ int main(int argc, char **argv) {
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
+      {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
