@@ -8,10 +8,10 @@
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
-case "${1:-all}" in
-  demo) sections=" demo " ;;
-  check) sections=" demo check " ;;
-  all) sections=" demo check develop " ;;
+case "$#${1:-all}" in
+  1demo) sections=" demo " ;;
+  1check) sections=" demo check " ;;
+  [01]all) sections=" demo check develop " ;;
   *) echo "usage: deps.sh demo|check|all" >&2; exit 2 ;;
 esac
 sections="$sections$(dpkg --print-architecture 2>/dev/null || true) "
