@@ -80,7 +80,7 @@ $(BUILD)/libtde.a: $(STATIC_OBJ) $(BUILD)/flags
 include tests/tests.mk
 
 # ---- what the machine needs ----
-# PACKAGES picks the sections of packages.txt: demo, check or all.
+# PACKAGES picks the sections of packages.txt: demo, check, all or bench.
 .PHONY: deps
 PACKAGES ?= all
 deps: ## install the packages of packages.txt that are missing

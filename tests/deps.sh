@@ -1,10 +1,11 @@
 #!/bin/sh
 # deps.sh: installs the Debian packages of packages.txt that are missing.
 #
-#   deps.sh demo | check | all
+#   deps.sh demo | check | all | bench
 #
-# Each set includes the ones before it, and the section of this architecture. Nothing missing: silent and quick. Where
-# packages can not be installed from here, says what to run, and fails.
+# Each set but bench includes the ones before it; bench is check and what `make bench` needs. The
+# section of this architecture comes with each. Nothing missing: silent and quick. Where packages
+# can not be installed from here, says what to run, and fails.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,7 +13,8 @@ case "$#${1:-all}" in
   1demo) sections=" demo " ;;
   1check) sections=" demo check " ;;
   [01]all) sections=" demo check develop " ;;
-  *) echo "usage: deps.sh demo|check|all" >&2; exit 2 ;;
+  1bench) sections=" demo check bench " ;;
+  *) echo "usage: deps.sh demo|check|all|bench" >&2; exit 2 ;;
 esac
 sections="$sections$(dpkg --print-architecture 2>/dev/null || true) "
 
@@ -31,6 +33,8 @@ fi
 missing=""
 have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' $wanted 2>/dev/null | sed -n 's/ installed$//p')
 for p in $wanted; do
+  # Node's own packages bring it, too, and keep Debian's out.
+  [ "$p" != npm ] || ! command -v npm >/dev/null 2>&1 || continue
   case "
 $have
 " in

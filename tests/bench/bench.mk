@@ -64,7 +64,7 @@ $(BENCH_OUT)/workloads-mc: $(BENCH_C) $(BENCH_H) $(BENCH_OUT)/mc.o
 
 # Debian's own SQLCipher.
 $(BENCH_OUT)/workloads-sqlcipher: $(BENCH_C) $(BENCH_H)
-	$(Q)test -f /usr/include/sqlcipher/sqlite3.h || { echo "bench: libsqlcipher-dev is needed; or BENCH_PEERS=mc"; exit 1; }
+	$(Q)test -f /usr/include/sqlcipher/sqlite3.h || { echo "bench: libsqlcipher-dev is needed (make deps PACKAGES=bench); or BENCH_PEERS=mc"; exit 1; }
 	$(Q)$(CC) $(BENCH_CFLAGS) -isystem /usr/include/sqlcipher $(BENCH_C) -o $@ -lsqlcipher -ldl -lpthread
 
 comma := ,
