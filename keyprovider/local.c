@@ -405,6 +405,15 @@ static tde_class key_write(const char *dir, const char *name, EVP_PKEY *key,
   return rc;
 }
 
+/* When a new version is made: later than every other one, also within the same second and
+** after the clock was set back, or a rotation would find the one before. */
+static int64_t created_now(const char *dir, const char *name) {
+  tde_key_info newest;
+  int64_t now = (int64_t)time(NULL);
+  if (tde_local_latest(dir, name, &newest, NULL) != TDE_OK || newest.created < now) return now;
+  return newest.created + 1;
+}
+
 tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info, tde_status *st) {
   char version[VERSION_LEN + 1];
   EVP_PKEY *key = NULL;
@@ -418,7 +427,7 @@ tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info
   if (rc == TDE_OK) {
     tde_hex(info->thumbprint, VERSION_BYTES, version);
     info_ids(info, name, version);
-    info->created = (int64_t)time(NULL);
+    info->created = created_now(dir, name);
     rc = key_write(dir, name, key, info, st);
   }
   EVP_PKEY_free(key);

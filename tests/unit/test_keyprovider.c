@@ -942,6 +942,15 @@ static void local_latest(void) {
   CHECK(put_file(path, "x", 0600) == 0);
   CHECK(tde_local_latest(dir, "mine", &info, &st) == TDE_OK);
   CHECK(strcmp(info.version, made.version) == 0);
+  /* One made later is the newest, whatever the clock says of the others. */
+  snprintf(path, sizeof path, "%.300s/keys/mine-" VECTOR_VERSION ".pem", dir);
+  snprintf(dated, sizeof dated, "created: %lld\n%s", (long long)made.created + 5000, vector_pem);
+  CHECK(put_file(path, dated, 0600) == 0);
+  for (int i = 0; i < 3; i++) {
+    REQUIRE(tde_local_create(dir, "mine", &made, &st) == TDE_OK);
+    CHECK(tde_local_latest(dir, "mine", &info, &st) == TDE_OK);
+    CHECK(strcmp(info.version, made.version) == 0 && info.created == made.created);
+  }
   CHECK(tde_local_create(dir, "No", &info, &st) == TDE_MISUSE);
   CHECK(tde_local_create("/nonexistent", "no", &info, &st) == TDE_MISSING);
 }
