@@ -39,7 +39,8 @@ check: ## all suites, the long ones in their smoke form (README's second command
 
 check-run: all $(UNIT_BIN) keyvault-if-can
 	+$(Q)sh tests/check.sh $(BUILD)/check 'lint=$(LINT)' $(UNIT_SUITES) $(TCL_SUITE) \
-	  'demo:exit=sh tests/demo/demo.sh $(BUILD)/tde.so' $(SMOKE_SUITES)
+	  'demo:exit=sh tests/demo/demo.sh $(BUILD)/tde.so' \
+	  'rehearsals=TCLSH=$(TCLSH) sh tests/demo/rehearse.sh $(BUILD)/tde.so' $(SMOKE_SUITES)
 
 unit: $(UNIT_BIN) ## the unit tests alone
 	$(Q)sh tests/check.sh $(BUILD)/check $(UNIT_SUITES)

@@ -52,8 +52,8 @@ for line in sys.stdin:
 }] $n [kv_key beta tenant-] 2>@1]" r+]
 
 step "One process opens them all" { reply } ready
-step "and serves them; to sign in took one token" { return -level 0 "[ask serve], tokens: [kv_count token], unwraps: [kv_count unwrapKey]" } \
-  "refused: nobody, tokens: 1, unwraps: $n"
+step "and serves them; to sign in took one token" { return -level 0 "[ask serve], tokens: [kv_count token]" } \
+  "refused: nobody, tokens: 1"
 attributes 42 {{"enabled":false}}
 step "Tenant 42 disables the key: theirs alone is refused" { ask "until 42" } "refused: 42"
 step "with the reason" { ask "status 42" } "* disabled"
