@@ -8,19 +8,17 @@
 **  - A database that is not Online lets nobody begin a transaction: xLock and
 **    xShmLock are refused (tde_db_gate), since SQLite may still hold pages in
 **    its cache. It can always be opened, and its status asked.
-**  - A main unit overwritten in part is durable in a double-write area before
-**    (see guard below): pages smaller than a unit are as safe as whole ones.
 */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "redo.h"
 #include "shim.h"
+#include "slots.h"
 #include "watch.h"
 
 SQLITE_EXTENSION_INIT3
@@ -99,137 +97,7 @@ int tde_db_report(tde_db *db) {
   return tde_class_rc(db->last.code);
 }
 
-static const char *path_of(const tde_file *f) {
-  return f->path ? f->path : "(temporary)";
-}
-
 /* ---- the header ---- */
-
-/* Enough of a slot for an ordinary key document in one read. */
-#define SLOT_GULP 4096
-
-/* The used part of both slots as they stand in the file. */
-typedef struct slots {
-  uint8_t *at[2]; /* head, or longer when the document is */
-  uint8_t *longer[2];
-  uint8_t head[2][SLOT_GULP];
-} slots;
-
-static void slots_free(slots *s) {
-  if (!s) return;
-  for (int i = 0; i < 2; i++) sqlite3_free(s->longer[i]);
-  sqlite3_free(s);
-}
-
-static slots *slots_new(void) {
-  slots *s = sqlite3_malloc64(sizeof(*s));
-
-  if (!s) return NULL;
-  for (int i = 0; i < 2; i++) {
-    s->longer[i] = NULL;
-    s->at[i] = s->head[i];
-  }
-  return s;
-}
-
-/* Reads the rest of a slot whose document is long. */
-static int read_longer(sqlite3_file *lower, slots *s, int i, uint32_t used) {
-  sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE + SLOT_GULP;
-
-  sqlite3_free(s->longer[i]);
-  s->longer[i] = sqlite3_malloc64(used);
-  if (!s->longer[i]) return SQLITE_NOMEM;
-  memcpy(s->longer[i], s->head[i], SLOT_GULP);
-  s->at[i] = s->longer[i];
-  return lower->pMethods->xRead(lower, s->longer[i] + SLOT_GULP, (int)(used - SLOT_GULP), at);
-}
-
-/* Reads both slots; what lies beyond the file is zero, as SQLite demands of xRead. */
-static int read_slots(sqlite3_file *lower, tde_counters *counters, slots *s) {
-  for (int i = 0; i < 2; i++) {
-    uint32_t used;
-    int rc = lower->pMethods->xRead(lower, s->head[i], SLOT_GULP,
-                                    (sqlite3_int64)i * TDE_SLOT_STRIDE);
-
-    counters->lower_reads++;
-    s->at[i] = s->head[i];
-    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
-    used = tde_slot_used(s->head[i]);
-    if (used <= SLOT_GULP) continue;
-    rc = read_longer(lower, s, i, used);
-    counters->lower_reads++;
-    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
-  }
-  return SQLITE_OK;
-}
-
-/* The newest slot that is whole, of two that were parsed; slot 0 when none is. */
-static int newest_of(const tde_class c[2], const tde_header h[2]) {
-  return c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
-}
-
-/* Parses the newest whole slot without verifying it; out has no document when none
-** is whole. TDE_NOMEM: which one is the newest is not known. */
-static tde_class parse_newest(const slots *both, tde_header *out) {
-  tde_slot_info info;
-  tde_header h[2];
-  tde_class c[2];
-  int first;
-
-  for (int i = 0; i < 2; i++) {
-    c[i] = tde_slot_parse(both->at[i], &h[i], &info);
-    h[i].slot = i;
-  }
-  first = newest_of(c, h);
-  *out = h[first];
-  memset(&h[first], 0, sizeof(h[first]));
-  tde_header_clear(&h[!first]);
-  if (c[first] || c[!first] == TDE_NOMEM) tde_header_clear(out);
-  return c[0] == TDE_NOMEM || c[1] == TDE_NOMEM ? TDE_NOMEM : TDE_OK;
-}
-
-int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
-  sqlite3_vfs *v = sqlite3_vfs_find(vfs);
-  tde_counters counters;
-  sqlite3_file *lower = NULL;
-  const char *name;
-  slots *both;
-  int rc = SQLITE_NOMEM;
-
-  memset(out, 0, sizeof(*out));
-  if (!v) return SQLITE_CANTOPEN;
-  memset(&counters, 0, sizeof(counters));
-  both = slots_new();
-  name = tde_name_of(path, "");
-  if (both && name) {
-    lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
-  }
-  if (lower) {
-    rc = read_slots(lower, &counters, both);
-    (void)lower->pMethods->xClose(lower);
-    sqlite3_free(lower);
-    if (rc == SQLITE_OK && parse_newest(both, out)) rc = SQLITE_NOMEM;
-    if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
-  }
-  tde_name_free(name);
-  slots_free(both);
-  return rc;
-}
-
-int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
-  tde_header h;
-  int rc = tde_db_peek(path, vfs ? vfs : tde_vfs_base_name(), &h);
-
-  memset(out, 0, sizeof(*out));
-  if (rc) return rc;
-  memcpy(out->uuid, h.uuid, TDE_UUID_BYTES);
-  out->sequence = h.sequence;
-  out->unit_size = h.unit_size;
-  out->epoch = h.epoch;
-  out->doc = h.doc;
-  out->ndoc = h.ndoc;
-  return SQLITE_OK;
-}
 
 /* Puts a parsed header in force with the keys that verify it. AEADs stay while
 ** the keys do: somebody further up may be using one. */
@@ -287,8 +155,8 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
 }
 
 /* No slot is whole: say what the file is. */
-static void classify_headerless(tde_db *db, const slots *both, tde_class c0, tde_class c1) {
-  const char *path = path_of(db->file);
+static void classify_headerless(tde_db *db, const tde_slots *both, tde_class c0, tde_class c1) {
+  const char *path = tde_path_of(db->file);
 
   if (c0 == TDE_NEWER_FORMAT || c1 == TDE_NEWER_FORMAT) {
     db->state = TDE_STATE_NEWER_FORMAT;
@@ -325,7 +193,7 @@ static int is_text(const uint8_t *b, size_t n) {
 /* A creation that a crash cut short: less than a header, and nothing else. The
 ** magic was written first, alone (create_slots), so it is whole unless the
 ** file is no longer than it. */
-static int unfinished_creation(const slots *both, sqlite3_int64 size) {
+static int unfinished_creation(const tde_slots *both, sqlite3_int64 size) {
   const uint8_t *head = both->head[0];
 
   if (size == 1 ||
@@ -363,7 +231,7 @@ static int stays(tde_db *db, const tde_header *older, tde_class newer) {
   if (!db->slot_lost) {
     tde_log(TDE_LOG_WARNING,
             "%s: header slot %d, which is in force, was damaged (%s): it will be repaired",
-            path_of(db->file), db->header.slot, db->slot[db->header.slot].found);
+            tde_path_of(db->file), db->header.slot, db->slot[db->header.slot].found);
   }
   db->header.slot = older->slot;
   db->slot_lost = 1;
@@ -373,7 +241,7 @@ static int stays(tde_db *db, const tde_header *older, tde_class newer) {
 /* Takes the newest slot that is whole and unlocks; falls back to the other
 ** when its HMAC does not verify. False: the file's size, which was not asked for
 ** (-1), is needed to tell what the slots mean. */
-static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int forced) {
+static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
   int first;
@@ -382,7 +250,7 @@ static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int fo
     c[i] = tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
     h[i].slot = i;
   }
-  first = newest_of(c, h);
+  first = tde_newest_of(c, h);
   if (size < 0 && (c[first] != TDE_OK || !h[first].unit_size)) {
     tde_header_clear(&h[0]);
     tde_header_clear(&h[1]);
@@ -391,7 +259,7 @@ static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int fo
   if (not_looked_at(c[0]) || not_looked_at(c[1])) {
     db->state = TDE_STATE_INACCESSIBLE;
     tde_fail(&db->last, not_looked_at(c[0]) ? c[0] : c[1], NULL,
-             "%s: the header could not be checked", path_of(db->file));
+             "%s: the header could not be checked", tde_path_of(db->file));
   } else if (c[first] != TDE_OK) {
     if (unfinished_creation(both, size)) {
       set_new(db);
@@ -403,7 +271,7 @@ static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int fo
     rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
     if ((rc == TDE_WRONG_KEY || rc == TDE_CORRUPT) && c[!first] == TDE_OK) {
       tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
-              path_of(db->file), first, !first);
+              tde_path_of(db->file), first, !first);
       (void)snprintf(db->slot[first].found, sizeof(db->slot[first].found), "not authentic");
       db->slot[first].valid = 0;
       rc = try_slot(db, &h[!first], forced);
@@ -426,13 +294,13 @@ static int choose_slot(tde_db *db, const slots *both, sqlite3_int64 size, int fo
 /* Reads both slots and takes one. Most often they say all; where they do not, the
 ** size is asked for first and they are read again, so that a file that grows meanwhile
 ** is not taken for one that is whole and empty. */
-static int read_header(tde_file *f, slots *both, int forced) {
+static int read_header(tde_file *f, tde_slots *both, int forced) {
   tde_db *db = f->db;
   sqlite3_int64 size = -1;
   int rc, settled = 0;
 
   while (!settled) {
-    rc = read_slots(f->lower, f->s.counters, both);
+    rc = tde_slots_read(f->lower, f->s.counters, both);
     if (rc) return rc;
     for (int i = 0; i < 2; i++) db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
     settled = choose_slot(db, both, size, forced);
@@ -452,12 +320,12 @@ static int read_header(tde_file *f, slots *both, int forced) {
 ** whatever is known. */
 static int load(tde_file *f, int wait, int forced) {
   tde_db *db = f->db;
-  slots *both = slots_new();
+  tde_slots *both = tde_slots_new();
   int rc, reserved = 0;
 
   if (!both) return SQLITE_NOMEM;
   rc = read_header(f, both, forced);
-  slots_free(both);
+  tde_slots_free(both);
   if (rc) return rc;
   if (wait && db->state == TDE_STATE_DAMAGED &&
       LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
@@ -510,20 +378,20 @@ int tde_db_freshen(tde_file *f) {
 
 /* A unit of an epoch that is not known: another process gave the database a new
 ** DEK. Only keys that verify a newer header of this very database are taken. */
-static int learn_epoch(void *ctx, uint32_t epoch) {
+int tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
   tde_db *db = f->db;
-  slots *both;
+  tde_slots *both;
   tde_header h;
   tde_key_facts *facts;
   int known = 0;
 
   if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return 0;
-  both = slots_new();
+  both = tde_slots_new();
   facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
-  if (both && facts && read_slots(db->file->lower, &db->counters, both) == SQLITE_OK)
-    (void)parse_newest(both, &h);
+  if (both && facts && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK)
+    (void)tde_slots_newest(both, &h);
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
       tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL) == TDE_OK) {
     db->facts = *facts;
@@ -535,62 +403,8 @@ static int learn_epoch(void *ctx, uint32_t epoch) {
   }
   tde_header_clear(&h);
   sqlite3_free(facts);
-  slots_free(both);
+  tde_slots_free(both);
   return known;
-}
-
-/* Writes one slot from byte `from` on; with verify, syncs and reads it back. */
-static int write_slot_from(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify,
-                           uint32_t from) {
-  sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
-  uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
-  uint8_t mac_key[TDE_KEY_BYTES];
-  tde_class c;
-  int rc;
-
-  if (!bytes) return SQLITE_NOMEM;
-  c = tde_keys_mac_key(keys, h->epoch, mac_key);
-  if (c == TDE_OK) c = tde_slot_build(h, mac_key, bytes);
-  tde_wipe(mac_key, sizeof(mac_key));
-  rc = tde_class_rc(c);
-  if (rc == SQLITE_OK) {
-    f->db->seen_sequence[slot] = tde_slot_sequence(bytes);
-    rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);
-  }
-  f->s.counters->lower_writes++;
-  if (rc == SQLITE_OK && verify) {
-    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-    f->s.counters->lower_syncs++;
-    if (rc == SQLITE_OK) {
-      rc = LOWER(f)->xRead(f->lower, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES, at);
-    }
-    if (rc == SQLITE_OK && memcmp(bytes, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES) != 0) {
-      rc = SQLITE_IOERR_WRITE;
-    }
-  }
-  sqlite3_free(bytes);
-  return rc;
-}
-
-static int write_slot(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify) {
-  return write_slot_from(f, h, slot, keys, verify, 0);
-}
-
-/* The first header of a file. The magic is durable before anything else, so
-** that whatever a crash leaves is known for what it is; then slot 0; then slot
-** 1 and the header's last byte make the header whole. */
-static int create_slots(tde_file *f, const tde_header *h, tde_keys *keys) {
-  static const uint8_t end = 0;
-  int rc = LOWER(f)->xTruncate(f->lower, 0);
-
-  if (rc == SQLITE_OK) {
-    rc = LOWER(f)->xWrite(f->lower, tde_header_magic, sizeof(tde_header_magic), 0);
-  }
-  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-  if (rc == SQLITE_OK) rc = write_slot_from(f, h, 0, keys, 1, sizeof(tde_header_magic));
-  if (rc == SQLITE_OK) rc = write_slot(f, h, 1, keys, 0);
-  if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
-  return rc;
 }
 
 /* Tells the key ring what header is in force, as it is on disk. */
@@ -665,7 +479,7 @@ int tde_db_create(tde_file *f) {
     tde_header_clear(&h);
     return rc;
   }
-  rc = create_slots(f, &h, keys);
+  rc = tde_slots_create(f, &h, keys);
   if (rc) {
     (void)LOWER(f)->xTruncate(f->lower, 0);
     tde_keyring_release(keys);
@@ -698,7 +512,7 @@ static int next_slot(tde_file *f, tde_header *h, int verify) {
   }
   h->sequence = db->header.sequence + 1;
   db->slot_durable = 0;
-  rc = write_slot(f, h, slot, db->keys, verify);
+  rc = tde_slot_write(f, h, slot, db->keys, verify);
   if (rc) return rc;
   db->slot_durable = verify;
   h->slot = slot;
@@ -776,7 +590,7 @@ static int probe_unit(tde_file *f) {
       tde_log(TDE_LOG_WARNING,
               "%s: the header's newer slot is damaged (%s); the unit size was "
               "found from the first unit",
-              path_of(f), db->slot[!db->header.slot].found);
+              tde_path_of(f), db->slot[!db->header.slot].found);
       break;
     }
     if (c != TDE_TAMPERED) rc = tde_class_rc(c);
@@ -846,7 +660,7 @@ static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_stat
   rc = next_slot(f, &h, 1);
   if (rc) {
     tde_fail(st, TDE_IO, "check the disk; the header in force is untouched",
-             "%s: the new header could not be written (SQLite code %d)", path_of(f), rc);
+             "%s: the new header could not be written (SQLite code %d)", tde_path_of(f), rc);
     return rc;
   }
   if (*doc) {
@@ -871,7 +685,7 @@ static int not_online(tde_db *db, tde_status *st) {
   if (st) *st = db->last;
   if (db->state == TDE_STATE_NEW) {
     tde_fail(st, TDE_MISUSE, "create a table first", "%s: the database is empty",
-             path_of(db->file));
+             tde_path_of(db->file));
   }
   return rc ? rc : SQLITE_ERROR;
 }
@@ -883,7 +697,7 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
   int rc, before;
 
   if (db->read_only) {
-    tde_fail(st, TDE_IO, "open it for writing", "%s: the database is read-only", path_of(f));
+    tde_fail(st, TDE_IO, "open it for writing", "%s: the database is read-only", tde_path_of(f));
     return SQLITE_READONLY;
   }
   rc = tde_db_reserve(f, &before);
@@ -892,7 +706,7 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
              rc == SQLITE_BUSY_RECOVERY
                  ? "%s: a transaction that was cut short is to be rolled back first"
                  : "%s: another connection is writing",
-             path_of(f));
+             tde_path_of(f));
     return rc;
   }
   rc = tde_db_load(f, 0);
@@ -900,7 +714,7 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
     rc = not_online(db, st);
   } else if (rc) {
     tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read (SQLite code %d)",
-             path_of(f), rc);
+             tde_path_of(f), rc);
   }
   if (rc == SQLITE_OK && mutate) {
     rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
@@ -946,7 +760,7 @@ static int check_powersafe(tde_file *f) {
   tde_fail(&f->db->last, TDE_MISCONFIGURED, "open the database without psow=0",
            "%s: the file system is declared not to keep neighbouring bytes when a write is torn "
            "(psow=0), which encrypted units need",
-           path_of(f));
+           tde_path_of(f));
   (void)tde_db_report(f->db);
   return SQLITE_CANTOPEN;
 }
@@ -964,14 +778,14 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
   db->plain_allowed = mode && strcmp(mode, "allow") == 0;
   if (mode && !db->plain_allowed && strcmp(mode, "refuse") != 0) {
-    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow", path_of(f),
-            mode);
+    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
+            tde_path_of(f), mode);
     return SQLITE_MISUSE;
   }
   db->damaged_zeros = damaged && strcmp(damaged, "zeros") == 0;
   if (damaged && !db->damaged_zeros && strcmp(damaged, "refuse") != 0) {
     tde_log(TDE_LOG_ERROR, "%s: tde_damaged=%s: use tde_damaged=refuse or tde_damaged=zeros",
-            path_of(f), damaged);
+            tde_path_of(f), damaged);
     return SQLITE_MISUSE;
   }
   db->params.instance = copy_param(name, "tde_instance", &oom);
@@ -1036,7 +850,7 @@ void tde_db_lose(tde_db *db) {
   db->last = r.last;
   if (r.last.code == TDE_OK) { /* it is being healed at this very moment */
     tde_fail(&db->last, TDE_UNREACHABLE, "try again", "%s: its key was away until just now",
-             path_of(db->file));
+             tde_path_of(db->file));
   }
 }
 
@@ -1095,7 +909,7 @@ static int finish_update(tde_file *f) {
   if (!tde_redo_exists(f)) return SQLITE_OK;
   if (db->read_only) {
     tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
-             "%s: an update of this secondary was cut short", path_of(f));
+             "%s: an update of this secondary was cut short", tde_path_of(f));
     return SQLITE_BUSY;
   }
   rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
@@ -1198,7 +1012,7 @@ tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st
     if (st) *st = db->last;
     return c;
   }
-  return tde_fail(st, c, NULL, "%s: the DEK of epoch %u is not at hand", path_of(f), epoch);
+  return tde_fail(st, c, NULL, "%s: the DEK of epoch %u is not at hand", tde_path_of(f), epoch);
 }
 
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {
@@ -1206,10 +1020,10 @@ tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, td
 
   if (c == TDE_WRONG_KEY) {
     return tde_fail(st, c, "close all connections to the database, and open it again",
-                    "%s: was replaced while it was open: epoch %u has another key here", path_of(f),
-                    (unsigned)epoch);
+                    "%s: was replaced while it was open: epoch %u has another key here",
+                    tde_path_of(f), (unsigned)epoch);
   }
-  if (c) return tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", path_of(f));
+  if (c) return tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", tde_path_of(f));
   return c;
 }
 
@@ -1219,152 +1033,13 @@ int tde_file_report(tde_file *f, tde_key_report *out) {
   return 1;
 }
 
-/* ---- the double-write guard ----
-**
-** A unit may hold several pages (VACUUM made them smaller than U). SQLite then
-** writes one page of a unit, and after a crash restores one page of it, and
-** relies on the rest staying as it is; an AEAD record torn in the middle would
-** take the rest with it. So while pages are smaller than U, each new record
-** goes to one of two areas beside the header slots and is synced first. The
-** two are used in turn: by the time an area is used again, the sync of the
-** other one has made the unit it guarded durable.
-** Area: index + 1 (8, LE) | record. Empty: zero.
-*/
-static sqlite3_int64 guard_at(int area) {
-  return (sqlite3_int64)area * TDE_SLOT_STRIDE + TDE_SLOT_BYTES;
-}
-
-/* The index that an area guards, or -1; the record in b + 8. */
-static int64_t guard_read(tde_file *f, int area, uint8_t *b, uint32_t n) {
-  uint64_t index;
-  int rc = LOWER(f)->xRead(f->lower, b, (int)(n + 8), guard_at(area));
-
-  if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) return -1;
-  index = tde_get64le(b);
-  return index ? (int64_t)(index - 1) : -1;
-}
-
-/* Units are being sealed anew, or a secondary is brought up to date: a crash may
-** have left the only whole copy in the redo log. Another process may have begun
-** that since this one read the header. */
-static int salvage_redo(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
-  tde_db *db = f->db;
-  int rc;
-
-  if (!db->facts.regenerating && !db->facts.secondary) {
-    (void)learn_epoch(f, db->header.epoch);
-    if (!db->facts.regenerating && !db->facts.secondary) return SQLITE_NOTFOUND;
-  }
-  rc = tde_redo_find(f, index, record, n);
-  if (rc == SQLITE_OK) {
-    tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; the redo log has it whole", path_of(f),
-            (unsigned long long)index);
-  }
-  return rc;
-}
-
-static int salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n) {
-  tde_file *f = ctx;
-  uint8_t *b = sqlite3_malloc64((size_t)n * 2 + 8);
-  int rc = SQLITE_NOTFOUND;
-
-  if (!b) return SQLITE_NOMEM;
-  for (int area = 0; area < 2 && rc == SQLITE_NOTFOUND; area++) {
-    if (guard_read(f, area, b, n) != (int64_t)index) continue;
-    if (tde_sealed_open_record(&f->s, index, b + 8, b + 8 + n) == TDE_OK) {
-      memcpy(record, b + 8, n);
-      rc = SQLITE_OK;
-      tde_log(TDE_LOG_NOTICE, "%s: unit %llu was torn; its double-write copy is whole", path_of(f),
-              (unsigned long long)index);
-    }
-  }
-  tde_wipe(b, (size_t)n * 2 + 8);
-  sqlite3_free(b);
-  return rc == SQLITE_NOTFOUND ? salvage_redo(f, index, record, n) : rc;
-}
-
-/* After a crash an area may hold the only whole copy of a unit: put it back
-** before the area is used again. */
-static int guard_recover(tde_file *f, uint32_t n) {
-  uint8_t *b = sqlite3_malloc64((size_t)n * 3 + 8), *copy = b + 8, *there, *plain;
-  int rc = SQLITE_OK;
-
-  if (!b) return SQLITE_NOMEM;
-  there = b + 8 + n;
-  plain = there + n;
-  for (int area = 0; area < 2 && rc == SQLITE_OK; area++) {
-    uint32_t got;
-    int torn;
-    int64_t index = guard_read(f, area, b, n);
-    tde_class c;
-    if (index < 0) continue;
-    c = tde_sealed_open_record(&f->s, (uint64_t)index, copy, plain);
-    if (c == TDE_TAMPERED) continue;
-    if (c == TDE_OK) {
-      rc = tde_sealed_fetch(&f->s, (uint64_t)index, 1, there, &got, &torn);
-      if (rc == SQLITE_OK) c = tde_sealed_open_record(&f->s, (uint64_t)index, there, plain);
-    }
-    if (rc == SQLITE_OK && c == TDE_TAMPERED) {
-      rc = LOWER(f)->xWrite(f->lower, copy, (int)n,
-                            (sqlite3_int64)tde_unit_physical(&f->s.geo, (uint64_t)index));
-    } else if (rc == SQLITE_IOERR_SHORT_READ) {
-      rc = SQLITE_OK;
-    } else if (rc == SQLITE_OK) {
-      rc = tde_class_rc(c);
-    }
-  }
-  tde_wipe(b, (size_t)n * 3 + 8);
-  sqlite3_free(b);
-  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-  return rc;
-}
-
-static int guard(void *ctx, uint64_t index, const uint8_t *record, uint32_t n) {
-  tde_file *f = ctx;
-  tde_db *db = f->db;
-  uint8_t *b;
-  int rc = SQLITE_OK;
-
-  if (n + 8 > TDE_GUARD_BYTES) return SQLITE_INTERNAL;
-  if (!db->guard_ready) {
-    rc = guard_recover(f, n);
-    if (rc) return rc;
-    db->guard_ready = 1;
-  }
-  b = sqlite3_malloc64((size_t)n + 8);
-  if (!b) return SQLITE_NOMEM;
-  tde_put64le(b, index + 1);
-  memcpy(b + 8, record, n);
-  db->guard_used = 1;
-  rc = LOWER(f)->xWrite(f->lower, b, (int)(n + 8), guard_at(db->guard_next));
-  db->counters.lower_writes++;
-  sqlite3_free(b);
-  if (rc == SQLITE_OK) {
-    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-    db->counters.lower_syncs++;
-  }
-  if (rc == SQLITE_OK) db->guard_next = !db->guard_next;
-  return rc;
-}
-
-/* The guarded units are durable: empty the areas, so that an old copy can not
-** stand in for a unit that is damaged much later. */
 int tde_db_after_sync(tde_file *f) {
-  static const uint8_t zero[8];
   tde_db *db = f->db;
   int rc = SQLITE_OK;
 
   db->slot_durable = 1;
-  if (db->slot_behind && db->lock >= SQLITE_LOCK_RESERVED) {
-    rc = catch_up_slot(f);
-    if (rc) return rc;
-  }
-  if (!db->guard_used) return SQLITE_OK;
-  for (int area = 0; area < 2 && rc == SQLITE_OK; area++) {
-    rc = LOWER(f)->xWrite(f->lower, zero, sizeof(zero), guard_at(area));
-  }
-  if (rc == SQLITE_OK) db->guard_used = 0;
-  return rc;
+  if (db->slot_behind && db->lock >= SQLITE_LOCK_RESERVED) rc = catch_up_slot(f);
+  return rc == SQLITE_OK ? tde_guard_clear(f) : rc;
 }
 
 /* ---- hooks ---- */
@@ -1388,24 +1063,25 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   if (db) db->counters.units_rejected++;
   if (c == TDE_TAMPERED) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: %s unit %llu is not authentic (damaged or tampered with)", path_of(f),
+             "%s: %s unit %llu is not authentic (damaged or tampered with)", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TRUNCATED) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends before %s unit %llu, which the WAL counts on", path_of(f),
+             "%s: the file ends before %s unit %llu, which the WAL counts on", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TORN) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends within %s unit %llu", path_of(f), tde_role_name(f->role),
+             "%s: the file ends within %s unit %llu", tde_path_of(f), tde_role_name(f->role),
              (unsigned long long)index);
   } else {
-    tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", path_of(f),
+    tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
   }
   tde_log_status(TDE_LOG_ERROR, NULL, s);
   return tde_class_rc(c);
 }
 
-const tde_sealed_hooks tde_main_hooks = {journal_first, guard, salvage, bad_unit, learn_epoch};
-const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, learn_epoch};
+const tde_sealed_hooks tde_main_hooks = {journal_first, tde_guard_put, tde_guard_salvage, bad_unit,
+                                         tde_db_learn_epoch};
+const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, tde_db_learn_epoch};
 const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL};

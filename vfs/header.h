@@ -9,7 +9,7 @@
 ** slot, syncs it and reads it back: a crash anywhere leaves the old one.
 ** FORMAT.md has the bytes.
 **
-** This module parses and builds; shim.c owns the lock and the I/O order.
+** This module parses and builds; slots.c reads and writes, database.c has the lock and the order.
 */
 #ifndef TDE_HEADER_H
 #define TDE_HEADER_H

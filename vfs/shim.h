@@ -90,6 +90,10 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+static inline const char *tde_path_of(const tde_file *f) {
+  return f->path ? f->path : "(temporary)";
+}
+
 /* SQLite's WAL_WRITE_LOCK, WAL_CKPT_LOCK and first WAL_READ_LOCK (wal.c). */
 #define TDE_SHM_WRITE 0
 #define TDE_SHM_CKPT 1
@@ -144,7 +148,18 @@ void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 /* The newest whole header slot of a file that is not open here, not verified;
 ** out->doc NULL: there is none. vfs: the VFS below, by name. */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
+/* A unit of an epoch that is not known (ctx: the main file): is it now? */
+int tde_db_learn_epoch(void *ctx, uint32_t epoch);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
+
+/* guard.c: records that several pages share, twice on disk. ctx: the main file. */
+/* Makes a record durable in an area beside the header, before its place is overwritten. */
+int tde_guard_put(void *ctx, uint64_t index, const uint8_t *record, uint32_t n);
+/* Puts a whole copy of a torn unit into record. SQLITE_NOTFOUND: there is none. */
+int tde_guard_salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
+/* The guarded units are durable: empties the areas, so that an old copy can not
+** stand in for a unit that is damaged much later. */
+int tde_guard_clear(tde_file *f);
 
 /* heal.c: free pages that a crash tore and no journal restores */
 int tde_heal_free_pages(tde_file *f);

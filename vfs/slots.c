@@ -1,0 +1,175 @@
+/*
+** slots.c: reads and writes the two slots of a main database's header; see slots.h.
+*/
+#include "slots.h"
+
+#include <string.h>
+
+#include "../ext/base/secret.h"
+
+SQLITE_EXTENSION_INIT3
+
+void tde_slots_free(tde_slots *s) {
+  if (!s) return;
+  for (int i = 0; i < 2; i++) sqlite3_free(s->longer[i]);
+  sqlite3_free(s);
+}
+
+tde_slots *tde_slots_new(void) {
+  tde_slots *s = sqlite3_malloc64(sizeof(*s));
+
+  if (!s) return NULL;
+  for (int i = 0; i < 2; i++) {
+    s->longer[i] = NULL;
+    s->at[i] = s->head[i];
+  }
+  return s;
+}
+
+/* Reads the rest of a slot whose document is long. */
+static int read_longer(sqlite3_file *lower, tde_slots *s, int i, uint32_t used) {
+  sqlite3_int64 at = (sqlite3_int64)i * TDE_SLOT_STRIDE + TDE_SLOT_GULP;
+
+  sqlite3_free(s->longer[i]);
+  s->longer[i] = sqlite3_malloc64(used);
+  if (!s->longer[i]) return SQLITE_NOMEM;
+  memcpy(s->longer[i], s->head[i], TDE_SLOT_GULP);
+  s->at[i] = s->longer[i];
+  return lower->pMethods->xRead(lower, s->longer[i] + TDE_SLOT_GULP, (int)(used - TDE_SLOT_GULP),
+                                at);
+}
+
+int tde_slots_read(sqlite3_file *lower, tde_counters *counters, tde_slots *s) {
+  for (int i = 0; i < 2; i++) {
+    uint32_t used;
+    int rc = lower->pMethods->xRead(lower, s->head[i], TDE_SLOT_GULP,
+                                    (sqlite3_int64)i * TDE_SLOT_STRIDE);
+
+    counters->lower_reads++;
+    s->at[i] = s->head[i];
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+    used = tde_slot_used(s->head[i]);
+    if (used <= TDE_SLOT_GULP) continue;
+    rc = read_longer(lower, s, i, used);
+    counters->lower_reads++;
+    if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  }
+  return SQLITE_OK;
+}
+
+int tde_newest_of(const tde_class c[2], const tde_header h[2]) {
+  return c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
+}
+
+tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
+  tde_slot_info info;
+  tde_header h[2];
+  tde_class c[2];
+  int first;
+
+  for (int i = 0; i < 2; i++) {
+    c[i] = tde_slot_parse(both->at[i], &h[i], &info);
+    h[i].slot = i;
+  }
+  first = tde_newest_of(c, h);
+  *out = h[first];
+  memset(&h[first], 0, sizeof(h[first]));
+  tde_header_clear(&h[!first]);
+  if (c[first] || c[!first] == TDE_NOMEM) tde_header_clear(out);
+  return c[0] == TDE_NOMEM || c[1] == TDE_NOMEM ? TDE_NOMEM : TDE_OK;
+}
+
+int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
+  sqlite3_vfs *v = sqlite3_vfs_find(vfs);
+  tde_counters counters;
+  sqlite3_file *lower = NULL;
+  const char *name;
+  tde_slots *both;
+  int rc = SQLITE_NOMEM;
+
+  memset(out, 0, sizeof(*out));
+  if (!v) return SQLITE_CANTOPEN;
+  memset(&counters, 0, sizeof(counters));
+  both = tde_slots_new();
+  name = tde_name_of(path, "");
+  if (both && name) {
+    lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
+  }
+  if (lower) {
+    rc = tde_slots_read(lower, &counters, both);
+    (void)lower->pMethods->xClose(lower);
+    sqlite3_free(lower);
+    if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
+    if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
+  }
+  tde_name_free(name);
+  tde_slots_free(both);
+  return rc;
+}
+
+int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
+  tde_header h;
+  int rc = tde_db_peek(path, vfs ? vfs : tde_vfs_base_name(), &h);
+
+  memset(out, 0, sizeof(*out));
+  if (rc) return rc;
+  memcpy(out->uuid, h.uuid, TDE_UUID_BYTES);
+  out->sequence = h.sequence;
+  out->unit_size = h.unit_size;
+  out->epoch = h.epoch;
+  out->doc = h.doc;
+  out->ndoc = h.ndoc;
+  return SQLITE_OK;
+}
+
+/* ---- writing ---- */
+
+static int write_from(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify,
+                      uint32_t from) {
+  sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
+  uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
+  uint8_t mac_key[TDE_KEY_BYTES];
+  tde_class c;
+  int rc;
+
+  if (!bytes) return SQLITE_NOMEM;
+  c = tde_keys_mac_key(keys, h->epoch, mac_key);
+  if (c == TDE_OK) c = tde_slot_build(h, mac_key, bytes);
+  tde_wipe(mac_key, sizeof(mac_key));
+  rc = tde_class_rc(c);
+  if (rc == SQLITE_OK) {
+    f->db->seen_sequence[slot] = tde_slot_sequence(bytes);
+    rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);
+  }
+  f->s.counters->lower_writes++;
+  if (rc == SQLITE_OK && verify) {
+    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+    f->s.counters->lower_syncs++;
+    if (rc == SQLITE_OK) {
+      rc = LOWER(f)->xRead(f->lower, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES, at);
+    }
+    if (rc == SQLITE_OK && memcmp(bytes, bytes + TDE_SLOT_BYTES, TDE_SLOT_BYTES) != 0) {
+      rc = SQLITE_IOERR_WRITE;
+    }
+  }
+  sqlite3_free(bytes);
+  return rc;
+}
+
+int tde_slot_write(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify) {
+  return write_from(f, h, slot, keys, verify, 0);
+}
+
+int tde_slots_create(tde_file *f, const tde_header *h, tde_keys *keys) {
+  static const uint8_t end = 0;
+  int rc = LOWER(f)->xTruncate(f->lower, 0);
+
+  if (rc == SQLITE_OK) {
+    rc = LOWER(f)->xWrite(f->lower, tde_header_magic, sizeof(tde_header_magic), 0);
+  }
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  if (rc == SQLITE_OK) rc = write_from(f, h, 0, keys, 1, sizeof(tde_header_magic));
+  if (rc == SQLITE_OK) rc = tde_slot_write(f, h, 1, keys, 0);
+  if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, &end, 1, TDE_HEADER_BYTES - 1);
+  return rc;
+}
