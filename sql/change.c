@@ -408,7 +408,7 @@ static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
   if (tde_instance_protector(inst, protector, NULL) != TDE_OK) return 0;
   p = tde_provider_find(protector, NULL);
   if (!p || p->parse_id(protector, base, version, NULL) != TDE_OK) return 0;
-  return strcmp(base, facts->key_id) != 0 || (version[0] && strcmp(version, facts->key_version));
+  return strcmp(base, facts->key_id) != 0 || (version[0] && strcmp(version, facts->key_version) != 0);
 }
 
 static sqlite3 *open_for_job(const tde_key_params *params) {

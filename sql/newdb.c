@@ -99,7 +99,7 @@ static int sync_new(sqlite3 *to, tde_status *st) {
 
 /* Reads it back: each unit, and the number of pages. */
 static int check_new(tde_newdb *n, const char *path, tde_status *st) {
-  tde_verify_result r;
+  tde_verify_result r = {0};
   sqlite3_stmt *stmt = NULL;
   sqlite3 *db = NULL;
   tde_file *f = NULL;

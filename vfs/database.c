@@ -1023,8 +1023,7 @@ tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, td
                     "%s: was replaced while it was open: epoch %u has another key here",
                     tde_path_of(f), (unsigned)epoch);
   }
-  if (c) return tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", tde_path_of(f));
-  return c;
+  return c ? tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", tde_path_of(f)) : TDE_OK;
 }
 
 int tde_file_report(tde_file *f, tde_key_report *out) {

@@ -185,12 +185,10 @@ static int open_frame(snap *s, uint64_t k, const uint8_t **plain) {
   int torn, rc = tde_sealed_fetch(&w->s, k, 1, s->frame, &got, &torn);
   tde_class c;
 
-  if (rc == SQLITE_IOERR_SHORT_READ) return w->s.hooks->bad(w, k, TDE_TRUNCATED);
-  if (rc) return rc;
-  c = tde_sealed_open_record(&w->s, k, s->frame, text);
-  if (c) return w->s.hooks->bad(w, k, c);
   *plain = text;
-  return SQLITE_OK;
+  if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  c = rc ? TDE_TRUNCATED : tde_sealed_open_record(&w->s, k, s->frame, text);
+  return c ? w->s.hooks->bad(w, k, c) : SQLITE_OK;
 }
 
 /* Which page is in which frame, of those that the database file does not have yet: a
@@ -200,11 +198,11 @@ static int map_log(snap *s, uint32_t restored, uint32_t frames) {
   const uint8_t *plain;
   int rc = tde_log_refresh(w);
 
+  s->page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   if (rc == SQLITE_OK && !w->gen.valid) rc = SQLITE_IOERR_DATA;
   s->frame_of = rc ? NULL : sqlite3_malloc64(((uint64_t)s->pages + 1) * sizeof(uint32_t));
   if (!s->frame_of) return rc ? rc : SQLITE_NOMEM;
   memset(s->frame_of, 0, ((size_t)s->pages + 1) * sizeof(uint32_t));
-  s->page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   for (uint32_t k = restored + 1; rc == SQLITE_OK && k <= frames; k++) {
     uint32_t number;
     rc = open_frame(s, k, &plain);
@@ -231,7 +229,7 @@ static int overlay(snap *s, uint64_t i, int *touched) {
   int rc = SQLITE_OK;
 
   *touched = 0;
-  if (!s->frame_of) return SQLITE_OK;
+  if (!s->frame_of || !s->page) return SQLITE_OK;
   for (uint64_t p = from / s->page; rc == SQLITE_OK && p * s->page < to && p < s->pages; p++) {
     uint64_t start = p * s->page, end = start + s->page;
     const uint8_t *plain;
@@ -253,7 +251,7 @@ static int overlay(snap *s, uint64_t i, int *touched) {
 static int wholly_logged(const snap *s, uint64_t i) {
   uint64_t from = i * s->unit, to = from + s->unit;
 
-  if (!s->frame_of) return 0;
+  if (!s->frame_of || !s->page) return 0;
   for (uint64_t p = from / s->page; p * s->page < to && p < s->pages; p++) {
     if (!s->frame_of[p + 1]) return 0;
   }
