@@ -66,7 +66,7 @@ struct tde_keys {
 
 /* Entries in use and idle, newest first. A short list would do for one
 ** database; thousands of tenants need the hash. */
-#define BUCKETS 1024
+#define BUCKETS 4096
 static tde_keys *buckets[BUCKETS];
 /* Live entries without users. */
 static tde_keys *idle_first, *idle_last;
