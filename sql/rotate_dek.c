@@ -8,6 +8,10 @@
 **  4. The WAL is emptied into the database: its frames may be of the old epoch.
 **  5. The logs are synced, and the header forgets the old epoch.
 **
+** Several may be at it at once. Each counts on its own sweep, so it may end only the
+** regeneration that it swept for: when another process has ended that one, and begun the
+** next, the epoch before is not old yet.
+**
 ** A crash or an interrupt leaves both epochs in the header, and every unit readable;
 ** the next call goes on from there. How far it is stands in the header, too, for
 ** other processes to see.
@@ -40,6 +44,7 @@ typedef struct rotation {
   const char *schema;
   tde_file *f;
   int64_t units;
+  uint32_t epoch; /* that of the regeneration at which it takes part */
   int resumed;
   tde_job job;
 } rotation;
@@ -48,6 +53,7 @@ typedef struct rotation {
 
 typedef struct begin_edit {
   tde_file *f;
+  uint32_t epoch; /* the new one */
   const uint8_t *dek;
   tde_op wrap;
   int64_t units, now;
@@ -58,7 +64,8 @@ typedef struct begin_edit {
 static tde_class edit_begin(void *ctx, tde_keydoc *doc, tde_status *st) {
   begin_edit *b = ctx;
   tde_class cls = tde_keydoc_begin_epoch(doc, &b->wrap, b->units, b->now, st);
-  return cls ? cls : tde_file_add_epoch(b->f, tde_keydoc_epoch(doc), b->dek, st);
+  b->epoch = tde_keydoc_epoch(doc);
+  return cls ? cls : tde_file_add_epoch(b->f, b->epoch, b->dek, st);
 }
 
 /* Draws and wraps the DEK of the next epoch. */
@@ -86,6 +93,7 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
   }
   if (rc == SQLITE_OK && tde_keydoc_regenerating(c->doc)) {
     r->resumed = 1;
+    r->epoch = tde_keydoc_epoch(c->doc);
   } else if (rc == SQLITE_OK) {
     b->f = c->f;
     b->dek = dek;
@@ -93,6 +101,7 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
     b->now = (int64_t)time(NULL);
     rc = tde_class_rc(prepare(c, dek, b, st));
     if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 1, NULL, st);
+    r->epoch = b->epoch;
   }
   tde_secret_free(dek);
   free(b);
@@ -101,14 +110,28 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
 
 /* ---- 3 ---- */
 
+/* Is the regeneration still the one that r sweeps for? */
+static int goes_on(const rotation *r, const tde_keydoc *doc) {
+  return tde_keydoc_regenerating(doc) && tde_keydoc_epoch(doc) == r->epoch;
+}
+
+typedef struct progress {
+  const rotation *r;
+  int64_t done, all;
+} progress;
+
 static tde_class edit_progress(void *ctx, tde_keydoc *doc, tde_status *st) {
-  const int64_t *p = ctx;
-  return tde_keydoc_epoch_progress(doc, p[0], p[1]) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
-                                                    : TDE_OK;
+  const progress *p = ctx;
+  if (!goes_on(p->r, doc)) return TDE_OK;
+  return tde_keydoc_epoch_progress(doc, p->done, p->all)
+             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+             : TDE_OK;
 }
 
 static int note(void *ctx, tde_change *c, tde_status *st) {
-  return tde_change_commit(c, edit_progress, ctx, 1, 0, NULL, st);
+  const progress *p = ctx;
+  return goes_on(p->r, c->doc) ? tde_change_commit(c, edit_progress, ctx, 1, 0, NULL, st)
+                               : SQLITE_OK;
 }
 
 /* A read through SQLite: a hot journal that somebody left is rolled back before the
@@ -167,9 +190,9 @@ static int sweep(rotation *r, tde_status *st) {
       if (rc) tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again: it goes on", "interrupted");
     }
     if ((int64_t)time(NULL) - noted >= NOTE_EVERY_S || (rc && next)) {
-      int64_t p[2] = {(int64_t)next, (int64_t)all};
+      progress p = {r, (int64_t)next, (int64_t)all};
       tde_status ignored;
-      (void)tde_change_run(r->db, r->schema, NULL, note, p, &ignored);
+      (void)tde_change_run(r->db, r->schema, NULL, note, &p, &ignored);
       noted = (int64_t)time(NULL);
     }
   }
@@ -230,14 +253,18 @@ static int settle(rotation *r, tde_status *st) {
 }
 
 static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
-  return tde_keydoc_end_epoch(doc, *(int64_t *)ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
-                                                    : TDE_OK;
+  if (!goes_on(ctx, doc)) {
+    return tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again",
+                    "another process rotates the DEK at the same time");
+  }
+  return tde_keydoc_end_epoch(doc, (int64_t)time(NULL))
+             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+             : TDE_OK;
 }
 
+/* Somebody else may have ended it: after a sweep of its own. */
 static int forget_old_epoch(void *ctx, tde_change *c, tde_status *st) {
-  int64_t now = (int64_t)time(NULL);
-  (void)ctx;
-  return tde_change_commit(c, edit_end, &now, 0, 1, NULL, st);
+  return goes_on(ctx, c->doc) ? tde_change_commit(c, edit_end, ctx, 0, 1, NULL, st) : SQLITE_OK;
 }
 
 /* ---- the function ---- */
@@ -275,7 +302,7 @@ void tde_sql_rotate_dek(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     if (rc == SQLITE_OK) rc = empty_log(&r, &st);
     if (rc == SQLITE_OK) rc = settle(&r, &st);
     if (rc == SQLITE_OK) {
-      rc = tde_change_run(r.db, r.schema, "rotate-dek-end", forget_old_epoch, NULL, &st);
+      rc = tde_change_run(r.db, r.schema, "rotate-dek-end", forget_old_epoch, &r, &st);
     }
     tde_job_end(&r.job);
   }

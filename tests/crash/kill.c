@@ -65,7 +65,7 @@ typedef struct board {
 static board *shared;
 static const setting *now;
 static char root[256], path[300];
-static int plain, verbose;
+static int plain, verbose, keep;
 
 static void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static void complain(const char *fmt, ...) {
@@ -480,7 +480,7 @@ int main(int argc, char **argv) {
   int rounds = 20, c, done = 0, failed = 0, only = -1;
   uint64_t seed = 1;
 
-  while ((c = getopt(argc, argv, "n:i:c:pv")) != -1) {
+  while ((c = getopt(argc, argv, "n:i:c:kpv")) != -1) {
     switch (c) {
       case 'n':
         rounds = (int)number(optarg);
@@ -491,6 +491,9 @@ int main(int argc, char **argv) {
       case 'c':
         only = (int)number(optarg);
         break;
+      case 'k':
+        keep = 1;
+        break;
       case 'p':
         plain = 1;
         break;
@@ -498,7 +501,7 @@ int main(int argc, char **argv) {
         verbose = 1;
         break;
       default:
-        (void)fprintf(stderr, "usage: kill [-n rounds] [-i seed] [-c setting] [-p plain] [-v]\n");
+        (void)fprintf(stderr, "usage: kill [-n rounds] [-i seed] [-c setting] [-k keep] [-p plain] [-v]\n");
         return 2;
     }
   }
@@ -524,10 +527,14 @@ int main(int argc, char **argv) {
                    shared->complaint, argv[0], k, (unsigned long long)(seed + (uint64_t)i), each,
                    plain ? " -p" : "");
       (void)fflush(stdout);
+      if (keep) { /* as they are now: opening them would recover them */
+        (void)printf("  its files are kept in %s\n", root);
+        break;
+      }
       (void)waitpid(child(afterwards), NULL, 0);
     }
   }
-  scratch_remove(root);
+  if (!keep || !failed) scratch_remove(root);
   (void)printf("%d passed, %d failed, 0 skipped\n", done - failed, failed);
   return failed != 0;
 }

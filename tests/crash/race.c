@@ -35,6 +35,7 @@
 #include <unistd.h>
 
 #include "../../ext/tde.h"
+#include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
 #include "scratch.h"
 
@@ -71,12 +72,12 @@ static const job jobs[] = {
 #define NJOBS (int)(sizeof(jobs) / sizeof(jobs[0]))
 
 /* What the rival does, one letter each: c commits and lets the file grow, d deletes
-** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK; x
-** begins a transaction as another process, spills pages into the file, and dies; r reads. What follows the
-** point is done up to GAP calls later, at each. */
+** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK, h begins to
+** and is interrupted; x begins a transaction as another process, spills pages into the file,
+** and dies; r reads. What follows the point is done up to GAP calls later, at each. */
 #define GAP 24
 static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",
-                                    "r",  "x",   "xc",  "c.P", "T.c", "x.r"};
+                                    "r",  "x",   "xc",  "gh",  "c.P", "T.c", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -182,6 +183,7 @@ static const char *sql_of(char letter) {
     case 'r':
       return SEEN;
     case 'g':
+    case 'h':
       return "SELECT tde_rotate_dek()";
     case 'k':
       return "SELECT tde_set_protector('local:third')";
@@ -190,14 +192,42 @@ static const char *sql_of(char letter) {
   }
 }
 
-static int rival_runs(sqlite3 *db, char letter) {
-  int rc = sqlite3_exec(db, sql_of(letter), see, shared->complaint, NULL);
+/* The newer of the header's two sequence numbers (FORMAT.md). Through the connection's own
+** file: to close another one would drop its locks. */
+static uint64_t header_sequence(sqlite3 *db) {
+  tde_file *f = NULL;
+  uint64_t newest = 0;
 
+  if (sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) || !f) return 0;
+  for (int slot = 0; slot < 2; slot++) {
+    uint64_t n = 0;
+    if (LOWER(f)->xRead(f->lower, &n, sizeof(n),
+                        (sqlite3_int64)slot * TDE_SLOT_STRIDE + TDE_SLOT_SEQUENCE_AT) == SQLITE_OK &&
+        n > newest)
+      newest = n;
+  }
+  return newest;
+}
+
+static uint64_t sequence_before;
+
+/* Interrupts an operation once it has written a header. */
+static int header_changed(void *db) {
+  return header_sequence(db) != sequence_before;
+}
+
+static int rival_runs(sqlite3 *db, char letter) {
+  int rc;
+
+  sequence_before = header_sequence(db);
+  if (letter == 'h') sqlite3_progress_handler(db, 1, header_changed, db);
+  rc = sqlite3_exec(db, sql_of(letter), see, shared->complaint, NULL);
+  sqlite3_progress_handler(db, 0, NULL, NULL);
   if (rc == SQLITE_OK) {
     if (letter == 'c') shared->commits += 40;
     return rc;
   }
-  if (passing(db)) {
+  if (passing(db) || (letter == 'h' && header_changed(db))) {
     shared->busy++;
   } else {
     COMPLAIN("the rival's %c: %s (%d)", letter, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
@@ -218,19 +248,39 @@ static void die_writing(const char *file) {
   _exit(0);
 }
 
-static void somebody_dies(void) {
-  char *const argv[] = {"race", "-x", path, NULL};
+/* Runs this program with an option and a file; its exit status, or -1. */
+static int somebody(char *option, char *file) {
+  char *const argv[] = {"race", option, file, NULL};
   pid_t pid;
   int status;
 
   if (posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ) ||
-      waitpid(pid, &status, 0) < 0 || status)
-    COMPLAIN("the process that is to die could not be run");
+      waitpid(pid, &status, 0) < 0)
+    return -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* Another process of this program looks at a file: it knows the keys that the header
+** names, and no others. Its exit status: 1 when something is wrong. */
+static void look_afresh(const char *file) {
+  static const char sql[] =
+      "SELECT CASE WHEN integrity_check='ok' THEN tde_verify() ELSE '\"ok\":false '"
+      "||integrity_check END FROM pragma_integrity_check LIMIT 1";
+  char complaint[COMPLAINT] = "";
+  sqlite3 *db = NULL;
+
+  quiet_start();
+  if (connect_to(file, NULL, &db) || sqlite3_exec(db, sql, see, complaint, NULL) || complaint[0]) {
+    (void)printf("%s: %s\n", file, complaint[0] ? complaint : sqlite3_errmsg(db));
+    (void)fflush(stdout);
+    _exit(1);
+  }
+  _exit(0);
 }
 
 static int rival_does(sqlite3 *db, char letter) {
   if (letter == 'x') {
-    somebody_dies();
+    if (somebody("-x", path)) COMPLAIN("the process that is to die could not be run");
     return SQLITE_OK;
   }
   return rival_runs(db, letter);
@@ -553,6 +603,10 @@ static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap
   return rc;
 }
 
+static int changes_keys(const job *j, const char *move) {
+  return strpbrk(move, "ghk") || strcmp(j->name, "dek") == 0 || strcmp(j->name, "protector") == 0;
+}
+
 /* One race. 1: the move came while the job was at work. */
 static int race(const job *j, const char *journal, const char *move, long k, long gap) {
   char file[400];
@@ -575,6 +629,8 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
   tell('X');
   if (shared->complaint[0]) FAIL("%s", shared->complaint);
   inspect(path, last, last);
+  if (!why[0] && changes_keys(j, move) && somebody("-y", path))
+    FAIL("who knows no keys but those in the header finds damage");
   if (j->makes && rc == SQLITE_OK)
     inspect(file, first < last ? first : last, first < last ? last : first);
   if (j->makes && rc && strcmp(j->name, "sync") && access(file, F_OK) == 0)
@@ -651,7 +707,7 @@ static int prepare(void) {
 static int options(int argc, char **argv) {
   int c;
 
-  while ((c = getopt(argc, argv, "s:w:m:k:g:c:x:tv")) != -1) {
+  while ((c = getopt(argc, argv, "s:w:m:k:g:c:x:y:tv")) != -1) {
     if (c == 's') opt.job = optarg;
     if (c == 'w') opt.journal = optarg;
     if (c == 'm') opt.move = optarg;
@@ -659,6 +715,7 @@ static int options(int argc, char **argv) {
     if (c == 'g') opt.gap = strtol(optarg, NULL, 10);
     if (c == 'c') opt.coarse = (int)strtol(optarg, NULL, 10);
     if (c == 'x') die_writing(optarg);
+    if (c == 'y') look_afresh(optarg);
     if (c == 't') threads = 1;
     if (c == 'v') verbose++;
     if (c == '?') {
