@@ -37,7 +37,7 @@ mkdir -p -m 700 "$state/instance"
 EOF
 # What the owner of the key does in their own portal.
 grant() {
-  printf '#!/bin/sh\ncurl -s http://127.0.0.1:%s/admin/grant -d '"'%s'"' >/dev/null\n' "$KV_ADMIN" \
+  printf '#!/bin/sh\nunset LD_PRELOAD\ncurl -s -m 60 http://127.0.0.1:%s/admin/grant -d '"'%s'"' >/dev/null\n' "$KV_ADMIN" \
     "{\"vault\":\"beta\",\"identity\":\"app-secret\",\"permissions\":[$2]}" >"$state/$1"
   chmod 700 "$state/$1"
 }
