@@ -206,7 +206,8 @@ needs shell [expr {![catch {exec sqlite3 -version}]}] "no sqlite3 shell"
 needs cc [expr {![catch {exec cc --version}]}] "no C compiler (cc)"
 needs nm [expr {![catch {exec nm --version}]}] "no nm"
 # A preloaded sanitizer means that the library beside the extension has one, too.
-needs shared_only [expr {![info exists ::env(LD_PRELOAD)]}] "the library next to a sanitized extension is sanitized, too"
+needs shared_only [expr {![info exists ::env(LD_PRELOAD)] && ![info exists ::env(TDE_COVERAGE)]}] "the library next to an instrumented extension is instrumented, too"
+needs uncounted [expr {![info exists ::env(TDE_COVERAGE)]}] "another user can not add to the counts of coverage"
 
 # Runs a program; returns stdout and stderr together, and its exit status with
 # a leading "exit N" line when it is not 0. Never throws.

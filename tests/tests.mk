@@ -132,5 +132,5 @@ coverage: ## line coverage of unit tests and Tcl suite, as a table (ext, vfs: 90
 	+$(Q)$(SAN_MAKE) SAN=coverage BUILD=$(BUILD)/coverage coverage-run
 coverage-run: all $(UNIT_BIN) keyvault-if-can
 	$(Q)find $(BUILD) -name '*.gcda' -exec rm -f {} +
-	$(Q)rc=0; sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) $(TCL_SUITE) || rc=1; \
+	$(Q)rc=0; TDE_COVERAGE=1 sh tests/check.sh $(BUILD)/check $(UNIT_SUITES) $(TCL_SUITE) || rc=1; \
 	  python3 tests/coverage.py $(BUILD) ext=90 vfs=90 keyprovider=0 sql=0 && exit $$rc
