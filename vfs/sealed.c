@@ -474,12 +474,17 @@ int tde_sealed_flush(tde_sealed *s) {
 
 /* ---- writing ---- */
 
-/* Seals zero units between the end of file and unit i. */
+/* Seals zero units between the end of file and unit i. In WAL mode a file never ends
+** within a page that is not being written anew: the rest of that page was cut off, and
+** zeros in its place would be authentic. */
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
 
   if (s->geo.role == TDE_ROLE_WAL) return SQLITE_OK; /* SQLite leaves none there */
   rc = load_size(s);
+  if (rc == SQLITE_OK && i > s->nunits && s->page_units > 1 && s->nunits % s->page_units != 0) {
+    return s->hooks->bad(s->ctx, s->nunits, TDE_TRUNCATED);
+  }
   while (rc == SQLITE_OK && s->nunits < i) {
     rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
   }

@@ -261,6 +261,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (rc) return rc;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
+  f->s.page_units = db->wal ? (uint32_t)n / f->s.geo.unit : 0;
   rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
   if (rc) db->write_failed = 1;
