@@ -203,11 +203,12 @@ static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
 
 /* Does the file end within this page, between two of its units? SQLite would
 ** take the rest of the page for zeros. (Page 1 is read with a page size that may
-** not be the file's yet.) */
-static int page_is_cut(tde_file *f, int n, sqlite3_int64 off) {
+** not be the file's yet: its header tells.) */
+static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 off) {
   uint64_t size = 0;
 
   if ((uint32_t)n <= f->s.geo.unit) return 0;
+  if (off == 0 && (page[16] << 8 | page[17]) != (n & 0xffff) + (n >> 16)) return 0;
   return tde_sealed_size(&f->s, &size) == SQLITE_OK && size > (uint64_t)off;
 }
 
@@ -240,8 +241,8 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (off == 0 && (uint32_t)n == f->s.geo.unit && !unit0_pending(f)) rc = read_page1(f, buf);
   if (rc == SQLITE_NOTFOUND) rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
   if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
-  if (rc == SQLITE_IOERR_SHORT_READ && off > 0 &&
-      (committed_page(f, n, off) || page_is_cut(f, n, off))) {
+  if (rc == SQLITE_IOERR_SHORT_READ &&
+      ((off > 0 && committed_page(f, n, off)) || page_is_cut(f, buf, n, off))) {
     uint32_t at;
     return f->s.hooks->bad(f, tde_unit_at(&f->s.geo, (uint64_t)off, &at), TDE_TRUNCATED);
   }
