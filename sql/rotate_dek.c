@@ -52,8 +52,7 @@ typedef struct rotation {
 /* ---- 1 and 2 ---- */
 
 typedef struct begin_edit {
-  tde_file *f;
-  uint32_t epoch; /* the new one */
+  rotation *r;
   const uint8_t *dek;
   tde_op wrap;
   int64_t units, now;
@@ -64,8 +63,8 @@ typedef struct begin_edit {
 static tde_class edit_begin(void *ctx, tde_keydoc *doc, tde_status *st) {
   begin_edit *b = ctx;
   tde_class cls = tde_keydoc_begin_epoch(doc, &b->wrap, b->units, b->now, st);
-  b->epoch = tde_keydoc_epoch(doc);
-  return cls ? cls : tde_file_add_epoch(b->f, b->epoch, b->dek, st);
+  b->r->epoch = tde_keydoc_epoch(doc);
+  return cls ? cls : tde_file_add_epoch(b->r->f, b->r->epoch, b->dek, st);
 }
 
 /* Draws and wraps the DEK of the next epoch. */
@@ -95,13 +94,12 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
     r->resumed = 1;
     r->epoch = tde_keydoc_epoch(c->doc);
   } else if (rc == SQLITE_OK) {
-    b->f = c->f;
+    b->r = r;
     b->dek = dek;
     b->units = r->units;
     b->now = (int64_t)time(NULL);
     rc = tde_class_rc(prepare(c, dek, b, st));
     if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 1, NULL, st);
-    r->epoch = b->epoch;
   }
   tde_secret_free(dek);
   free(b);

@@ -318,7 +318,6 @@ static void publish(tde_keys *k) {
   atomic_store(&k->due, k->lease.due_at);
   atomic_store(&k->live, now_live);
   if (k->header.doc && k->refs > 0) tde_watch_note(k->lease.due_at, k->facts.remote);
-  if (now_live == was) return;
   live_count += now_live - was;
 }
 
