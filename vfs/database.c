@@ -1081,6 +1081,6 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
 }
 
 const tde_sealed_hooks tde_main_hooks = {journal_first, tde_guard_put, tde_guard_salvage, bad_unit,
-                                         tde_db_learn_epoch};
-const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, tde_db_learn_epoch};
-const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL};
+                                         tde_db_learn_epoch, tde_map_copy};
+const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, tde_db_learn_epoch, NULL};
+const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL, NULL};

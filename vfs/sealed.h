@@ -44,6 +44,9 @@ typedef struct tde_sealed_hooks {
   /* A record names a DEK epoch that is not known. True when it is now. NULL: no
   ** other epochs in this role. */
   int (*learn)(void *ctx, uint32_t epoch);
+  /* Copies from a map of the lower file what of it is mapped. Asked only while
+  ** `mapped` is set, and only for whole pages that SQLite reads. */
+  int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
 } tde_sealed_hooks;
 
 typedef struct tde_sealed {
@@ -57,6 +60,7 @@ typedef struct tde_sealed {
   uint8_t prefix[TDE_PREFIX_BYTES]; /* written in front of unit 0 */
   uint8_t prefix_pending;
 
+  uint8_t mapped;      /* the owner may have a map */
   uint8_t size_known;  /* nunits and last_pad hold */
   uint32_t page_units; /* main file in WAL mode: units of the page being written; else 0 */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */

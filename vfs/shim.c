@@ -276,6 +276,7 @@ static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   if (f->db->state == TDE_STATE_NEW && size == 0) return SQLITE_OK;
   if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db);
   if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
+  tde_map_undo(f);
   return tde_sealed_truncate(&f->s, (uint64_t)size);
 }
 
@@ -395,16 +396,6 @@ static int control_vfsname(tde_file *f, char **out) {
   return chain ? SQLITE_OK : SQLITE_NOMEM;
 }
 
-/* No map is made: pages must be opened first. The number is kept, so that
-** PRAGMA mmap_size answers as it does elsewhere. */
-static int control_mmap_size(tde_file *f, sqlite3_int64 *size) {
-  sqlite3_int64 before = f->mmap_size;
-
-  if (*size >= 0) f->mmap_size = *size;
-  *size = before;
-  return SQLITE_OK;
-}
-
 static int do_main_control(sqlite3_file *pf, int op, void *arg) {
   tde_file *f = file_of(pf);
   int rc;
@@ -420,7 +411,7 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_CHUNK_SIZE:
       return SQLITE_OK; /* would make bytes below that nobody sealed */
     case SQLITE_FCNTL_MMAP_SIZE:
-      return control_mmap_size(f, arg);
+      return tde_map_limit(f, arg);
     case SQLITE_FCNTL_BUSYHANDLER:
       f->db->busy_handler = (int (*)(void *))((void **)arg)[0];
       f->db->busy_arg = ((void **)arg)[1];
@@ -476,6 +467,7 @@ static int close_main(tde_file *f) {
   }
   tde_openfiles_remove(f);
   tde_sealed_clear(&f->s);
+  tde_map_close(f);
   tde_db_close(f);
   rc2 = LOWER(f)->xClose(f->lower);
   sqlite3_free(f->lower);
@@ -552,8 +544,8 @@ static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
   return LOWER(f)->xShmUnmap(f->lower, delete_it);
 }
 
-/* Only for a database passed through in plain (tde_plain=allow); for others
-** SQLite gets a table without it. */
+/* Only for a database passed through in plain (tde_plain=allow): the pages of others
+** must be opened first (map.c). */
 static int main_fetch(sqlite3_file *pf, sqlite3_int64 off, int n, void **out) {
   tde_file *f = file_of(pf);
   if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xFetch(f->lower, off, n, out);
@@ -564,6 +556,7 @@ static int main_fetch(sqlite3_file *pf, sqlite3_int64 off, int n, void **out) {
 static int main_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
   tde_file *f = file_of(pf);
   if (f->plain && LOWER(f)->iVersion >= 3) return LOWER(f)->xUnfetch(f->lower, off, p);
+  if (f->role == TDE_ROLE_MAIN && !f->plain) tde_map_undo(f);
   return SQLITE_OK;
 }
 
@@ -634,7 +627,7 @@ static int side_control(sqlite3_file *pf, int op, void *arg) {
   if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
   if (!f->plain) {
     if (op == SQLITE_FCNTL_SIZE_HINT || op == SQLITE_FCNTL_CHUNK_SIZE) return SQLITE_OK;
-    if (op == SQLITE_FCNTL_MMAP_SIZE) return control_mmap_size(f, arg);
+    if (op == SQLITE_FCNTL_MMAP_SIZE) return tde_map_limit(f, arg);
   }
   return LOWER(f)->xFileControl(f->lower, op, arg);
 }

@@ -49,6 +49,8 @@ typedef struct tde_db {
   int guard_next;    /* which double-write area comes next */
   int guard_ready;   /* older guards were looked after in this lock */
   int guard_used;
+  sqlite3_file *map; /* a second lower file, for its map; see map.c */
+  int map_missed;    /* pages that it did not cover */
 } tde_db;
 
 /* wal.c, struct WalIndexHdr: aSalt. */
@@ -77,7 +79,7 @@ struct tde_file {
   tde_role role;
   int plain;               /* passed through as it is */
   const char *path;        /* SQLite's; NULL for a temp file */
-  sqlite3_int64 mmap_size; /* echoed to PRAGMA mmap_size */
+  sqlite3_int64 mmap_size; /* as PRAGMA mmap_size set it */
   sqlite3_vfs *lower_vfs;
   sqlite3_file *lower; /* own allocation */
   tde_sealed s;
@@ -160,6 +162,17 @@ int tde_guard_salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
 /* The guarded units are durable: empties the areas, so that an old copy can not
 ** stand in for a unit that is damaged much later. */
 int tde_guard_clear(tde_file *f);
+
+/* map.c: pages from a map of the file, as far as PRAGMA mmap_size allows */
+/* SQLITE_FCNTL_MMAP_SIZE, of any file. */
+int tde_map_limit(tde_file *f, sqlite3_int64 *size);
+/* Copies n bytes at a place of the lower file. False: the map has them not. ctx: the
+** main file. */
+int tde_map_copy(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
+/* The file has changed, or is about to become shorter: it is mapped anew when it is
+** next used. */
+void tde_map_undo(tde_file *f);
+void tde_map_close(tde_file *f);
 
 /* heal.c: free pages that a crash tore and no journal restores */
 int tde_heal_free_pages(tde_file *f);
