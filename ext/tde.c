@@ -34,7 +34,7 @@ EXPORT int tde_default(sqlite3 *db, char **error, const sqlite3_api_routines *ap
 /* Runs for each new connection; SQLite hands over its API. */
 static int on_connection(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
   (void)api;
-  return tde_sql_register(db, error);
+  return tde_sql_on_open(db, error);
 }
 
 static int start(char **error) {

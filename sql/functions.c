@@ -448,3 +448,15 @@ int tde_sql_register(sqlite3 *db, char **error) {
   if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");
   return rc;
 }
+
+int tde_sql_on_open(sqlite3 *db, char **error) {
+  const char *name = sqlite3_db_filename(db, "main");
+  const char *v = name && name[0] ? sqlite3_uri_parameter(name, "tde_functions") : NULL;
+
+  if (v && strcmp(v, "off") == 0) return SQLITE_OK;
+  if (v && strcmp(v, "on") != 0) {
+    if (error) *error = sqlite3_mprintf("tde_functions=%s: use tde_functions=on or off", v);
+    return SQLITE_ERROR;
+  }
+  return tde_sql_register(db, error);
+}

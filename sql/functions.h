@@ -1,5 +1,6 @@
 /*
-** functions.h: the SQL functions, registered on every connection.
+** functions.h: the SQL functions, registered on every connection that does not do
+** without.
 */
 #ifndef TDE_SQL_FUNCTIONS_H
 #define TDE_SQL_FUNCTIONS_H
@@ -9,5 +10,9 @@
 /* Registers every function of the table in functions.c. Returns an SQLite
 ** code; *error (may be NULL) gets a message of sqlite3_malloc. */
 int tde_sql_register(sqlite3 *db, char **error);
+
+/* The same for a connection that was just opened, unless the URI of its main database
+** says tde_functions=off. SQLITE_ERROR: it says something else than on or off. */
+int tde_sql_on_open(sqlite3 *db, char **error);
 
 #endif
