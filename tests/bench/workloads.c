@@ -59,6 +59,8 @@
 #define BULK_ROWS 1000000
 #define OPENS 1000
 #define SMALL_CACHE "PRAGMA cache_size=-2048"
+#define MAPPED "PRAGMA mmap_size=2000000000"
+#define BARE "?tde_functions=off" /* means nothing in plain */
 
 typedef struct bench {
   const char *path;     /* of the database; opens: of its databases, less a number */
@@ -107,7 +109,7 @@ static int64_t value_of(int64_t id) {
 
 static sqlite3 *open_path(const bench *b, const char *path) {
   sqlite3 *db = NULL;
-  int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, b->vfs);
+  int rc = sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, b->vfs);
   must(db, rc, path);
   return db;
 }
@@ -248,12 +250,12 @@ static void read_points(sqlite3 *db, sqlite3_stmt *st, long rows, long n, uint64
   run(db, "COMMIT");
 }
 
-static void point(bench *b) {
+static void point_as(bench *b, const char *pragmas) {
   sqlite3 *db;
   sqlite3_stmt *st;
   warm(b->path);
   db = open_path(b, b->path);
-  run(db, SMALL_CACHE);
+  run(db, pragmas);
   st = compile(db, "SELECT k, body FROM t WHERE id=?");
   start(b);
   read_points(db, st, scaled(b, READ_ROWS), scaled(b, POINT_READS), 88172645463325252u);
@@ -261,6 +263,14 @@ static void point(bench *b) {
   b->work = scaled(b, POINT_READS);
   sqlite3_finalize(st);
   close_db(db);
+}
+
+static void point(bench *b) {
+  point_as(b, SMALL_CACHE);
+}
+
+static void point_map(bench *b) {
+  point_as(b, SMALL_CACHE "; " MAPPED);
 }
 
 /* Each thread has a connection of its own, and all of point's reads to do. */
@@ -387,11 +397,15 @@ static void prepare_opens(bench *b) {
   }
 }
 
-static void open_each(bench *b) {
+static void open_each(bench *b, const char *parameters) {
+  char uri[5000];
   long i;
   for (i = 0; i < b->work; i++) {
-    sqlite3 *db = open_path(b, nth_path(b, i));
-    sqlite3_stmt *st = compile(db, "SELECT k FROM t");
+    sqlite3 *db;
+    sqlite3_stmt *st;
+    snprintf(uri, sizeof uri, "file:%s%s", nth_path(b, i), parameters);
+    db = open_path(b, uri);
+    st = compile(db, "SELECT k FROM t");
     must(db, sqlite3_step(st), "read after open");
     if (sqlite3_column_int(st, 0) != 7) die("%s: wrong row", nth_path(b, i));
     sqlite3_finalize(st);
@@ -401,15 +415,23 @@ static void open_each(bench *b) {
 
 /* Two passes: the first one unwraps every DEK (b->first), the second one, which
 ** is the measurement, finds them live. */
-static void opens(bench *b) {
+static void opens_as(bench *b, const char *parameters) {
   struct timespec t0;
   b->work = scaled(b, OPENS);
   clock_gettime(CLOCK_MONOTONIC, &t0);
-  open_each(b);
+  open_each(b, parameters);
   b->first = since(&t0);
   start(b);
-  open_each(b);
+  open_each(b, parameters);
   stop(b);
+}
+
+static void opens(bench *b) {
+  opens_as(b, "");
+}
+
+static void opens_bare(bench *b) {
+  opens_as(b, BARE);
 }
 
 /* ---- the program ---- */
@@ -423,10 +445,12 @@ static const struct workload {
   {"speedtest1-wal", speedtest_wal, NULL},
   {"scan", scan, prepare_read},
   {"point", point, prepare_read},
+  {"point-map", point_map, prepare_read},
   {"readers", readers, prepare_read},
   {"commits", commits, NULL},
   {"bulk", bulk, NULL},
   {"opens", opens, prepare_opens},
+  {"opens-bare", opens_bare, prepare_opens},
 };
 
 /* Prints the one text that sql gives, as JSON. False: there is none. */
