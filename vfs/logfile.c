@@ -122,12 +122,6 @@ static int read_prefix(tde_file *f, uint8_t b[TDE_PREFIX_BYTES]) {
 ** next one writes another under the same salts.)
 */
 
-/* struct WalIndexHdr, 32-bit numbers in native byte order, and a second copy of it. */
-#define SHM_MX_FRAME 16
-#define SHM_PAGES 20
-#define SHM_SALT 32
-#define SHM_COPY 48
-
 /* The salts of a WAL in which the wal-index names frames. False: it names none, is
 ** being changed just now, or is not shared. ThreadSanitizer sees SQLite's memcpy of
 ** another thread race with this, as SQLite itself lets it. */
@@ -138,13 +132,13 @@ __attribute__((no_sanitize("thread"))) static int index_salt(const tde_file *f,
   uint32_t now[2];
 
   if (!head || f->role != TDE_ROLE_WAL) return 0;
-  frames = (const volatile uint32_t *)(head + SHM_MX_FRAME);
-  salt = (const volatile uint32_t *)(head + SHM_SALT);
+  frames = (const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME);
+  salt = (const volatile uint32_t *)(head + TDE_INDEX_SALT_AT);
   now[0] = salt[0];
   now[1] = salt[1];
   memcpy(out, now, sizeof(now));
-  return frames[0] > 0 && frames[0] == frames[SHM_COPY / 4] && now[0] == salt[SHM_COPY / 4] &&
-         now[1] == salt[SHM_COPY / 4 + 1];
+  return frames[0] > 0 && frames[0] == frames[TDE_INDEX_COPY / 4] &&
+         now[0] == salt[TDE_INDEX_COPY / 4] && now[1] == salt[TDE_INDEX_COPY / 4 + 1];
 }
 
 /* Does the wal-index say that the WAL is still of the generation seen? */
@@ -157,8 +151,8 @@ static int index_vouches(const tde_file *f) {
 uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages) {
   const volatile char *head = main_file->db->index;
 
-  if (pages) *pages = head ? *(const volatile uint32_t *)(head + SHM_PAGES) : 0;
-  return head ? *(const volatile uint32_t *)(head + SHM_MX_FRAME) : 0;
+  if (pages) *pages = head ? *(const volatile uint32_t *)(head + TDE_INDEX_PAGES) : 0;
+  return head ? *(const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME) : 0;
 }
 
 /* What the next use of the log goes by is read from the file, whatever the wal-index says. */

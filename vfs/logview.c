@@ -19,9 +19,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* wal.c, struct WalCkptInfo behind the two copies of the header. */
-#define SHM_BACKFILL 96
-
 static void view_prefix(const uint8_t *b, int journal, uint64_t size, tde_log_view *out) {
   tde_role role = journal ? TDE_ROLE_JOURNAL : TDE_ROLE_WAL;
   tde_geometry g;
@@ -100,7 +97,7 @@ int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
   if (rc == SQLITE_OK && !journal && db->index) {
     out->indexed = 1;
     out->frames = tde_wal_index(f, NULL);
-    out->restored = *(const volatile uint32_t *)(db->index + SHM_BACKFILL);
+    out->restored = *(const volatile uint32_t *)(db->index + TDE_INDEX_BACKFILL);
   }
   tde_file_leave(f);
   return rc;

@@ -100,7 +100,8 @@ int tde_map_copy(void *ctx, uint64_t at, uint32_t n, uint8_t *to) {
   if (!db->map) open_map(f);
   if (!db->map) {
     f->s.mapped = 0; /* until it is asked for again */
-    tde_log(TDE_LOG_NOTICE, "%s: PRAGMA mmap_size: the file could not be mapped; its pages are read without",
+    tde_log(TDE_LOG_NOTICE,
+            "%s: PRAGMA mmap_size: the file could not be mapped; its pages are read without",
             tde_path_of(f));
     return 0;
   }

@@ -694,8 +694,8 @@ static uint32_t open_mapped(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *
   uint32_t size = tde_unit_size(&s->geo, i), record = size + TDE_UNIT_OVERHEAD, k = 0;
 
   if (!s->hooks->copy(s->ctx, tde_unit_physical(&s->geo, i), count * record, s->scratch)) return 0;
-  while (k < count && tde_sealed_open_record(s, i + k, s->scratch + k * record, buf + k * size) ==
-                          TDE_OK) {
+  while (k < count &&
+         tde_sealed_open_record(s, i + k, s->scratch + k * record, buf + k * size) == TDE_OK) {
     k++;
   }
   return k;

@@ -53,8 +53,14 @@ typedef struct tde_db {
   int map_missed;    /* pages that it did not cover */
 } tde_db;
 
-/* wal.c, struct WalIndexHdr: aSalt. */
-#define TDE_INDEX_SALT 8
+/* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
+** WalCkptInfo): 32-bit numbers in native byte order. */
+#define TDE_INDEX_MX_FRAME 16 /* the last committed frame */
+#define TDE_INDEX_PAGES 20    /* and the page count with it */
+#define TDE_INDEX_SALT_AT 32
+#define TDE_INDEX_SALT 8 /* bytes of it */
+#define TDE_INDEX_COPY 48
+#define TDE_INDEX_BACKFILL 96 /* how far checkpoints have come */
 
 /* What a WAL or journal has: its generation. */
 typedef struct tde_generation {

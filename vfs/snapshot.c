@@ -24,12 +24,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* wal.c, struct WalIndexHdr (two copies) and WalCkptInfo; native byte order. */
-#define SHM_HDR_BYTES 48
-#define SHM_MX_FRAME 16
-#define SHM_PAGES 20
-#define SHM_BACKFILL 96
-
 /* SQLite file format, section 1.3. */
 #define HEAD_PAGE_SIZE 16
 #define HEAD_WRITE_VERSION 18
@@ -157,21 +151,21 @@ static int open_unit(snap *s, uint64_t i, const uint8_t **record, int *opened) {
 ** writes the header first (wal.c, walRestartHdr), so that count is this log's. */
 static int read_index(tde_file *f, uint32_t *frames, uint32_t *pages, uint32_t *restored) {
   const char *shm = (const char *)f->db->index;
-  uint8_t a[SHM_HDR_BYTES], b[SHM_HDR_BYTES];
+  uint8_t a[TDE_INDEX_COPY], b[TDE_INDEX_COPY];
 
   *frames = *pages = *restored = 0;
   if (!shm) return SQLITE_OK;
   for (int tries = 0; tries < 1000; tries++) {
     memcpy(a, shm, sizeof(a));
     LOWER(f)->xShmBarrier(f->lower);
-    memcpy(b, shm + SHM_HDR_BYTES, sizeof(b));
+    memcpy(b, shm + TDE_INDEX_COPY, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    *restored = *(const volatile uint32_t *)(f->db->index + SHM_BACKFILL);
+    *restored = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, shm, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    memcpy(frames, a + SHM_MX_FRAME, sizeof(*frames));
-    memcpy(pages, a + SHM_PAGES, sizeof(*pages));
+    memcpy(frames, a + TDE_INDEX_MX_FRAME, sizeof(*frames));
+    memcpy(pages, a + TDE_INDEX_PAGES, sizeof(*pages));
     return SQLITE_OK;
   }
   return SQLITE_BUSY;

@@ -506,7 +506,8 @@ int main(int argc, char **argv) {
         verbose = 1;
         break;
       default:
-        (void)fprintf(stderr, "usage: kill [-n rounds] [-i seed] [-c setting] [-k keep] [-p plain] [-v]\n");
+        (void)fprintf(stderr,
+                      "usage: kill [-n rounds] [-i seed] [-c setting] [-k keep] [-p plain] [-v]\n");
         return 2;
     }
   }
