@@ -22,6 +22,7 @@ typedef struct crash_file {
   int sync_names; /* the directory is to be synced with the next sync */
   int shm;        /* takes part in the shared memory */
   unsigned shm_shared, shm_exclusive;
+  sqlite3_int64 map_limit, mapped; /* bytes; mapped 0: no map */
 } crash_file;
 
 /* What the handles of a file share. */
@@ -199,10 +200,56 @@ static int crash_shm_unmap(sqlite3_file *pf, int remove) {
   return SQLITE_OK;
 }
 
+/* ---- maps ----
+**
+** The bytes come as a copy, as long as they are held: enough for a shim that copies them at
+** once, not for SQLite itself, which is not told to map (M in run.h). */
+
+static int crash_fetch(sqlite3_file *pf, sqlite3_int64 off, int n, void **out) {
+  crash_file *f = (crash_file *)pf;
+
+  *out = NULL;
+  if (!f->map_limit) return SQLITE_OK;
+  if (!f->mapped) {
+    if (disk_dead() || disk_fault_now(DISK_MAP)) return SQLITE_IOERR_FSTAT;
+    f->mapped = inode_size(f->file) < f->map_limit ? inode_size(f->file) : f->map_limit;
+  }
+  if (off + n > f->mapped) return SQLITE_OK;
+  if (off + n > inode_size(f->file)) abort(); /* SIGBUS */
+  *out = malloc((size_t)n);
+  if (*out) (void)inode_read(f->file, *out, (uint32_t)n, off);
+  return *out ? SQLITE_OK : SQLITE_NOMEM;
+}
+
+static int crash_unfetch(sqlite3_file *pf, sqlite3_int64 off, void *p) {
+  crash_file *f = (crash_file *)pf;
+
+  (void)off;
+  if (!p) f->mapped = 0;
+  free(p);
+  return SQLITE_OK;
+}
+
+static int control_map(crash_file *f, sqlite3_int64 *limit) {
+  sqlite3_int64 before = f->map_limit;
+
+  if (disk_dead() || disk_fault_now(DISK_MAP)) return SQLITE_IOERR;
+  if (*limit >= 0 && *limit != before) {
+    f->map_limit = *limit;
+    f->mapped = 0;
+  }
+  *limit = before;
+  return SQLITE_OK;
+}
+
 /* ---- the rest of a file ---- */
 
 static int crash_control(sqlite3_file *pf, int op, void *arg) {
-  (void)pf;
+  if (op == SQLITE_FCNTL_MMAP_SIZE) return control_map((crash_file *)pf, arg);
+  if (op == SQLITE_FCNTL_HAS_MOVED) {
+    *(int *)arg = 0;
+    return SQLITE_OK;
+  }
   if (op == SQLITE_FCNTL_VFSNAME) {
     *(char **)arg = sqlite3_mprintf("%s", CRASH_VFS);
     return SQLITE_OK;
@@ -235,7 +282,7 @@ static int crash_close(sqlite3_file *pf) {
   return SQLITE_OK;
 }
 
-static const sqlite3_io_methods crash_methods = {.iVersion = 2,
+static const sqlite3_io_methods crash_methods = {.iVersion = 3,
                                                  .xClose = crash_close,
                                                  .xRead = crash_read,
                                                  .xWrite = crash_write,
@@ -251,7 +298,9 @@ static const sqlite3_io_methods crash_methods = {.iVersion = 2,
                                                  .xShmMap = crash_shm_map,
                                                  .xShmLock = crash_shm_lock,
                                                  .xShmBarrier = crash_shm_barrier,
-                                                 .xShmUnmap = crash_shm_unmap};
+                                                 .xShmUnmap = crash_shm_unmap,
+                                                 .xFetch = crash_fetch,
+                                                 .xUnfetch = crash_unfetch};
 
 /* ---- the VFS ---- */
 

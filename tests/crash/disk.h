@@ -51,7 +51,8 @@ typedef enum disk_op {
   DISK_ACCESS = 1 << 10,
   DISK_NAME = 1 << 11,  /* rename, link, chmod, ... : what SQLite does not do */
   DISK_SHORT = 1 << 12, /* a read that delivers a part only */
-  DISK_FULL = 1 << 13   /* a write that finds no room, after a part of it */
+  DISK_FULL = 1 << 13,  /* a write that finds no room, after a part of it */
+  DISK_MAP = 1 << 14    /* a map, or its limit */
 } disk_op;
 
 /* The directory that the disk stands for. Set once. */

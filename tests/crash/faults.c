@@ -68,7 +68,8 @@ static const kind kinds[] = {
     {"delete", INPUT_OUTPUT, DISK_DELETE},
     {"access", INPUT_OUTPUT, DISK_ACCESS},
     {"name", INPUT_OUTPUT, DISK_NAME},
-    {"any-io", INPUT_OUTPUT, (DISK_NAME << 1) - 1},
+    {"map", INPUT_OUTPUT, DISK_MAP},
+    {"any-io", INPUT_OUTPUT, ((DISK_NAME << 1) - 1) | DISK_MAP},
 };
 #define NKINDS (int)(sizeof(kinds) / sizeof(kinds[0]))
 #define NEVER 1000000000
@@ -246,6 +247,9 @@ static const job jobs[] = {
     {SC("attach", "delete", "EXTRA", 1024, 50, 1, 0, "t", "t"), 0, 0},
     {SC("restore", "delete", "EXTRA", 1024, 50, 0, 0, "t", "B"), 0, 0},
     {SC("restore-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "B"), 0, 0},
+    {SC("map", "delete", "EXTRA", 4096, 5, 0, 0, "tbM", "Mbtr"), 0, 0},
+    {SC("map-wal", "wal", "FULL", 1024, 5, 0, 0, "tbMT", "MbTt"), 0, 0},
+    {SC("map-vacuum", "delete", "EXTRA", 4096, 5, 0, 0, "bMd", "vMb"), 0, 0},
     {SC("verify", "delete", "EXTRA", 1024, 50, 0, 0, "t", "VS"), 0, 0},
     {SC("verify-wal", "wal", "FULL", 1024, 50, 0, 0, "t", "VS"), 0, 0},
     {SC("header", "delete", "EXTRA", 1024, 50, 0, 0, "t", "hh"), 0, 0},

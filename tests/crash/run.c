@@ -540,6 +540,12 @@ void run_step(run *r, char letter) {
     case 'g':
       (void)run_exec(r, r->db, "SELECT tde_rotate_dek()");
       break;
+    case 'M':
+      /* What a control could learn from a map, SQLite's own tests know. */
+      if (r->tde) {
+        (void)run_exec(r, r->db, "PRAGMA mmap_size=%d", rng_below(&r->r, 4) ? 100000000 : 0);
+      }
+      break;
     case 'A':
       backup(r);
       break;

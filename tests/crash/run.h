@@ -16,6 +16,7 @@
 **   E  tde_encrypt in place          O  tde_encrypt into another file
 **   U  tde_decrypt into another file
 **   m  the other protector           g  tde_rotate_dek, to its end
+**   M  PRAGMA mmap_size
 **   A  a backup, to be restored      D  tde_restore of it
 **   C  tde_backup                    Y  tde_copy
 **   Z  tde_create_secondary          y  tde_sync_secondary (made when it is not

@@ -34,6 +34,8 @@ const scenario scenarios[] = {
     {"small-wal", "wal", "FULL", 4096, 50, 25, 0, 0, 0, 0, 0, "bkqj", "ttttbrsPFRTx", 16, 1, 0},
     {"incremental", "any", "EXTRA", ANY, 50, 1000, 2, 0, 0, 0, 0, "b", "tdiibd", 12, 0, 0},
     {"auto-vacuum", "any", "EXTRA", ANY, 50, 1000, 1, 0, 0, 0, 0, "b", "tddbr", 12, 0, 0},
+    {"maps", "any", "EXTRA", ANY, 5, 1000, 1, 0, 0, 0, 0, "bM", "tMddbvrx", 12, 0, 0},
+    {"maps-wal", "wal", "FULL", ANY, 5, 30, 1, 0, 0, 0, 0, "bM", "ttMddbvPTox", 14, 0, 0},
     {"exclusive", "any", "EXTRA", ANY, 20, 1000, 0, 0, 0, 1, 0, "", "tttbrsd", 12, 0, 0},
     {"exclusive-wal", "wal", "FULL", ANY, 20, 30, 0, 0, 0, 1, 0, "", "tttbrsPT", 12, 0, 0},
     {"restore", "any", "EXTRA", ANY, 50, 1000, 0, 0, 0, 0, 0, "b", "tBBb", 6, 0, 0},
