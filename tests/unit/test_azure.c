@@ -7,7 +7,6 @@
 ** clear or is looked for by value; each report is searched for it, and each test that
 ** sends one checks that the search does find it in the request.
 */
-#include <ftw.h>
 #include <openssl/core_names.h>
 #include <openssl/evp.h>
 #include <openssl/param_build.h>
@@ -27,6 +26,7 @@
 #include "keyprovider/jwt.h"
 #include "keyprovider/request.h"
 #include "keyprovider/token.h"
+#include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
 #define TENANT "11111111-2222-3333-4444-555555555555"
@@ -1440,11 +1440,6 @@ static void client_certificate(void) {
   CHECK(unwrap_as(text, "c", NULL, three, 3) == TDE_MISCONFIGURED && wire.n == 1);
 }
 
-static int remove_one(const char *path, const struct stat *sb, int type, struct FTW *ftw) {
-  (void)sb, (void)type, (void)ftw;
-  return remove(path);
-}
-
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"key_ids", key_ids},
@@ -1483,6 +1478,6 @@ int main(int argc, char **argv) {
   tde_http_sender = wire_send;
   int rc = unit_main(argc, argv, tests, COUNT(tests));
   tde_secret_free(dek);
-  nftw(root_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  remove_tree(root_dir);
   return rc;
 }

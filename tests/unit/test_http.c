@@ -7,7 +7,6 @@
 */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <ftw.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -24,6 +23,7 @@
 #include "keyprovider/http.h"
 #include "keyprovider/instance.h"
 #include "keyprovider/request.h"
+#include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
 #define OK_REPLY "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Ms-Request-Id: r-1\r\n\r\nhi"
@@ -619,11 +619,6 @@ static void signals_as_found(void) {
   server_stop(&s);
 }
 
-static int remove_one(const char *path, const struct stat *sb, int type, struct FTW *ftw) {
-  (void)sb, (void)type, (void)ftw;
-  return remove(path);
-}
-
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"url_policy", url_policy},   {"exchange_and_reuse", exchange_and_reuse},
@@ -637,6 +632,6 @@ int main(int argc, char **argv) {
   if (mkdtemp(root_dir) == NULL || tde_crypto_init(NULL) != TDE_OK) return 1;
   signal(SIGPIPE, SIG_IGN); /* the test's own server writes to closed sockets */
   int rc = unit_main(argc, argv, tests, COUNT(tests));
-  nftw(root_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  remove_tree(root_dir);
   return rc;
 }

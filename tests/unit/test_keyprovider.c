@@ -9,7 +9,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <jansson.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
@@ -34,6 +33,7 @@
 #include "keyprovider/keydoc.h"
 #include "keyprovider/local.h"
 #include "keyprovider/rsa.h"
+#include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
 #define NOBODY 65534
@@ -131,15 +131,6 @@ static int copy_file(const char *from, const char *to) {
   if (n < 0) return -1;
   buf[n] = 0;
   return put_file(to, buf, 0600);
-}
-
-static int remove_one(const char *path, const struct stat *sb, int type, struct FTW *ftw) {
-  (void)sb, (void)type, (void)ftw;
-  return remove(path);
-}
-
-static void remove_tree(const char *dir) {
-  nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /* The instance that most tests share: one key pair made, not twenty. */

@@ -5,7 +5,6 @@
 ** what a change writes, what it refuses, and that a refusal leaves things as they
 ** were. The keys are local ones of instances below one temporary directory.
 */
-#include <ftw.h>
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -19,17 +18,13 @@
 #include "keyprovider/json.h"
 #include "keyprovider/keydoc.h"
 #include "keyprovider/local.h"
+#include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
 #define PATH_BYTES 512
 
 static char root_dir[256];
 static const uint8_t uuid[TDE_UUID_BYTES] = "0123456789abcde";
-
-static int remove_one(const char *path, const struct stat *sb, int type, struct FTW *ftw) {
-  (void)sb, (void)type, (void)ftw;
-  return remove(path);
-}
 
 static void path_of(char out[PATH_BYTES], const char *name) {
   (void)snprintf(out, PATH_BYTES, "%s/%s", root_dir, name);
@@ -649,6 +644,6 @@ int main(int argc, char **argv) {
   }
   rc = unit_main(argc, argv, tests, COUNT(tests));
   tde_local_drop_cache();
-  (void)nftw(root_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  remove_tree(root_dir);
   return rc;
 }
