@@ -322,8 +322,13 @@ int kv_listen(kv_listener which, const kv_tls *tls) {
                          MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
   if (!d) return -1;
   info = MHD_get_daemon_info(d, MHD_DAEMON_INFO_BIND_PORT);
-  /* The main thread reads it meanwhile: not written when it stays. */
-  if (info && kv_port[which] != info->port) kv_port[which] = info->port;
+  /* At the first start, when nobody holds the lock: connections come at once, and read it
+  ** under the lock. The main thread reads it later: not written when it stays. */
+  if (info && kv_port[which] != info->port) {
+    kv_lock();
+    kv_port[which] = info->port;
+    kv_unlock();
+  }
   daemons[which] = d;
   kv_listening[which] = true;
   return 0;
