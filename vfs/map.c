@@ -22,9 +22,9 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* The map covers the file as it was when it was made. So many pages that lay behind
-** are read, and it is made anew: a few milliseconds' worth, so that what a new map costs
-** (its page faults) does not count. */
+/* The map covers the file as it was when it was made. So many pages that lay behind, but
+** within the limit, are read, and it is made anew: a few milliseconds' worth, so that what
+** a new map costs (its page faults) does not count. */
 #define PATIENCE 2048
 
 #define MAP(db) ((db)->map->pMethods)
@@ -36,14 +36,13 @@ static int stands(sqlite3_file *lower) {
   return rc == SQLITE_OK && !moved;
 }
 
-/* As many bytes of pages may be mapped as were asked for. They take an eighth more
-** here, at the most (units of 512 bytes), and the header. */
-static int set_limit(tde_file *f) {
-  sqlite3_int64 limit = f->mmap_size + f->mmap_size / 8 + TDE_HEADER_BYTES;
-  tde_db *db = f->db;
+/* Sets a file's limit; *limit becomes what the lower VFS made of it. SQLITE_NOTFOUND: it
+** has no maps. */
+static int set_limit(sqlite3_file *lower, sqlite3_int64 *limit) {
+  int rc = lower->pMethods->xFileControl(lower, SQLITE_FCNTL_MMAP_SIZE, limit);
 
-  db->map_missed = 0;
-  return MAP(db)->xFileControl(db->map, SQLITE_FCNTL_MMAP_SIZE, &limit);
+  *limit = -1;
+  return rc ? rc : lower->pMethods->xFileControl(lower, SQLITE_FCNTL_MMAP_SIZE, limit);
 }
 
 void tde_map_close(tde_file *f) {
@@ -55,20 +54,25 @@ void tde_map_close(tde_file *f) {
   db->map = NULL;
 }
 
+/* As many bytes of pages may be mapped as were asked for. They take an eighth more
+** here, at the most (units of 512 bytes), and the header. */
 static void open_map(tde_file *f) {
   tde_db *db = f->db;
   int rc;
 
+  db->map_limit = f->mmap_size + f->mmap_size / 8 + TDE_HEADER_BYTES;
+  db->map_missed = 0;
   db->map = tde_lower_open(f->lower_vfs, f->path, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL,
                            &rc);
   if (!db->map) return;
-  if (MAP(db)->iVersion < 3 || set_limit(f) || !stands(f->lower) || !stands(db->map)) {
+  if (MAP(db)->iVersion < 3 || set_limit(db->map, &db->map_limit) || !stands(f->lower) ||
+      !stands(db->map)) {
     tde_map_close(f);
   }
 }
 
 int tde_map_limit(tde_file *f, sqlite3_int64 *size) {
-  sqlite3_int64 before = f->mmap_size, limit = *size;
+  sqlite3_int64 before = f->mmap_size, asked = *size, limit = asked;
   int rc = SQLITE_NOTFOUND;
 
   *size = before;
@@ -76,12 +80,10 @@ int tde_map_limit(tde_file *f, sqlite3_int64 *size) {
   /* What the lower file makes of it is what SQLite would be told without this shim. It
   ** is never mapped itself. */
   if (f->role == TDE_ROLE_MAIN && LOWER(f)->iVersion >= 3) {
-    rc = LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_MMAP_SIZE, &limit);
-    limit = -1;
-    if (!rc) rc = LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_MMAP_SIZE, &limit);
+    rc = set_limit(f->lower, &limit);
     if (rc && rc != SQLITE_NOTFOUND) return rc;
   }
-  f->mmap_size = limit;
+  f->mmap_size = rc ? asked : limit;
   if (f->role != TDE_ROLE_MAIN) return SQLITE_OK;
   tde_map_close(f);
   f->s.mapped = rc == SQLITE_OK && limit > 0;
@@ -107,7 +109,7 @@ int tde_map_copy(void *ctx, uint64_t at, uint32_t n, uint8_t *to) {
   }
   if (MAP(db)->xFetch(db->map, (sqlite3_int64)at, (int)n, &from)) return 0;
   if (!from) {
-    if (++db->map_missed >= PATIENCE) {
+    if ((sqlite3_int64)at + n <= db->map_limit && ++db->map_missed >= PATIENCE) {
       db->map_missed = 0;
       tde_map_undo(f);
     }

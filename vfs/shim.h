@@ -49,8 +49,9 @@ typedef struct tde_db {
   int guard_next;    /* which double-write area comes next */
   int guard_ready;   /* older guards were looked after in this lock */
   int guard_used;
-  sqlite3_file *map; /* a second lower file, for its map; see map.c */
-  int map_missed;    /* pages that it did not cover */
+  sqlite3_file *map;       /* a second lower file, for its map; see map.c */
+  sqlite3_int64 map_limit; /* bytes of it that may be mapped */
+  int map_missed;          /* reads within the limit that the map did not cover */
 } tde_db;
 
 /* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
