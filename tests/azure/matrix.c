@@ -352,10 +352,12 @@ static void check_success(const column *c, const row *r, const tde_op *op) {
 }
 
 static void check_failure(const column *c, const expect *e, const tde_op *op,
-                          const tde_status *st) {
+                          const tde_status *st, int64_t took) {
   char says[200];
+  /* On a busy machine the deadline may cut off the last of several attempts, and says so. */
+  int cut_off = e->http == 0 && took >= TIMEOUT_MS && strstr(st->message, "in time") != NULL;
   snprintf(says, sizeof says, e->says, permission(c));
-  MUST(strstr(st->message, says) != NULL || strstr(st->remedy, says) != NULL);
+  MUST(cut_off || strstr(st->message, says) != NULL || strstr(st->remedy, says) != NULL);
   MUST(st->http_status == e->http);
   MUST(st->remedy[0] != 0 && strncmp(st->key_id, c->key, strlen(c->key)) == 0);
   MUST(e->http < 400 || c->where == MANAGED || st->request_id[0] != 0);
@@ -386,7 +388,7 @@ static int run_case(const column *c, const row *r) {
   if (r->flags & PATIENT) MUST(took >= 990);
   if (r->flags & ONE_TRY) MUST(server_count(&keyvault, c->route, e.http) == 1);
   if (rc == e.rc && rc == TDE_OK) check_success(c, r, &op);
-  if (rc == e.rc && rc != TDE_OK) check_failure(c, &e, &op, &st);
+  if (rc == e.rc && rc != TDE_OK) check_failure(c, &e, &op, &st, took);
   if (rc == TDE_OK) free(op.versions);
   lift_fault(r);
   check_hosts(c, r);
