@@ -674,31 +674,36 @@ static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
   return s->ahead;
 }
 
-/* Opens units of a page from what was read ahead. Returns how many: the rest, and one
-** that does not open, is read as usual. A page of many units gains nothing. */
-static uint32_t open_ahead(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf) {
-  uint32_t record = s->geo.unit + TDE_UNIT_OVERHEAD, k = 0;
-  const uint8_t *ready = count <= AHEAD_PAGE ? ahead_record(s, i) : NULL;
+/* Opens records that are at hand, as far as they open. Returns how many did. */
+static uint32_t open_records(tde_sealed *s, uint64_t i, uint32_t count, const uint8_t *records,
+                             uint8_t *buf) {
+  uint32_t size = tde_unit_size(&s->geo, i), record = size + TDE_UNIT_OVERHEAD, k = 0;
 
-  if (!ready) return 0;
-  while (k < count && i + k < s->ahead_first + s->ahead_units &&
-         tde_sealed_open_record(s, i + k, ready + k * record, buf + k * s->geo.unit) == TDE_OK) {
+  while (k < count &&
+         tde_sealed_open_record(s, i + k, records + k * record, buf + k * size) == TDE_OK) {
     k++;
   }
   return k;
 }
 
+/* Opens units of a page from what was read ahead. Returns how many: the rest, and one
+** that does not open, is read as usual. A page of many units gains nothing. */
+static uint32_t open_ahead(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf) {
+  const uint8_t *ready = count <= AHEAD_PAGE ? ahead_record(s, i) : NULL;
+  uint64_t left;
+
+  if (!ready) return 0;
+  left = s->ahead_first + s->ahead_units - i;
+  return open_records(s, i, left < count ? (uint32_t)left : count, ready, buf);
+}
+
 /* Opens units of a page from the lower file's map. Returns how many: the rest is read
 ** as usual. */
 static uint32_t open_mapped(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf) {
-  uint32_t size = tde_unit_size(&s->geo, i), record = size + TDE_UNIT_OVERHEAD, k = 0;
+  uint32_t n = count * tde_record_size(&s->geo, i);
 
-  if (!s->hooks->copy(s->ctx, tde_unit_physical(&s->geo, i), count * record, s->scratch)) return 0;
-  while (k < count &&
-         tde_sealed_open_record(s, i + k, s->scratch + k * record, buf + k * size) == TDE_OK) {
-    k++;
-  }
-  return k;
+  if (!s->hooks->copy(s->ctx, tde_unit_physical(&s->geo, i), n, s->scratch)) return 0;
+  return open_records(s, i, count, s->scratch, buf);
 }
 
 /* Whole units in ways that cost less than a read of the lower file for each page, or
