@@ -27,6 +27,7 @@
 #include "server.h"
 
 #define TIMEOUT_MS 1200
+#define CUT_OFF_TRIES 5
 #define SLACK_MS 1500 /* of a loaded machine, on top of what an operation may take */
 #define ALPHA "https://alpha.vault.localtest/keys/tde"
 #define PROSE "What the service says about it, which may be anything."
@@ -352,12 +353,10 @@ static void check_success(const column *c, const row *r, const tde_op *op) {
 }
 
 static void check_failure(const column *c, const expect *e, const tde_op *op,
-                          const tde_status *st, int64_t took) {
+                          const tde_status *st) {
   char says[200];
-  /* On a busy machine the deadline may cut off the last of several attempts, and says so. */
-  int cut_off = e->http == 0 && took >= TIMEOUT_MS && strstr(st->message, "in time") != NULL;
   snprintf(says, sizeof says, e->says, permission(c));
-  MUST(cut_off || strstr(st->message, says) != NULL || strstr(st->remedy, says) != NULL);
+  MUST(strstr(st->message, says) != NULL || strstr(st->remedy, says) != NULL);
   MUST(st->http_status == e->http);
   MUST(st->remedy[0] != 0 && strncmp(st->key_id, c->key, strlen(c->key)) == 0);
   MUST(e->http < 400 || c->where == MANAGED || st->request_id[0] != 0);
@@ -370,6 +369,13 @@ static void check_failure(const column *c, const expect *e, const tde_op *op,
   leaks_text(st->key_id);
 }
 
+/* On a busy machine the deadline may cut off the last of several attempts, which is then
+** what is told: nothing is learned from that of another fault. */
+static int cut_off(const expect *e, int64_t took, const tde_status *st) {
+  static const char late[] = "did not answer in time";
+  return took >= TIMEOUT_MS && strstr(st->message, late) != NULL && strcmp(e->says, late) != 0;
+}
+
 /* 1: as expected, 0: not, -1: does not apply. */
 static int run_case(const column *c, const row *r) {
   expect e = expected(c, r);
@@ -377,18 +383,23 @@ static int run_case(const column *c, const row *r) {
   tde_status st;
   if (e.says == NULL) return -1;
   failing = NULL;
-  prepare(c);
-  set_fault(c, r);
-  int64_t began = tde_boot_ms();
-  tde_class rc = ask(c->kind, c->key, c->identity, c->versionless, &op, &st);
-  int64_t took = tde_boot_ms() - began;
+  tde_class rc;
+  int64_t took;
+  for (int tries = 0;; lift_fault(r)) {
+    prepare(c);
+    set_fault(c, r);
+    int64_t began = tde_boot_ms();
+    rc = ask(c->kind, c->key, c->identity, c->versionless, &op, &st);
+    took = tde_boot_ms() - began;
+    if (++tries == CUT_OFF_TRIES || rc == TDE_OK || !cut_off(&e, took, &st)) break;
+  }
   MUST(rc == e.rc);
   MUST(took < 2 * TIMEOUT_MS + SLACK_MS);
   if (r->fault != NULL && strcmp(r->fault, "slow") == 0) MUST(took >= 290);
   if (r->flags & PATIENT) MUST(took >= 990);
   if (r->flags & ONE_TRY) MUST(server_count(&keyvault, c->route, e.http) == 1);
   if (rc == e.rc && rc == TDE_OK) check_success(c, r, &op);
-  if (rc == e.rc && rc != TDE_OK) check_failure(c, &e, &op, &st, took);
+  if (rc == e.rc && rc != TDE_OK) check_failure(c, &e, &op, &st);
   if (rc == TDE_OK) free(op.versions);
   lift_fault(r);
   check_hosts(c, r);
