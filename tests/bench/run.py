@@ -233,7 +233,7 @@ def summarise(a, facts, runs):
                 "best_ratio": min(s["seconds"] for s in sealed) / min(p["seconds"] for p in plain),
                 "cpu_ratio": statistics.median(map(cpu, sealed)) / statistics.median(map(cpu, plain)),
             }
-            if name.startswith("opens"):
+            if name == "opens":
                 row["first_open_us"] = [
                     statistics.median(r["first_pass"] for r in x) / x[0]["work"] * 1e6
                     for x in (plain, sealed)]
@@ -289,7 +289,7 @@ def table(a, facts, rows):
                                                 else json.dumps(version)), ""]
     out += grid([head] + body)
     for r in own:
-        if r["workload"] == "opens" and r["mode"] != "plain":
+        if "first_open_us" in r and r["mode"] != "plain":
             out += ["", "First open of a database in a process (its DEK is unwrapped by the instance's"
                     " service-managed RSA key): %d µs with %s, %d µs plain."
                     % (r["first_open_us"][1], r["mode"], r["first_open_us"][0])]
