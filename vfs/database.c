@@ -892,10 +892,7 @@ void tde_db_close_beside(tde_file *f) {
   if (!f) return;
   tde_db_close(f);
   tde_sealed_clear(&f->s);
-  if (f->lower) {
-    (void)LOWER(f)->xClose(f->lower);
-    sqlite3_free(f->lower);
-  }
+  (void)tde_lower_close(f->lower);
   sqlite3_free_filename((char *)f->path);
   sqlite3_free(f);
 }

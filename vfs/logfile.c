@@ -470,8 +470,7 @@ static int first_byte(tde_file *main_file, const char *name, uint8_t *first) {
     rc = SQLITE_OK;
   }
   tde_sealed_clear(&probe.s);
-  (void)LOWER(&probe)->xClose(probe.lower);
-  sqlite3_free(probe.lower);
+  (void)tde_lower_close(probe.lower);
   return rc;
 }
 

@@ -64,11 +64,8 @@ static int view_path(const char *path, sqlite3_vfs *vfs, int journal, uint8_t *b
   if (rc == SQLITE_OK && there) {
     lower = tde_lower_open(vfs, name, kind | SQLITE_OPEN_READONLY, NULL, &rc);
   }
-  if (lower) {
-    rc = view_file(lower, journal, b, out);
-    (void)lower->pMethods->xClose(lower);
-    sqlite3_free(lower);
-  }
+  if (lower) rc = view_file(lower, journal, b, out);
+  (void)tde_lower_close(lower);
   tde_name_free(name);
   return rc;
 }

@@ -48,9 +48,8 @@ static int set_limit(sqlite3_file *lower, sqlite3_int64 *limit) {
 void tde_map_close(tde_file *f) {
   tde_db *db = f->db;
 
-  if (!db || !db->map) return;
-  (void)MAP(db)->xClose(db->map);
-  sqlite3_free(db->map);
+  if (!db) return;
+  (void)tde_lower_close(db->map);
   db->map = NULL;
 }
 

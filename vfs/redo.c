@@ -166,8 +166,7 @@ void tde_redo_close(tde_redo *r) {
 
   if (r->lower) {
     (void)r->lower->pMethods->xFileSize(r->lower, &size);
-    (void)r->lower->pMethods->xClose(r->lower);
-    sqlite3_free(r->lower);
+    (void)tde_lower_close(r->lower);
     if (size == 0) (void)r->f->lower_vfs->xDelete(r->f->lower_vfs, r->name, 0);
   }
   tde_name_free(r->name);
@@ -237,11 +236,7 @@ int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
     memcpy(record, r.buf + 8, n);
     found = 1;
   }
-  /* Read-only: never the one to remove it. */
-  if (r.lower) {
-    (void)r.lower->pMethods->xClose(r.lower);
-    sqlite3_free(r.lower);
-  }
+  (void)tde_lower_close(r.lower); /* read-only: never the one to remove it */
   tde_name_free(r.name);
   sqlite3_free(r.buf);
   if (rc == SQLITE_OK && !found) rc = SQLITE_NOTFOUND;

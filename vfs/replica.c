@@ -165,8 +165,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
     rc = write_header(&t);
     if (rc == SQLITE_OK) rc = copy_units(&t);
     if (rc == SQLITE_OK) rc = finish(&t);
-    (void)t.lower->pMethods->xClose(t.lower);
-    sqlite3_free(t.lower);
+    (void)tde_lower_close(t.lower);
   }
   if (rc) explain(f, "the copy", path, rc, st);
   sqlite3_free(t.run);

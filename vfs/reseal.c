@@ -245,8 +245,7 @@ static int settle_log(tde_file *f, const char *suffix, int kind) {
   if (lower) {
     rc = kind == SQLITE_OPEN_MAIN_JOURNAL ? void_stale(f, lower) : SQLITE_OK;
     if (rc == SQLITE_OK) rc = lower->pMethods->xSync(lower, SQLITE_SYNC_NORMAL);
-    (void)lower->pMethods->xClose(lower);
-    sqlite3_free(lower);
+    (void)tde_lower_close(lower);
   } else if ((rc & 0xff) == SQLITE_CANTOPEN &&
              f->lower_vfs->xAccess(f->lower_vfs, name, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK &&
              !there) {

@@ -469,8 +469,7 @@ static int close_main(tde_file *f) {
   tde_sealed_clear(&f->s);
   tde_map_close(f);
   tde_db_close(f);
-  rc2 = LOWER(f)->xClose(f->lower);
-  sqlite3_free(f->lower);
+  rc2 = tde_lower_close(f->lower);
   sqlite3_free(f);
   return rc ? rc : rc2;
 }
@@ -645,8 +644,7 @@ static int do_side_close(tde_file *f) {
   tde_sealed_clear(&f->s);
   tde_cryptor_clear(&f->own_crypt);
   if (f->owned_owner) tde_db_close_beside(f->owned_owner);
-  rc2 = LOWER(f)->xClose(f->lower);
-  sqlite3_free(f->lower);
+  rc2 = tde_lower_close(f->lower);
   sqlite3_free(f);
   return rc ? rc : rc2;
 }
@@ -819,6 +817,14 @@ void tde_name_free(const char *name) {
   sqlite3_free_filename((char *)name);
 }
 
+int tde_lower_close(sqlite3_file *lower) {
+  int rc = SQLITE_OK;
+
+  if (lower && lower->pMethods) rc = lower->pMethods->xClose(lower);
+  sqlite3_free(lower);
+  return rc;
+}
+
 sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
                              int *rc) {
   sqlite3_file *lower = sqlite3_malloc64((sqlite3_uint64)vfs->szOsFile);
@@ -830,8 +836,7 @@ sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int 
   memset(lower, 0, (size_t)vfs->szOsFile);
   *rc = vfs->xOpen(vfs, name, lower, flags, out_flags);
   if (*rc) {
-    if (lower->pMethods) (void)lower->pMethods->xClose(lower);
-    sqlite3_free(lower);
+    (void)tde_lower_close(lower);
     return NULL;
   }
   return lower;

@@ -215,8 +215,11 @@ sqlite3_vfs *tde_base_vfs(void);
 ** NULL too. */
 const char *tde_name_of(const char *path, const char *suffix);
 void tde_name_free(const char *name);
+/* A file of the lower VFS, in memory of its own; NULL: *rc tells why. */
 sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int *out_flags,
                              int *rc);
+/* Closes and frees it; NULL too. Returns what xClose did. */
+int tde_lower_close(sqlite3_file *lower);
 int64_t tde_now_ms(void);
 
 #endif

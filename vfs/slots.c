@@ -97,11 +97,10 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   }
   if (lower) {
     rc = tde_slots_read(lower, &counters, both);
-    (void)lower->pMethods->xClose(lower);
-    sqlite3_free(lower);
     if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
   }
+  (void)tde_lower_close(lower);
   tde_name_free(name);
   tde_slots_free(both);
   return rc;
