@@ -17,27 +17,10 @@
 
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "epochs.h"
 #include "openfiles.h"
+#include "recent.h"
 #include "watch.h"
-
-/* The keys of one DEK epoch; secret memory. Wiped: dek is NULL. The nonce sources
-** outlive that: connections' AEADs refer to them. stale: a header without this epoch
-** has been met since, an older one (the file was put back from a copy): if the epoch
-** comes again it may be another DEK. */
-typedef struct epoch_keys {
-  uint32_t epoch;
-  int stale;
-  uint8_t *dek;
-  uint8_t *mac_key;
-  uint8_t *role_key[TDE_ROLE_KEYS]; /* index role - 1 */
-  tde_nonce_source *nonces[TDE_ROLE_KEYS];
-} epoch_keys;
-
-/* Nonce sources of epochs that the database has left behind. */
-typedef struct retired {
-  struct retired *next;
-  tde_nonce_source *nonces[TDE_ROLE_KEYS];
-} retired;
 
 struct tde_keys {
   struct tde_keys *next, *prev;
@@ -58,10 +41,8 @@ struct tde_keys {
   tde_status last;                    /* how the last check ended */
   tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
   int idle;
-  int64_t idle_since;                 /* ms; when idle */
-  int nepochs;
-  epoch_keys epochs[TDE_EPOCHS_MAX];
-  retired *old;
+  int64_t idle_since; /* ms; when idle */
+  tde_epochs epochs;
 };
 
 /* Entries in use and idle, newest first. A short list would do for one
@@ -149,121 +130,10 @@ static void idle_leave(tde_keys *k) {
   idle_count--;
 }
 
-/* ---- key material ---- */
-
-/* Derives one key: HKDF-SHA256, salt = UUID (FORMAT.md, Keys). */
-static tde_class derive_one(const uint8_t *uuid, const uint8_t *dek, const char *purpose,
-                            uint8_t **out) {
-  *out = tde_secret_alloc(TDE_KEY_BYTES);
-  if (!*out) return TDE_NOMEM;
-  return tde_hkdf_sha256(uuid, TDE_UUID_BYTES, dek, TDE_KEY_BYTES, (const uint8_t *)purpose,
-                         strlen(purpose), *out, TDE_KEY_BYTES);
-}
-
-static void wipe_epoch(epoch_keys *e) {
-  tde_secret_free(e->dek);
-  tde_secret_free(e->mac_key);
-  e->dek = e->mac_key = NULL;
-  for (int r = 0; r < TDE_ROLE_KEYS; r++) {
-    tde_secret_free(e->role_key[r]);
-    e->role_key[r] = NULL;
-  }
-}
-
-static tde_class derive_epoch(const uint8_t *uuid, uint32_t epoch, const uint8_t *dek,
-                              epoch_keys *e) {
-  static const char *const purpose[TDE_ROLE_KEYS] = {"sqlite-tde v1 main", "sqlite-tde v1 wal",
-                                                     "sqlite-tde v1 journal"};
-  tde_class c;
-
-  memset(e, 0, sizeof(*e));
-  e->epoch = epoch;
-  e->dek = tde_secret_alloc(TDE_KEY_BYTES);
-  if (!e->dek) return TDE_NOMEM;
-  memcpy(e->dek, dek, TDE_KEY_BYTES);
-  c = derive_one(uuid, dek, "sqlite-tde v1 header mac", &e->mac_key);
-  for (int r = 0; c == TDE_OK && r < TDE_ROLE_KEYS; r++) {
-    c = derive_one(uuid, dek, purpose[r], &e->role_key[r]);
-  }
-  if (c) wipe_epoch(e);
-  return c;
-}
-
-static epoch_keys *any_epoch(const tde_keys *k, uint32_t epoch) {
-  for (int i = 0; i < k->nepochs; i++) {
-    if (k->epochs[i].epoch == epoch) return (epoch_keys *)&k->epochs[i];
-  }
-  return NULL;
-}
-
-static epoch_keys *epoch_of(const tde_keys *k, uint32_t epoch) {
-  epoch_keys *e = any_epoch(k, epoch);
-  return e && !e->stale ? e : NULL;
-}
-
-static int names_epoch(const tde_key_facts *facts, uint32_t epoch) {
-  for (int i = 0; i < facts->nepochs; i++) {
-    if (facts->epochs[i] == epoch) return 1;
-  }
-  return 0;
-}
-
-/* Makes room for one more by letting go of an epoch that the header does not
-** name any more. */
-static int retire_one(tde_keys *k) {
-  for (int i = 0; i < k->nepochs; i++) {
-    retired *r;
-    if (names_epoch(&k->facts, k->epochs[i].epoch)) continue;
-    r = malloc(sizeof(*r));
-    if (!r) return 0;
-    memcpy(r->nonces, k->epochs[i].nonces, sizeof(r->nonces));
-    r->next = k->old;
-    k->old = r;
-    wipe_epoch(&k->epochs[i]);
-    k->epochs[i] = k->epochs[--k->nepochs];
-    return 1;
-  }
-  return 0;
-}
-
-/* Takes the keys of `from` over; the lock is held, or nobody else has k. The key of
-** an epoch is not replaced by another while somebody may use it (TDE_WRONG_KEY). */
-static tde_class install_epoch(tde_keys *k, epoch_keys *from) {
-  epoch_keys *e = any_epoch(k, from->epoch);
-
-  if (e && e->dek && !e->stale && !tde_equal(e->dek, from->dek, TDE_KEY_BYTES)) {
-    return TDE_WRONG_KEY;
-  }
-  if (!e) {
-    if (k->nepochs >= TDE_EPOCHS_MAX && !retire_one(k)) return TDE_CORRUPT;
-    e = &k->epochs[k->nepochs];
-    memset(e, 0, sizeof(*e));
-    for (int r = 0; r < TDE_ROLE_KEYS; r++) {
-      e->nonces[r] = tde_nonce_source_new();
-      if (e->nonces[r]) continue;
-      while (r > 0) tde_nonce_source_free(e->nonces[--r]);
-      return TDE_NOMEM;
-    }
-    e->epoch = from->epoch;
-    k->nepochs++;
-  }
-  wipe_epoch(e);
-  e->stale = 0;
-  e->dek = from->dek;
-  e->mac_key = from->mac_key;
-  memcpy(e->role_key, from->role_key, sizeof(e->role_key));
-  memset(from, 0, sizeof(*from));
-  return TDE_OK;
-}
-
 static tde_class not_installed(tde_class c, tde_status *st) {
   if (c == TDE_NOMEM) return tde_fail(st, c, NULL, "no memory for the database's key");
   return tde_fail(st, c, "close all connections to the database, and open it again",
                   "the file was replaced while it was open: its keys are not those in use here");
-}
-
-static void wipe_all(tde_keys *k) {
-  for (int i = 0; i < k->nepochs; i++) wipe_epoch(&k->epochs[i]);
 }
 
 void tde_key_params_clear(tde_key_params *p) {
@@ -293,16 +163,7 @@ static int copy_params(tde_key_params *to, const tde_key_params *from) {
 }
 
 static void free_entry(tde_keys *k) {
-  wipe_all(k);
-  for (int i = 0; i < k->nepochs; i++) {
-    for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_nonce_source_free(k->epochs[i].nonces[r]);
-  }
-  while (k->old) {
-    retired *r = k->old;
-    k->old = r->next;
-    for (int i = 0; i < TDE_ROLE_KEYS; i++) tde_nonce_source_free(r->nonces[i]);
-    free(r);
-  }
+  tde_epochs_free(&k->epochs);
   tde_header_clear(&k->header);
   tde_key_params_clear(&k->params);
   free(k);
@@ -409,10 +270,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   k->header = *h;
   k->header.doc = doc;
   k->facts = *facts;
-  for (int i = 0; i < k->nepochs; i++) {
-    if (k->epochs[i].epoch > h->epoch && !names_epoch(facts, k->epochs[i].epoch))
-      k->epochs[i].stale = 1;
-  }
+  tde_epochs_outdate(&k->epochs, h->epoch, facts);
   return 1;
 }
 
@@ -421,11 +279,11 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
 /* What a fetch brings. */
 typedef struct fetched {
   int n;
-  epoch_keys epochs[TDE_EPOCHS_MAX];
+  tde_epoch_keys epochs[TDE_EPOCHS_MAX];
 } fetched;
 
 static void fetched_clear(fetched *f) {
-  for (int i = 0; i < f->n; i++) wipe_epoch(&f->epochs[i]);
+  for (int i = 0; i < f->n; i++) tde_epoch_wipe(&f->epochs[i]);
   f->n = 0;
 }
 
@@ -440,7 +298,7 @@ static tde_class fetch_epoch(const tde_key_source *source, const tde_key_params 
   }
   c = source->unwrap(source->ctx, params, h->uuid, h->doc, h->ndoc, epoch, dek, st);
   if (c == TDE_OK) {
-    c = derive_epoch(h->uuid, epoch, dek, &out->epochs[out->n]);
+    c = tde_epoch_derive(h->uuid, epoch, dek, &out->epochs[out->n]);
     if (c) {
       (void)tde_fail(st, c, NULL, "the keys of epoch %u could not be derived", epoch);
     } else {
@@ -479,7 +337,7 @@ static tde_class fetch(const tde_key_source *source, const tde_key_params *param
       return check_header(h, out->epochs[i].mac_key, facts->key_id, st);
     }
   }
-  if (c == TDE_OK && !names_epoch(facts, h->epoch)) {
+  if (c == TDE_OK && !tde_facts_name_epoch(facts, h->epoch)) {
     c = tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
                  "the key document names no key for epoch %u", h->epoch);
   }
@@ -523,15 +381,15 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
   before = k->lease.access;
   act = tde_lease_answer(&k->lease, c, forced, tde_now_ms(), &k->policy);
   for (int i = 0; act == TDE_LEASE_HEAL && i < got->n; i++) {
-    tde_class c2 = install_epoch(k, &got->epochs[i]);
+    tde_class c2 = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);
     if (c2) { /* not healed after all */
-      wipe_all(k);
+      tde_epochs_wipe(&k->epochs);
       c = not_installed(c2, st);
       tde_lease_refused(&k->lease, c2, tde_now_ms(), &k->policy);
       act = TDE_LEASE_KEEP;
     }
   }
-  if (act == TDE_LEASE_WIPE) wipe_all(k);
+  if (act == TDE_LEASE_WIPE) tde_epochs_wipe(&k->epochs);
   if (c) {
     k->last = *st;
     k->last.code = c;
@@ -583,33 +441,24 @@ static tde_keys *find_known(const tde_header *h, const tde_key_params *params) {
   return NULL;
 }
 
-static int has_all_epochs(const tde_keys *k, const tde_key_facts *facts) {
-  for (int i = 0; i < facts->nepochs; i++) {
-    const epoch_keys *e = epoch_of(k, facts->epochs[i]);
-    if (!e || !e->dek) return 0;
-  }
-  return 1;
-}
-
 /* In use, by a file that has gone on to an epoch which this header does not know: not
 ** the same file any more. */
 static int is_ahead(const tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
-  for (int i = 0; k->refs > 0 && i < k->nepochs; i++) {
-    const epoch_keys *e = &k->epochs[i];
-    if (e->epoch > h->epoch && !e->stale && !names_epoch(facts, e->epoch)) return 1;
-  }
-  return 0;
+  return k->refs > 0 && tde_epochs_ahead(&k->epochs, h->epoch, facts);
 }
 
 /* A live entry of this protector whose DEK verifies this header, with a
 ** reference; or NULL. */
 static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
                            const tde_key_params *params) {
+  uint32_t lacking[TDE_EPOCHS_MAX];
+
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    const epoch_keys *e;
+    const tde_epoch_keys *e;
     if (!is_of(k, h, params) || !usable(k) || is_ahead(k, h, facts)) continue;
-    if (!same_protector(&k->facts, facts) || !has_all_epochs(k, facts)) continue;
-    e = epoch_of(k, h->epoch);
+    if (!same_protector(&k->facts, facts)) continue;
+    if (tde_epochs_missing(&k->epochs, facts, lacking)) continue;
+    e = tde_epochs_find(&k->epochs, h->epoch);
     if (!e || tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
     if (!is_busy(k) && !note_header(k, h, facts)) continue;
     take_ref(k);
@@ -706,14 +555,14 @@ static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *f
 static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status *st) {
   pthread_mutex_lock(&ring_lock);
   for (int i = 0; c == TDE_OK && i < got->n; i++) {
-    c = install_epoch(k, &got->epochs[i]);
+    c = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);
     if (c) (void)not_installed(c, st);
   }
   if (c == TDE_OK) {
     tde_lease_begin(&k->lease, tde_now_ms(), &k->policy);
     tde_status_clear(&k->last);
   } else {
-    wipe_all(k);
+    tde_epochs_wipe(&k->epochs);
     tde_lease_refused(&k->lease, c, tde_now_ms(), &k->policy);
     k->last = *st;
     k->last.code = c;
@@ -842,7 +691,7 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
                             const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const uint8_t *dek,
                             tde_keys **out, tde_status *st) {
   tde_key_policy policy;
-  epoch_keys e;
+  tde_epoch_keys e;
   tde_keys *k;
   tde_class c;
 
@@ -851,10 +700,10 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
   source->policy(source->ctx, params, &policy);
   k = new_entry(uuid, params, &policy);
   if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
-  c = derive_epoch(uuid, epoch, dek, &e);
-  if (c == TDE_OK) c = install_epoch(k, &e);
+  c = tde_epoch_derive(uuid, epoch, dek, &e);
+  if (c == TDE_OK) c = tde_epochs_install(&k->epochs, &k->facts, &e);
   if (c) {
-    wipe_epoch(&e);
+    tde_epoch_wipe(&e);
     free_entry(k);
     return tde_fail(st, c, NULL, "the new database's keys could not be derived");
   }
@@ -869,21 +718,9 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
 
 /* ---- another header of the same database ---- */
 
-/* The epochs that facts names and the entry lacks. */
-static int missing_epochs(const tde_keys *k, const tde_key_facts *facts,
-                          uint32_t out[TDE_EPOCHS_MAX]) {
-  int n = 0;
-
-  for (int i = 0; i < facts->nepochs; i++) {
-    const epoch_keys *e = epoch_of(k, facts->epochs[i]);
-    if (!e || !e->dek) out[n++] = facts->epochs[i];
-  }
-  return n;
-}
-
 /* A stale epoch's key that verifies the header after all is this database's. */
 static void confirm_epoch(tde_keys *k, const tde_header *h) {
-  epoch_keys *e = any_epoch(k, h->epoch);
+  tde_epoch_keys *e = tde_epochs_any(&k->epochs, h->epoch);
 
   if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;
 }
@@ -891,7 +728,7 @@ static void confirm_epoch(tde_keys *k, const tde_header *h) {
 /* Verifies the header with the entry's keys and takes it. The lock is held. */
 static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
                              int proved, tde_status *st) {
-  const epoch_keys *e = epoch_of(k, h->epoch);
+  const tde_epoch_keys *e = tde_epochs_find(&k->epochs, h->epoch);
   tde_class c;
 
   if (!e || !e->mac_key) {
@@ -929,13 +766,13 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
   confirm_epoch(keys, header);
-  n = missing_epochs(keys, facts, lacking);
+  n = tde_epochs_missing(&keys->epochs, facts, lacking);
   pthread_mutex_unlock(&ring_lock);
   if (n) c = fetch(source, params, header, facts, lacking, n, &got, st);
   pthread_mutex_lock(&ring_lock);
   if (c == TDE_OK && !atomic_load(&keys->live)) c = not_live(keys, st);
   for (int i = 0; c == TDE_OK && i < got.n; i++) {
-    c = install_epoch(keys, &got.epochs[i]);
+    c = tde_epochs_install(&keys->epochs, &keys->facts, &got.epochs[i]);
     if (c) (void)not_installed(c, st);
   }
   if (c == TDE_OK) c = take_header(keys, header, facts, proved, st);
@@ -945,17 +782,18 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
 }
 
 tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek) {
-  epoch_keys e, *left;
-  tde_class c = derive_epoch(keys->uuid, epoch, dek, &e);
+  tde_epoch_keys e, *left;
+  tde_class c = tde_epoch_derive(keys->uuid, epoch, dek, &e);
 
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
-  left = any_epoch(keys, epoch);
+  left = tde_epochs_any(&keys->epochs, epoch);
   /* Of an attempt whose header was not written. */
-  if (left && !names_epoch(&keys->facts, epoch)) left->stale = 1;
-  c = atomic_load(&keys->live) ? install_epoch(keys, &e) : not_live(keys, NULL);
+  if (left && !tde_facts_name_epoch(&keys->facts, epoch)) left->stale = 1;
+  c = atomic_load(&keys->live) ? tde_epochs_install(&keys->epochs, &keys->facts, &e)
+                               : not_live(keys, NULL);
   pthread_mutex_unlock(&ring_lock);
-  wipe_epoch(&e);
+  tde_epoch_wipe(&e);
   return c;
 }
 
@@ -979,20 +817,20 @@ int tde_keys_has(const tde_keys *keys, uint32_t epoch) {
 
   if (!keys) return 0;
   pthread_mutex_lock(&ring_lock);
-  has = epoch_of(keys, epoch) != NULL;
+  has = tde_epochs_find(&keys->epochs, epoch) != NULL;
   pthread_mutex_unlock(&ring_lock);
   return has;
 }
 
 /* The epoch's keys, or why there are none. The lock is held. */
-static tde_class keys_of(const tde_keys *k, uint32_t epoch, const epoch_keys **out) {
-  *out = k ? epoch_of(k, epoch) : NULL;
+static tde_class keys_of(const tde_keys *k, uint32_t epoch, const tde_epoch_keys **out) {
+  *out = k ? tde_epochs_find(&k->epochs, epoch) : NULL;
   if (!*out) return TDE_WRONG_KEY;
   return (*out)->dek ? TDE_OK : not_live(k, NULL);
 }
 
 tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out) {
-  const epoch_keys *e;
+  const tde_epoch_keys *e;
   tde_class c;
 
   pthread_mutex_lock(&ring_lock);
@@ -1003,7 +841,7 @@ tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out
 }
 
 tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]) {
-  const epoch_keys *e;
+  const tde_epoch_keys *e;
   tde_class c;
 
   pthread_mutex_lock(&ring_lock);
@@ -1014,7 +852,7 @@ tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE
 }
 
 tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out) {
-  const epoch_keys *e;
+  const tde_epoch_keys *e;
   tde_class c;
 
   pthread_mutex_lock(&ring_lock);
@@ -1079,17 +917,8 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
   return found;
 }
 
-/* Recent good answers and outages of a protector: many databases may hang on
-** one key, which is asked once for all of them. */
-#define RECENT 64
+/* An outage that another database met this short a time ago is not waited for again. */
 #define OUTAGE_SHARED_MS 900
-typedef struct recent_answer {
-  uint8_t key[TDE_HASH_BYTES];
-  int64_t at;
-  tde_status st; /* code TDE_OK: it went well */
-} recent_answer;
-static recent_answer recent[RECENT];
-static unsigned recent_next;
 
 /* Names the protector together with whoever asks it. */
 static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
@@ -1100,44 +929,27 @@ static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
 }
 
 static int recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t max_age, tde_status *st) {
-  int found = 0;
+  int found;
 
   pthread_mutex_lock(&ring_lock);
-  for (int i = 0; i < RECENT && !found; i++) {
-    recent_answer *a = &recent[i];
-    if (!a->at || memcmp(a->key, key, TDE_HASH_BYTES) != 0) continue;
-    if (tde_now_ms() - a->at > max_age) break;
-    *st = a->st;
-    found = 1;
-  }
+  found = tde_recent_get(key, tde_now_ms(), max_age, st);
   pthread_mutex_unlock(&ring_lock);
   return found;
 }
 
 static void recent_put(const uint8_t key[TDE_HASH_BYTES], tde_class c, const tde_status *st) {
-  recent_answer *a = NULL;
-
   pthread_mutex_lock(&ring_lock);
-  for (int i = 0; i < RECENT && !a; i++) {
-    if (memcmp(recent[i].key, key, TDE_HASH_BYTES) == 0) a = &recent[i];
-  }
-  if (!a) a = &recent[recent_next++ % RECENT];
-  memcpy(a->key, key, TDE_HASH_BYTES);
-  /* A denial is each database's own to find: its header may name another key
-  ** by now. */
-  a->at = tde_class_is_denial(c) ? 0 : tde_now_ms();
-  a->st = *st;
-  a->st.code = c;
+  tde_recent_put(key, tde_now_ms(), c, st);
   pthread_mutex_unlock(&ring_lock);
 }
 
 /* Is the DEK that came back the one in use? */
 static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
-  const epoch_keys *e;
+  const tde_epoch_keys *e;
   int same = 0;
 
   pthread_mutex_lock(&ring_lock);
-  e = epoch_of(k, k->header.epoch);
+  e = tde_epochs_find(&k->epochs, k->header.epoch);
   if (e && e->dek && got->n == 1) same = tde_equal(e->dek, got->epochs[0].dek, TDE_KEY_BYTES);
   pthread_mutex_unlock(&ring_lock);
   if (same) return TDE_OK;
@@ -1191,7 +1003,7 @@ static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_hea
     if (atomic_load(&k->live)) {
       /* Only what verifies counts; an epoch that is new here waits for a
       ** connection that needs it. */
-      const epoch_keys *e = epoch_of(k, newer->epoch);
+      const tde_epoch_keys *e = tde_epochs_find(&k->epochs, newer->epoch);
       if (e && e->mac_key && tde_header_check_mac(newer, e->mac_key) == TDE_OK) {
         (void)note_header(k, newer, facts);
       }
@@ -1221,7 +1033,7 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   pthread_mutex_lock(&ring_lock);
   before = k->lease.access;
   act = tde_lease_tick(&k->lease, tde_now_ms(), &k->policy);
-  if (act == TDE_LEASE_WIPE) wipe_all(k);
+  if (act == TDE_LEASE_WIPE) tde_epochs_wipe(&k->epochs);
   after = k->lease.access;
   publish(k);
   pthread_mutex_unlock(&ring_lock);

@@ -9,8 +9,6 @@
 **    for; a lookup verifies the caller's header again;
 **  - no lock is held while a key service is asked; concurrent openers of one
 **    database wait for the one fetch and share its outcome;
-**  - an epoch's key is never replaced by another one while it may be in use: what
-**    was sealed under the one would be lost under the other;
 **  - key material stands in secret memory, and is copied or used under the ring's
 **    lock only: at the loss of a key it is wiped at once, whoever holds a
 **    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or as
@@ -25,8 +23,7 @@
 #include "header.h"
 #include "keysource.h"
 #include "lease.h"
-
-#define TDE_ROLE_KEYS 3 /* main, WAL, journal */
+#include "role.h"
 
 typedef struct tde_keys tde_keys;
 

@@ -20,6 +20,7 @@ typedef enum tde_role {
   TDE_ROLE_TEMP = 4, /* temp database, statement journal, sorter, ... */
   TDE_ROLE_SUPER = 5 /* super-journal: file names only, plain by design */
 } tde_role;
+#define TDE_ROLE_KEYS 3 /* the first roles have keys of their own for each DEK */
 
 /* The role of a file opened with these SQLITE_OPEN_* flags. */
 tde_role tde_role_of(int open_flags);
