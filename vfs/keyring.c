@@ -1052,8 +1052,8 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   return act;
 }
 
-/* Policies by instance, while they are read. */
-#define INSTANCES 16
+/* Policies by instance, in order of the names, while they are read. */
+#define INSTANCES 256
 typedef struct policies {
   int n;
   struct {
@@ -1062,50 +1062,91 @@ typedef struct policies {
   } of[INSTANCES];
 } policies;
 
-static int policy_of(const policies *p, const char *instance) {
-  for (int i = 0; i < p->n; i++) {
-    if (same_text(p->of[i].instance, instance)) return i;
-  }
-  return -1;
-}
+/* Where the instance stands, or would stand. */
+static int place_of(const policies *p, const char *instance) {
+  int low = 0, high = p->n;
 
-/* The lock is held. */
-static void collect_instances(policies *p) {
-  for (unsigned b = 0; b < BUCKETS; b++) {
-    for (const tde_keys *k = buckets[b]; k && p->n < INSTANCES; k = k->next) {
-      if (policy_of(p, k->params.instance) >= 0) continue;
-      p->of[p->n].instance = strdup(k->params.instance ? k->params.instance : "");
-      if (p->of[p->n].instance) p->n++;
+  while (low < high) {
+    int mid = (low + high) / 2;
+    if (strcmp(p->of[mid].instance, instance) < 0) {
+      low = mid + 1;
+    } else {
+      high = mid;
     }
   }
+  return low;
 }
 
-void tde_keyring_refresh_policies(const tde_key_source *source) {
-  policies p = {0};
-  int i;
+static int policy_of(const policies *p, const char *instance) {
+  const char *name = instance ? instance : "";
+  int i = place_of(p, name);
+  return i < p->n && strcmp(p->of[i].instance, name) == 0 ? i : -1;
+}
 
-  pthread_once(&ring_once, ring_init);
-  pthread_mutex_lock(&ring_lock);
-  collect_instances(&p);
-  pthread_mutex_unlock(&ring_lock);
-  for (i = 0; i < p.n; i++) {
-    tde_key_params params = {.instance = p.of[i].instance};
-    source->policy(source->ctx, &params, &p.of[i].policy);
+/* False: it does not fit in, or there is no memory. */
+static int add_instance(policies *p, const char *instance) {
+  const char *name = instance ? instance : "";
+  int i = place_of(p, name);
+  char *copy;
+
+  if (i < p->n && strcmp(p->of[i].instance, name) == 0) return 1;
+  copy = p->n < INSTANCES ? strdup(name) : NULL;
+  if (!copy) return 0;
+  memmove(&p->of[i + 1], &p->of[i], (size_t)(p->n - i) * sizeof(p->of[0]));
+  p->of[i].instance = copy;
+  p->n++;
+  return 1;
+}
+
+/* The instances of the buckets from `from` on, as many as fit in. Returns where it ended:
+** behind the last bucket that is in as a whole, and at least behind the first. The lock
+** is held. */
+static unsigned collect_instances(policies *p, unsigned from) {
+  unsigned b = from;
+
+  for (; b < BUCKETS; b++) {
+    for (const tde_keys *k = buckets[b]; k; k = k->next) {
+      if (!add_instance(p, k->params.instance)) return b > from ? b : b + 1;
+    }
   }
-  pthread_mutex_lock(&ring_lock);
-  for (unsigned b = 0; b < BUCKETS; b++) {
+  return b;
+}
+
+/* Those whose instances were not collected wait for their checks, which read the policy,
+** too. The lock is held. */
+static void apply_policies(const policies *p, unsigned from, unsigned to) {
+  for (unsigned b = from; b < to; b++) {
     for (tde_keys *k = buckets[b]; k; k = k->next) {
-      i = policy_of(&p, k->params.instance);
+      int i = policy_of(p, k->params.instance);
       if (i < 0) continue;
       if (is_busy(k)) {
-        k->next_policy = p.of[i].policy; /* its check goes by the old one */
+        k->next_policy = p->of[i].policy; /* its check goes by the old one */
       } else {
-        apply_policy(k, &p.of[i].policy);
+        apply_policy(k, &p->of[i].policy);
       }
     }
   }
+}
+
+unsigned tde_keyring_refresh_policies(const tde_key_source *source, unsigned from) {
+  policies *p = calloc(1, sizeof(*p));
+  unsigned to;
+
+  if (!p) return 0;
+  pthread_once(&ring_once, ring_init);
+  pthread_mutex_lock(&ring_lock);
+  to = collect_instances(p, from);
   pthread_mutex_unlock(&ring_lock);
-  for (i = 0; i < p.n; i++) free(p.of[i].instance);
+  for (int i = 0; i < p->n; i++) {
+    tde_key_params params = {.instance = p->of[i].instance};
+    source->policy(source->ctx, &params, &p->of[i].policy);
+  }
+  pthread_mutex_lock(&ring_lock);
+  apply_policies(p, from, to);
+  pthread_mutex_unlock(&ring_lock);
+  for (int i = 0; i < p->n; i++) free(p->of[i].instance);
+  free(p);
+  return to < BUCKETS ? to : 0;
 }
 
 int tde_keyring_is_due(int64_t now) {

@@ -93,8 +93,10 @@ int tde_keyring_claim(tde_keys *keys);
 ** connections that are idle. */
 tde_lease_act tde_keyring_check(tde_keys *keys, const tde_key_source *source,
                                 const tde_header *newer);
-/* Reads the instances' policies anew: a shorter check interval holds at once. */
-void tde_keyring_refresh_policies(const tde_key_source *source);
+/* Reads policies anew: a shorter check interval holds at once. A process may use thousands
+** of instances; one call reads some hundred. from: 0, or what the call before returned, which
+** is 0 when all have been read. */
+unsigned tde_keyring_refresh_policies(const tde_key_source *source, unsigned from);
 /* What an entry is about, copied; the text of params is the caller's
 ** (tde_key_params_clear). */
 tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,

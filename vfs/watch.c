@@ -172,19 +172,27 @@ static void share_load(int64_t now) {
   pthread_mutex_unlock(&watch.mutex);
 }
 
-/* Somebody may have changed an instance's policy: in this process or another. */
+/* Another process may have changed an instance's policy. Where there are many instances,
+** some are looked at each time. */
 static void refresh_policies(int64_t now) {
   static _Atomic int64_t last;
+  static _Atomic unsigned next;
 
   if (now - atomic_load(&last) < POLICY_EVERY_MS) return;
   atomic_store(&last, now);
   pthread_rwlock_rdlock(&at_work);
-  tde_keyring_refresh_policies(&tde_source);
+  atomic_store(&next, tde_keyring_refresh_policies(&tde_source, atomic_load(&next)));
   pthread_rwlock_unlock(&at_work);
 }
 
+/* This process did: whose databases they are is not known, since an instance has many
+** names. */
 void tde_watch_policy_changed(void) {
-  tde_keyring_refresh_policies(&tde_source);
+  unsigned next = 0;
+
+  do {
+    next = tde_keyring_refresh_policies(&tde_source, next);
+  } while (next);
 }
 
 static void *run(void *arg) {

@@ -3,6 +3,7 @@
 ** or is silent), and the key ring under a key source of the test's own.
 */
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "../../ext/base/bytes.h"
 #include "../../ext/base/crypto.h"
@@ -181,8 +182,10 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
 }
 
 static tde_key_policy fast;
+static atomic_int policies_read;
 static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
   (void)ctx, (void)params;
+  policies_read++;
   *out = fast;
 }
 
@@ -461,6 +464,42 @@ static void epochs_come_and_go(void) {
   tde_header_clear(&h);
 }
 
+/* Each database has an instance of its own, and the policy of all is made stricter. */
+static void policies_of_many_instances(void) {
+  enum { N = 1000, FIRST = 20000 };
+  static tde_keys *k[N];
+  tde_key_report r;
+  unsigned at = 0;
+  int calls = 0;
+
+  begin();
+  fake.delay = 0;
+  fast.check_ms = 600000;
+  for (uint32_t i = 0; i < N; i++) {
+    tde_header h;
+    char name[32];
+    (void)snprintf(name, sizeof(name), "/instance/%u", i / 2);
+    params.instance = name;
+    make_header(&h, FIRST + i, "key:a A", 1);
+    REQUIRE(unlock(&h, 0, &k[i], NULL) == TDE_OK);
+    tde_header_clear(&h);
+  }
+  params.instance = NULL;
+  fast.check_ms = 30000;
+  policies_read = 0;
+  do {
+    at = tde_keyring_refresh_policies(&source, at);
+    calls++;
+  } while (at && calls < 100);
+  CHECK(at == 0 && calls > 1);
+  CHECK(policies_read >= N / 2 && policies_read <= N);
+  for (int i = 0; i < N; i++) {
+    tde_keys_report(k[i], &r);
+    CHECK(r.next_check - r.checked_at <= 31);
+    tde_keyring_release(k[i]);
+  }
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"steady", steady},
@@ -484,6 +523,7 @@ int main(int argc, char **argv) {
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
+      {"policies_of_many_instances", policies_of_many_instances},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_watch_forbid();
