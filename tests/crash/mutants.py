@@ -98,6 +98,11 @@ MUTANTS = [
      "  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;\n",
      "  if (e && e->dek && e->stale) e->stale = 0;\n",
      "race -s dek -w delete -m dvP"),
+    ("map-before-pending-units", "vfs/sealed.c",
+     "    if (tde_sealed_in_run(s, i) || (s->cur_active && s->cur_index == i)) {\n      rc = read_pending",
+     "    if (!s->mapped && (tde_sealed_in_run(s, i) || (s->cur_active && s->cur_index == i))) {\n"
+     "      rc = read_pending",
+     "crash -s maps -n 50 -m tde"),
 ]
 
 
