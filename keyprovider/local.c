@@ -406,7 +406,8 @@ static tde_class key_write(const char *dir, const char *name, EVP_PKEY *key,
 }
 
 /* When a new version is made: later than every other one, also within the same second and
-** after the clock was set back, or a rotation would find the one before. */
+** after the clock was set back, or a rotation would find the one before. Where one cannot be
+** read the clock serves: a damaged key must not keep its successor from being made. */
 static int64_t created_now(const char *dir, const char *name) {
   tde_key_info newest;
   int64_t now = (int64_t)time(NULL);
