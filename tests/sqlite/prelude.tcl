@@ -154,8 +154,15 @@ proc ::suite::open_new {file mode args} {
 
 proc ::suite::write_new {file bytes} {
   if {[is_copy $bytes]} {
-    # With its identity, which logs copied beside it are bound to.
-    file copy -force $::suite::read_from $file
+    # With its identity, which logs copied beside it are bound to; in place, since
+    # connections that have it open share locks on the inode.
+    file copy -force $::suite::read_from $file.tmp
+    set from [open_raw $file.tmp rb]
+    set to [open_raw $file wb]
+    fcopy $from $to
+    close $to
+    close $from
+    file delete $file.tmp
     return
   }
   # Recovery tests leave page 1 out.
