@@ -244,10 +244,12 @@ static int stays(tde_db *db, const tde_header *older, tde_class newer) {
 static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
-  int first;
+  int first, known[2];
 
+  tde_keyring_known_slots((const uint8_t *const *)both->at, known);
   for (int i = 0; i < 2; i++) {
-    c[i] = tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
+    c[i] = known[i] ? tde_slot_parse_again(both->at[i], &h[i], &db->slot[i])
+                    : tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
     h[i].slot = i;
   }
   first = tde_newest_of(c, h);
@@ -284,6 +286,7 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
       tde_status_clear(&db->last);
       /* Repaired after the next write transaction's sync. */
       db->slot_behind = !db->slot[other].valid || h[other].unit_size != db->header.unit_size;
+      if (db->slot[other].valid && !known[other]) tde_keyring_note_other(db->keys, &h[other]);
     }
   }
   tde_header_clear(&h[0]);
@@ -1077,7 +1080,7 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   return tde_class_rc(c);
 }
 
-const tde_sealed_hooks tde_main_hooks = {journal_first, tde_guard_put, tde_guard_salvage, bad_unit,
-                                         tde_db_learn_epoch, tde_map_copy};
+const tde_sealed_hooks tde_main_hooks = {journal_first, tde_guard_put,      tde_guard_salvage,
+                                         bad_unit,      tde_db_learn_epoch, tde_map_copy};
 const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, tde_db_learn_epoch, NULL};
 const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL, NULL};

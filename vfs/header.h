@@ -56,11 +56,18 @@ uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]);
 ** written there, whatever the rest of the slot looks like. */
 #define TDE_SLOT_SEQUENCE_AT 32u
 uint64_t tde_slot_sequence(const uint8_t *slot);
+/* Where it says whose it is. */
+const uint8_t *tde_slot_uuid(const uint8_t *slot);
 
 /* Parses one slot of TDE_SLOT_BYTES, of which only the used ones are looked
 ** at. info (not NULL) says what was found.
 ** TDE_OK, TDE_NEWER_FORMAT, TDE_DAMAGED_HEADER (any other defect), TDE_NOMEM. */
 tde_class tde_slot_parse(const uint8_t *slot, tde_header *out, tde_slot_info *info);
+/* The same for a slot that was found whole before, byte for byte (tde_slot_equals): its
+** checksum is not computed again. */
+tde_class tde_slot_parse_again(const uint8_t *slot, tde_header *out, tde_slot_info *info);
+/* Are these the bytes that h was parsed from? */
+int tde_slot_equals(const uint8_t *slot, const tde_header *h);
 
 /* Checks the HMAC. TDE_OK or TDE_WRONG_KEY. */
 tde_class tde_header_check_mac(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES]);

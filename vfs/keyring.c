@@ -37,6 +37,7 @@ struct tde_keys {
                                       ** one that asks alone */
   tde_key_params params;              /* of whoever asked first; own copies */
   tde_header header;                  /* last verified, or asked for; doc is a copy */
+  tde_header other;                   /* the other slot, whole; see note_other */
   tde_key_facts facts;                /* of that header */
   tde_status last;                    /* how the last check ended */
   tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
@@ -162,8 +163,30 @@ static int copy_params(tde_key_params *to, const tde_key_params *from) {
   return 0;
 }
 
+static void forget_other(tde_keys *k) {
+  if (k->other.doc == k->header.doc) k->other.doc = NULL;
+  tde_header_clear(&k->other);
+}
+
+/* Most often both slots have one document, and so has the entry. Without memory nothing is
+** remembered. */
+static void note_other(tde_keys *k, const tde_header *h) {
+  char *doc = k->header.doc;
+
+  forget_other(k);
+  if (!doc || h->ndoc != k->header.ndoc || memcmp(h->doc, doc, h->ndoc) != 0) {
+    doc = malloc(h->ndoc + 1);
+    if (!doc) return;
+    memcpy(doc, h->doc, h->ndoc);
+    doc[h->ndoc] = 0;
+  }
+  k->other = *h;
+  k->other.doc = doc;
+}
+
 static void free_entry(tde_keys *k) {
   tde_epochs_free(&k->epochs);
+  forget_other(k);
   tde_header_clear(&k->header);
   tde_key_params_clear(&k->params);
   free(k);
@@ -221,6 +244,25 @@ void tde_keyring_release(tde_keys *keys) {
   pthread_mutex_unlock(&ring_lock);
 }
 
+void tde_keyring_known_slots(const uint8_t *const slot[2], int known[2]) {
+  pthread_once(&ring_once, ring_init);
+  pthread_mutex_lock(&ring_lock);
+  for (int i = 0; i < 2; i++) {
+    const tde_keys *k = buckets[bucket_of(tde_slot_uuid(slot[i]))];
+    for (known[i] = 0; k && !known[i]; k = k->next) {
+      known[i] = (k->header.doc && tde_slot_equals(slot[i], &k->header)) ||
+                 (k->other.doc && tde_slot_equals(slot[i], &k->other));
+    }
+  }
+  pthread_mutex_unlock(&ring_lock);
+}
+
+void tde_keyring_note_other(tde_keys *keys, const tde_header *other) {
+  pthread_mutex_lock(&ring_lock);
+  note_other(keys, other);
+  pthread_mutex_unlock(&ring_lock);
+}
+
 int tde_keyring_count(void) {
   int n;
   pthread_mutex_lock(&ring_lock);
@@ -259,6 +301,7 @@ static void end_busy(tde_keys *k) {
 
 /* Replaces the header that the entry goes by; the document is copied. */
 static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
+  tde_header before = k->header;
   char *doc;
 
   if (memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0 && k->header.doc) return 1;
@@ -266,9 +309,11 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   if (!doc) return 0;
   memcpy(doc, h->doc, h->ndoc);
   doc[h->ndoc] = 0;
-  free(k->header.doc);
+  forget_other(k);
   k->header = *h;
   k->header.doc = doc;
+  if (before.doc) note_other(k, &before); /* a new header is written to the other slot */
+  free(before.doc);
   k->facts = *facts;
   tde_epochs_outdate(&k->epochs, h->epoch, facts);
   return 1;

@@ -53,6 +53,14 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
 
 void tde_keyring_release(tde_keys *keys); /* NULL is allowed */
 
+/* Which of a header's two slots (as tde_slots has them) were found whole before in this
+** process, as they are, byte for byte? Their checksums, the better part of what reading the
+** header costs, are not to be computed again. */
+void tde_keyring_known_slots(const uint8_t *const slot[2], int known[2]);
+/* The slot that is not in force, whole: remembered for that. (That of the header in force
+** is by itself.) */
+void tde_keyring_note_other(tde_keys *keys, const tde_header *other);
+
 /* True while the DEK is at hand. One load: for each transaction. */
 int tde_keys_live(const tde_keys *keys);
 /* True when what was under way at the loss may not go on any more. */

@@ -201,11 +201,10 @@ static const tde_key_source source = {NULL,        NULL,       fake_unwrap, fake
                                       fake_policy, fake_event, NULL};
 static tde_key_params params;
 
-/* A header of database `id` whose document is doc, authenticated by its DEK. */
-static void make_header(tde_header *h, uint32_t id, const char *doc, uint64_t sequence) {
+/* A header slot of database `id` whose document is doc, authenticated by its DEK; free it. */
+static uint8_t *make_slot(uint32_t id, const char *doc, uint64_t sequence) {
   uint8_t dek[TDE_KEY_BYTES], mac[TDE_KEY_BYTES], *slot = malloc(TDE_SLOT_BYTES);
   tde_header draft;
-  tde_slot_info info;
   memset(&draft, 0, sizeof(draft));
   memset(draft.uuid, (uint8_t)id, TDE_UUID_BYTES);
   tde_put32le(draft.uuid, id);
@@ -218,6 +217,13 @@ static void make_header(tde_header *h, uint32_t id, const char *doc, uint64_t se
   CHECK(tde_hkdf_sha256(draft.uuid, TDE_UUID_BYTES, dek, sizeof(dek),
                         (const uint8_t *)"sqlite-tde v1 header mac", 24, mac, sizeof(mac)) == 0);
   CHECK(tde_slot_build(&draft, mac, slot) == TDE_OK);
+  return slot;
+}
+
+/* The same, parsed. */
+static void make_header(tde_header *h, uint32_t id, const char *doc, uint64_t sequence) {
+  uint8_t *slot = make_slot(id, doc, sequence);
+  tde_slot_info info;
   CHECK(tde_slot_parse(slot, h, &info) == TDE_OK);
   free(slot);
 }
@@ -464,6 +470,50 @@ static void epochs_come_and_go(void) {
   tde_header_clear(&h);
 }
 
+/* Which of the two is known: bits 0 and 1. */
+static int known(const uint8_t *a, const uint8_t *b) {
+  const uint8_t *const both[2] = {a, b};
+  int k[2];
+  tde_keyring_known_slots(both, k);
+  return k[0] | k[1] << 1;
+}
+
+static void only_the_very_bytes_are_known(void) {
+  uint8_t *slot[4] = {make_slot(11, "key:a A", 1), make_slot(11, "key:bb A", 2),
+                      make_slot(11, "key:bb A", 3), make_slot(12, "key:bb A", 2)};
+  tde_key_facts facts;
+  tde_slot_info info;
+  tde_header h[3];
+  tde_keys *k = NULL;
+  begin();
+  for (int i = 0; i < 3; i++) REQUIRE(tde_slot_parse(slot[i], &h[i], &info) == TDE_OK);
+  CHECK(known(slot[0], slot[1]) == 0);
+  REQUIRE(unlock(&h[1], 0, &k, NULL) == TDE_OK);
+  CHECK(known(slot[0], slot[1]) == 2); /* the header in force */
+  tde_keyring_note_other(k, &h[0]);
+  CHECK(known(slot[0], slot[1]) == 3);
+  for (size_t i = 0; i < TDE_SLOT_FIXED + h[0].ndoc; i++) {
+    slot[0][i] ^= 0x10;
+    CHECK(known(slot[0], slot[1]) == 2);
+    slot[0][i] ^= 0x10;
+  }
+  for (size_t i = 0; i < TDE_SLOT_FIXED + h[1].ndoc; i++) {
+    slot[1][i] ^= 1;
+    CHECK(known(slot[0], slot[1]) == 1);
+    slot[1][i] ^= 1;
+  }
+  CHECK(known(slot[3], slot[3]) == 0); /* another database's */
+  /* A newer one: that before it is the other slot from now on, with the same document. */
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[2], 1, &facts, NULL) == TDE_OK);
+  CHECK(known(slot[1], slot[2]) == 3 && known(slot[0], slot[0]) == 0);
+  tde_keyring_note_other(k, &h[1]);
+  CHECK(known(slot[1], slot[2]) == 3);
+  tde_keyring_release(k);
+  CHECK(known(slot[1], slot[2]) == 3); /* idle */
+  for (int i = 0; i < 3; i++) tde_header_clear(&h[i]);
+  for (int i = 0; i < 4; i++) free(slot[i]);
+}
+
 /* Each database has an instance of its own, and the policy of all is made stricter. */
 static void policies_of_many_instances(void) {
   enum { N = 1000, FIRST = 20000 };
@@ -524,6 +574,7 @@ int main(int argc, char **argv) {
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
       {"policies_of_many_instances", policies_of_many_instances},
+      {"only_the_very_bytes_are_known", only_the_very_bytes_are_known},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_watch_forbid();
