@@ -776,7 +776,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
 
   if (!db) return SQLITE_NOMEM;
   memset(db, 0, sizeof(*db));
-  f->db = db;
+  __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
   db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
   db->plain_allowed = mode && strcmp(mode, "allow") == 0;

@@ -79,26 +79,30 @@ static tde_file *find(const char *path, size_t n, const tde_file *after) {
   return f;
 }
 
+/* The connection to f's path, from f on, that holds RESERVED or more. The lock is held;
+** other connections may be about to open. */
+static tde_file *writer_of(tde_file *f, const char *name, size_t n) {
+  for (; f; f = find(name, n, f)) {
+    const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
+    if (db && __atomic_load_n(&db->lock, __ATOMIC_RELAXED) >= SQLITE_LOCK_RESERVED) return f;
+  }
+  return NULL;
+}
+
 tde_file *tde_openfiles_owner(const char *name) {
   size_t n = name ? stem_of(name) : 0;
-  tde_file *f, *other;
+  tde_file *first, *f;
 
   if (!n || name[n] == 0) return NULL;
   pthread_mutex_lock(&list_lock);
-  f = find(name, n, NULL);
-  other = f ? find(name, n, f) : NULL;
-  if (other) {
+  f = first = find(name, n, NULL);
+  if (first && find(name, n, first)) {
     /* SQLite keeps a database's file names in one block: the connection is the
     ** one whose block this name is in. */
     const char *path = sqlite3_filename_database(name);
-    tde_file *writer = NULL;
-    for (; f && f->path != path; f = find(name, n, f)) {
-      if (f->db && __atomic_load_n(&f->db->lock, __ATOMIC_RELAXED) >= SQLITE_LOCK_RESERVED) {
-        writer = f;
-      }
-    }
+    while (f && f->path != path) f = find(name, n, f);
     /* A shim above made the name up: then it is the one that writes. */
-    if (!f) f = writer;
+    if (!f) f = writer_of(first, name, n);
   }
   pthread_mutex_unlock(&list_lock);
   return f;
