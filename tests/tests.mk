@@ -81,12 +81,13 @@ ASAN_TCL = ASAN_OPTIONS=$(ASAN_OPTS):exitcode=0:log_exe_name=1:log_path=$(SAN_LO
   UBSAN_OPTIONS=print_stacktrace=1:log_exe_name=1:log_path=$(SAN_LOG)/ubsan $(call preload,libasan.so)
 TSAN_UNIT := setarch -R
 TSAN_TCL = TSAN_OPTIONS=log_exe_name=1:log_path=$(SAN_LOG)/tsan setarch -R env $(call preload,libtsan.so)
-# Not into compilers and interpreters that the tests start: they are not ours.
+# Not into compilers and interpreters that the tests start, which are not ours, nor into the
+# test key server, which makes too many RSA keys.
 VALGRIND := valgrind -q --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
   --suppressions=$(CURDIR)/tests/san/valgrind.supp
 VALGRIND_UNIT := $(VALGRIND) --error-exitcode=99
 VALGRIND_TCL = $(VALGRIND) --log-file=$(SAN_LOG)/valgrind.%p --trace-children=yes \
-  --trace-children-skip=*/cc,*/gcc,*/python3*,*/sh,*/env
+  --trace-children-skip=*/cc,*/gcc,*/python3*,*/sh,*/env,*/keyvault/keyvault
 
 .PHONY: asan asan-run tsan tsan-run valgrind valgrind-run
 asan: ## unit tests and Tcl suite under AddressSanitizer, UBSan and LeakSanitizer

@@ -92,7 +92,7 @@ int tde_slot_equals(const uint8_t *slot, const tde_header *h) {
          memcmp(slot + TDE_SLOT_FIXED, h->doc, h->ndoc) == 0;
 }
 
-/* A checksum that does not match is what most damage looks like. */
+/* Is the checksum that of these bytes? info says why not. */
 static tde_class check_digest(const uint8_t *slot, size_t ndoc, tde_slot_info *info) {
   uint8_t digest[TDE_HASH_BYTES];
   tde_class c = slot_digest(slot, ndoc, digest);
