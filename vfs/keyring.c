@@ -1122,10 +1122,14 @@ static int place_of(const policies *p, const char *instance) {
   return low;
 }
 
+static int stands_at(const policies *p, int i, const char *instance) {
+  return i < p->n && p->of[i].instance && strcmp(p->of[i].instance, instance) == 0;
+}
+
 static int policy_of(const policies *p, const char *instance) {
   const char *name = instance ? instance : "";
   int i = place_of(p, name);
-  return i < p->n && strcmp(p->of[i].instance, name) == 0 ? i : -1;
+  return stands_at(p, i, name) ? i : -1;
 }
 
 /* False: it does not fit in, or there is no memory. */
@@ -1134,7 +1138,7 @@ static int add_instance(policies *p, const char *instance) {
   int i = place_of(p, name);
   char *copy;
 
-  if (i < p->n && strcmp(p->of[i].instance, name) == 0) return 1;
+  if (stands_at(p, i, name)) return 1;
   copy = p->n < INSTANCES ? strdup(name) : NULL;
   if (!copy) return 0;
   memmove(&p->of[i + 1], &p->of[i], (size_t)(p->n - i) * sizeof(p->of[0]));
