@@ -37,8 +37,8 @@ struct tde_keys {
                                       ** one that asks alone */
   tde_key_params params;              /* of whoever asked first; own copies */
   tde_header header;                  /* last verified, or asked for; doc is a copy */
-  tde_header other;                   /* the other slot, whole; see note_other */
   tde_key_facts facts;                /* of that header */
+  tde_header other;                   /* the other slot, whole; see note_other */
   tde_status last;                    /* how the last check ended */
   tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
   int idle;
@@ -163,6 +163,15 @@ static int copy_params(tde_key_params *to, const tde_key_params *from) {
   return 0;
 }
 
+static char *copy_doc(const tde_header *h) {
+  char *doc = malloc(h->ndoc + 1);
+
+  if (!doc) return NULL;
+  memcpy(doc, h->doc, h->ndoc);
+  doc[h->ndoc] = 0;
+  return doc;
+}
+
 static void forget_other(tde_keys *k) {
   if (k->other.doc == k->header.doc) k->other.doc = NULL;
   tde_header_clear(&k->other);
@@ -175,10 +184,8 @@ static void note_other(tde_keys *k, const tde_header *h) {
 
   forget_other(k);
   if (!doc || h->ndoc != k->header.ndoc || memcmp(h->doc, doc, h->ndoc) != 0) {
-    doc = malloc(h->ndoc + 1);
+    doc = copy_doc(h);
     if (!doc) return;
-    memcpy(doc, h->doc, h->ndoc);
-    doc[h->ndoc] = 0;
   }
   k->other = *h;
   k->other.doc = doc;
@@ -305,10 +312,8 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   char *doc;
 
   if (memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0 && k->header.doc) return 1;
-  doc = malloc(h->ndoc + 1);
+  doc = copy_doc(h);
   if (!doc) return 0;
-  memcpy(doc, h->doc, h->ndoc);
-  doc[h->ndoc] = 0;
   forget_other(k);
   k->header = *h;
   k->header.doc = doc;
