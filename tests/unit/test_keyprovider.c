@@ -14,6 +14,7 @@
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
@@ -1818,7 +1819,7 @@ static struct {
   const char *dir, *doc_text;
   size_t doc_n;
   const uint8_t *dek;
-  atomic_int stop, failures, rounds;
+  atomic_int stop, failures, rounds, ready;
 } crowd;
 
 static void *crowd_member(void *arg) {
@@ -1902,9 +1903,11 @@ static void threads_first_use(void) {
 }
 
 /* Takes both locks as often as it can, and allocates nothing: the address
-** sanitizer's own allocator does not survive a fork in a threaded process. */
+** sanitizer's own allocator does not survive a fork while another thread is
+** within it. A thread's start allocates: no fork before all are ready. */
 static void *lock_user(void *arg) {
   const tde_instance *inst = arg;
+  crowd.ready++;
   while (!crowd.stop) {
     const tde_instance *again = NULL;
     if (tde_instance_open(crowd.dir, 0, &again, NULL) != TDE_OK || again != inst) crowd.failures++;
@@ -1919,11 +1922,12 @@ static void forks_in_a_crowd(void) {
   pthread_t members[3];
   const tde_instance *inst = copied_instance("forks");
   crowd.dir = tde_instance_dir(inst);
-  crowd.stop = crowd.failures = 0;
+  crowd.stop = crowd.failures = crowd.ready = 0;
   CHECK(get_smk(inst, NULL) == TDE_OK);
   for (size_t i = 0; i < COUNT(members); i++) {
     REQUIRE(pthread_create(&members[i], NULL, lock_user, (void *)(uintptr_t)inst) == 0);
   }
+  while (crowd.ready < (int)COUNT(members)) sched_yield();
   for (int i = 0; i < 300; i++) {
     pid_t pid = fork_child();
     if (pid == 0) {
