@@ -12,7 +12,7 @@
 **
 ** What must hold:
 **  - only units that open are sealed anew: one that does not is an error, and the
-**    old epoch stays in the header;
+**    old epoch stays in the header; a place that has no record yet is passed over;
 **  - a step leaves no log behind before it lets other writers in;
 **  - the header forgets the old epoch after no WAL or rollback journal of it is left,
 **    and after that cannot be undone by an outage: SQLite truncates and deletes its logs
@@ -117,6 +117,12 @@ static int seal_anew(step *p, uint64_t i, uint8_t *record) {
   return tde_redo_add(&p->log, i, record);
 }
 
+/* The place of a unit that no record was written to: a checkpoint passed over it, and its
+** page is in the WAL (sealed.c). There is nothing of an older epoch in it. */
+static int is_gap(const uint8_t *record, uint32_t n) {
+  return record[0] == 0 && memcmp(record, record + 1, n - 1) == 0;
+}
+
 /* Looks at up to READ_UNITS units from i on; *n gets their number, 0 at the end. */
 static int look(step *p, uint64_t i, uint32_t *n) {
   tde_sealed *s = &p->f->s;
@@ -132,7 +138,8 @@ static int look(step *p, uint64_t i, uint32_t *n) {
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
   for (uint32_t k = 0; rc == SQLITE_OK && k < got; k++) {
     uint8_t *record = p->records + (size_t)k * p->record;
-    if (tde_unit_epoch(record) != p->f->db->header.epoch) rc = seal_anew(p, i + k, record);
+    if (tde_unit_epoch(record) == p->f->db->header.epoch || is_gap(record, p->record)) continue;
+    rc = seal_anew(p, i + k, record);
   }
   *n = got;
   p->looked += got;

@@ -15,8 +15,8 @@ SQLITE_EXTENSION_INIT3
 #define REREADS 4
 #define REREAD_USEC 200
 
-/* Zeros to fill gaps with. */
-static const uint8_t zero_unit[TDE_UNIT_MAIN_MAX];
+/* Zeros to fill gaps with: a unit, or the place of a record. */
+static const uint8_t zero_unit[TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD];
 
 static int private_file(const tde_sealed *s) {
   return s->geo.role == TDE_ROLE_TEMP || s->geo.role == TDE_ROLE_JOURNAL;
@@ -474,19 +474,47 @@ int tde_sealed_flush(tde_sealed *s) {
 
 /* ---- writing ---- */
 
-/* Seals zero units between the end of file and unit i. In WAL mode a file never ends
-** within a page that is not being written anew: the rest of that page was cut off, and
-** zeros in its place would be authentic. */
+/* Is unit i all that there is of SQLite's lock-byte page, or a part of it? That page is
+** never written, in no journal mode, and nobody has it in a WAL. */
+static int lock_byte_unit(const tde_sealed *s, uint64_t i) {
+  uint64_t at = tde_unit_start(&s->geo, i);
+  return at + s->geo.unit > TDE_HOLE_START && at < TDE_HOLE_START + s->wal_page;
+}
+
+/* Leaves the places of the units from the end of file to unit i without a record: the
+** zeros that a file system shows there open as no unit. The first may hold a part of one. */
+static int leave_gap(tde_sealed *s, uint64_t i) {
+  sqlite3_int64 first = (sqlite3_int64)tde_unit_physical(&s->geo, s->nunits);
+  sqlite3_int64 last = (sqlite3_int64)tde_lower_size(&s->geo, i) - 1;
+  int n = (int)tde_record_size(&s->geo, s->nunits);
+  int rc = flush_run(s);
+
+  if (rc == SQLITE_OK && s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
+  if (rc == SQLITE_OK) rc = s->lower->pMethods->xWrite(s->lower, zero_unit, n, first);
+  if (rc == SQLITE_OK) rc = s->lower->pMethods->xWrite(s->lower, zero_unit, 1, last);
+  s->counters->lower_writes += 2;
+  s->size_known = 0;
+  return rc ? rc : load_size(s);
+}
+
+/* What lies between the end of file and unit i, to which a write goes, reads as zeros in
+** SQLite: sealed zeros. Not in WAL mode, where every page up to the new end has been
+** written into the WAL. A checkpoint passes over one (for an older reader's sake, or
+** because a process died within it) only while it is there; if it is not, it was cut off
+** the file, and sealed zeros in its place would be authentic. */
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
 
   if (s->geo.role == TDE_ROLE_WAL) return SQLITE_OK; /* SQLite leaves none there */
   rc = load_size(s);
-  if (rc == SQLITE_OK && i > s->nunits && s->page_units > 1 && s->nunits % s->page_units != 0) {
-    return s->hooks->bad(s->ctx, s->nunits, TDE_TRUNCATED);
-  }
   while (rc == SQLITE_OK && s->nunits < i) {
-    rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
+    uint64_t to = s->nunits + 1;
+    if (!s->wal_page || lock_byte_unit(s, s->nunits)) {
+      rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
+      continue;
+    }
+    while (to < i && !lock_byte_unit(s, to)) to++;
+    rc = leave_gap(s, to);
   }
   return rc;
 }
@@ -823,7 +851,12 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   cur_end(s);
   if (size > now) {
     static const uint8_t zero = 0;
-    rc = tde_sealed_write(s, &zero, 1, size - 1);
+    n = tde_unit_at(&s->geo, size - 1, &at) + 1;
+    if (s->wal_page && n > s->nunits) {
+      rc = fill_gap(s, n); /* a checkpoint's end: the last pages were cut off */
+    } else {
+      rc = tde_sealed_write(s, &zero, 1, size - 1);
+    }
     return rc == SQLITE_OK ? tde_sealed_flush(s) : rc;
   }
   n = size ? tde_unit_at(&s->geo, size - 1, &at) + 1 : 0;

@@ -249,6 +249,14 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   return rc;
 }
 
+/* Bytes of a page while the database has a WAL; 0 while it has none. */
+static uint32_t wal_page(const tde_file *f) {
+  const tde_file *w = f->db->wal;
+
+  if (!w) return 0;
+  return w->s.geo.unit > TDE_WAL_FRAME_HEAD ? w->s.geo.unit - TDE_WAL_FRAME_HEAD : f->s.geo.unit;
+}
+
 static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
@@ -262,7 +270,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (rc) return rc;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
-  f->s.page_units = db->wal ? (uint32_t)n / f->s.geo.unit : 0;
+  f->s.wal_page = wal_page(f);
   rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
   if (rc) db->write_failed = 1;
@@ -277,6 +285,7 @@ static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db);
   if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
   tde_map_undo(f);
+  f->s.wal_page = wal_page(f);
   return tde_sealed_truncate(&f->s, (uint64_t)size);
 }
 
