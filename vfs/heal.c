@@ -5,7 +5,9 @@
 ** old content does not matter: PAGER_GET_NOCONTENT in btree.c): a leaf of the
 ** free list, or a page behind the database's last one, where a commit that was
 ** cut short left the file longer than it has to be. If the power fails while
-** such a page is written, its unit is torn, and the rollback leaves it so.
+** such a page is written, its unit is torn, and the rollback leaves it so; if the
+** transaction made the file shorter, the rollback leaves its place without a record
+** (sealed.c, fill_gap).
 ** Plain SQLite never looks at its content again; here nobody could copy the
 ** database any more, since a backup reads free pages, too.
 **
@@ -44,11 +46,10 @@ typedef struct healer {
 /* A rollback is at its end, or a write failed: the only times to look. */
 static int is_due(const tde_file *f) {
   const tde_db *db = f->db;
-  const tde_file *j = db->journal;
 
   if (db->state != TDE_STATE_ONLINE || !db->header.unit_size || db->wal) return 0;
   if (db->lock != SQLITE_LOCK_EXCLUSIVE) return 0;
-  return db->write_failed || (j && j->gen.valid && j->s.own_from == j->s.own_to);
+  return db->write_failed || tde_db_rolls_back(db);
 }
 
 /* Does every unit of this page open? */

@@ -37,6 +37,7 @@ void tde_log_open(tde_file *f) {
                   &tde_log_hooks, f);
   if (f->role == TDE_ROLE_WAL) {
     f->db->wal = f;
+    f->db->file->s.known_end = 0; /* from here on checkpoints may make the file shorter */
   } else {
     f->db->journal = f;
     if (f->db->journal_lost) {

@@ -475,10 +475,10 @@ int tde_sealed_flush(tde_sealed *s) {
 /* ---- writing ---- */
 
 /* Is unit i all that there is of SQLite's lock-byte page, or a part of it? That page is
-** never written, in no journal mode, and nobody has it in a WAL. */
+** never written, in no journal mode: no log has it. */
 static int lock_byte_unit(const tde_sealed *s, uint64_t i) {
   uint64_t at = tde_unit_start(&s->geo, i);
-  return at + s->geo.unit > TDE_HOLE_START && at < TDE_HOLE_START + s->wal_page;
+  return at + s->geo.unit > TDE_HOLE_START && at < TDE_HOLE_START + s->gap_page;
 }
 
 /* Leaves the places of the units from the end of file to unit i without a record: the
@@ -498,10 +498,14 @@ static int leave_gap(tde_sealed *s, uint64_t i) {
 }
 
 /* What lies between the end of file and unit i, to which a write goes, reads as zeros in
-** SQLite: sealed zeros. Not in WAL mode, where every page up to the new end has been
-** written into the WAL. A checkpoint passes over one (for an older reader's sake, or
-** because a process died within it) only while it is there; if it is not, it was cut off
-** the file, and sealed zeros in its place would be authentic. */
+** SQLite: sealed zeros. They would make a loss authentic where the file was cut off, so
+** the place stays without a record
+**  - in WAL mode: every page up to the new end has been written into the WAL, and a
+**    checkpoint passes over one (for an older reader's sake, or because a process died
+**    within it) only while it is there;
+**  - while a hot journal is played back: that brings back every page which the interrupted
+**    transaction cut off, but those that were free, and heal.c seals these.
+** In a transaction of this connection's own the end is where it was when that began. */
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
 
@@ -509,7 +513,7 @@ static int fill_gap(tde_sealed *s, uint64_t i) {
   rc = load_size(s);
   while (rc == SQLITE_OK && s->nunits < i) {
     uint64_t to = s->nunits + 1;
-    if (!s->wal_page || lock_byte_unit(s, s->nunits)) {
+    if (!s->gap_page || lock_byte_unit(s, s->nunits)) {
       rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
       continue;
     }
@@ -852,8 +856,8 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   if (size > now) {
     static const uint8_t zero = 0;
     n = tde_unit_at(&s->geo, size - 1, &at) + 1;
-    if (s->wal_page && n > s->nunits) {
-      rc = fill_gap(s, n); /* a checkpoint's end: the last pages were cut off */
+    if (s->gap_page && n > s->nunits) {
+      rc = fill_gap(s, n);
     } else {
       rc = tde_sealed_write(s, &zero, 1, size - 1);
     }
@@ -883,6 +887,7 @@ int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   }
   rc = s->lower->pMethods->xTruncate(s->lower, (sqlite3_int64)tde_lower_size(&s->geo, n));
   s->size_known = 0;
+  if (size < s->known_end) s->known_end = size;
   s->ahead_units = 0;
   return rc;
 }

@@ -62,7 +62,8 @@ typedef struct tde_sealed {
 
   uint8_t mapped;      /* the owner may have a map */
   uint8_t size_known;  /* nunits and last_pad hold */
-  uint32_t wal_page;   /* main file: bytes of a page in WAL mode, else 0; see fill_gap */
+  uint32_t gap_page;   /* main: bytes of a page while gaps are to be left, else 0: fill_gap */
+  uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */
   uint8_t pad_seen;    /* the last unit was looked at once */
   uint8_t guarding;    /* ... or were, in this transaction: guard each unit */

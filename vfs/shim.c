@@ -25,6 +25,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "openfiles.h"
@@ -242,19 +243,30 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (rc == SQLITE_NOTFOUND) rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, 0);
   if (rc == SQLITE_OK && off == 0) note_page_size(f, buf);
   if (rc == SQLITE_IOERR_SHORT_READ &&
-      ((off > 0 && committed_page(f, n, off)) || page_is_cut(f, buf, n, off))) {
+      ((off > 0 && committed_page(f, n, off)) || (uint64_t)off + (uint32_t)n <= f->s.known_end ||
+       page_is_cut(f, buf, n, off))) {
     uint32_t at;
     return f->s.hooks->bad(f, tde_unit_at(&f->s.geo, (uint64_t)off, &at), TDE_TRUNCATED);
   }
   return rc;
 }
 
-/* Bytes of a page while the database has a WAL; 0 while it has none. */
-static uint32_t wal_page(const tde_file *f) {
+/* Bytes of a page while what a write leaves out stays without a record (sealed.c,
+** fill_gap); else 0. n: bytes of the page being written, or 0. */
+static uint32_t gap_page(const tde_file *f, uint32_t n) {
   const tde_file *w = f->db->wal;
 
-  if (!w) return 0;
+  if (!w) return n >= f->s.geo.unit && tde_db_rolls_back(f->db) ? n : 0;
   return w->s.geo.unit > TDE_WAL_FRAME_HEAD ? w->s.geo.unit - TDE_WAL_FRAME_HEAD : f->s.geo.unit;
+}
+
+/* Is this how a rollback makes the file as long again as it was (pager.c, pager_truncate:
+** one page of zeros at the new end)? */
+static int grows_back(tde_file *f, const void *buf, int n, sqlite3_int64 off) {
+  uint64_t size = 0;
+
+  if (!f->s.gap_page || f->db->wal || !tde_all_zero(buf, (size_t)n)) return 0;
+  return tde_sealed_size(&f->s, &size) == SQLITE_OK && (uint64_t)off >= size;
 }
 
 static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
@@ -270,8 +282,12 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (rc) return rc;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
-  f->s.wal_page = wal_page(f);
-  rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
+  f->s.gap_page = gap_page(f, (uint32_t)n);
+  if (grows_back(f, buf, n, off)) {
+    rc = tde_sealed_truncate(&f->s, (uint64_t)(off + n));
+  } else {
+    rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
+  }
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
   if (rc) db->write_failed = 1;
   return rc;
@@ -285,7 +301,7 @@ static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db);
   if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
   tde_map_undo(f);
-  f->s.wal_page = wal_page(f);
+  f->s.gap_page = gap_page(f, 0);
   return tde_sealed_truncate(&f->s, (uint64_t)size);
 }
 
@@ -302,6 +318,14 @@ static int do_main_sync(sqlite3_file *pf, int flags) {
   return rc;
 }
 
+/* Under a lock nobody else makes the file shorter: what was there stays, or was cut off by
+** other means. In WAL mode checkpoints may, and the WAL's page count is known. SQLite asks
+** for the size when a transaction begins. */
+static void note_end(tde_file *f, uint64_t size) {
+  if (f->db->lock < SQLITE_LOCK_SHARED || f->db->wal || tde_sealed_pending(&f->s)) return;
+  if (size > f->s.known_end) f->s.known_end = size;
+}
+
 static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *f = file_of(pf);
   uint64_t n = 0;
@@ -310,6 +334,7 @@ static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
   if (f->db->state == TDE_STATE_ONLINE && f->db->header.unit_size) {
     rc = tde_sealed_size(&f->s, &n);
+    note_end(f, rc == SQLITE_OK ? n : 0);
   } else if (f->db->state != TDE_STATE_ONLINE && f->db->state != TDE_STATE_NEW) {
     rc = tde_db_report(f->db); /* size 0 would be an empty database, and its journal void */
   }
@@ -352,6 +377,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   if (before == SQLITE_LOCK_NONE && db->journal) db->journal->gen.checked = 0;
   if (before == SQLITE_LOCK_NONE) {
     tde_sealed_forget(&f->s);
+    f->s.known_end = 0;
     db->guard_ready = 0;
   }
   rc = before == SQLITE_LOCK_NONE ? tde_db_gate(f) : tde_db_io_gate(f);

@@ -99,6 +99,14 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+/* A hot journal is being played back: in a transaction of its own SQLite writes the
+** journal before it writes the database. */
+static inline int tde_db_rolls_back(const tde_db *db) {
+  const tde_file *j = db->journal;
+  return db->lock == SQLITE_LOCK_EXCLUSIVE && !db->wal && j && j->gen.valid &&
+         j->s.own_from == j->s.own_to;
+}
+
 static inline const char *tde_path_of(const tde_file *f) {
   return f->path ? f->path : "(temporary)";
 }

@@ -32,6 +32,7 @@ tally main_fields(void);
 tally main_moves(void);
 tally main_replay(void);
 tally main_length(void);
+tally main_live_cut(void);
 tally header_bits(void);
 tally header_forged(void);
 tally header_whole(void);
@@ -46,6 +47,8 @@ tally wal_main_cut(void);
 tally journal_bits(void);
 tally journal_moves(void);
 tally journal_length(void);
+tally journal_main_cut(void);
+tally journal_free_cut(void);
 /* pure.c: the unit and the layout by themselves */
 tally unit_associated(void);
 tally layout(void);

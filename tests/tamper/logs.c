@@ -628,6 +628,93 @@ tally journal_moves(void) {
   return t;
 }
 
+/* The main file cut short below a hot journal: the roll-back makes it as long again as it
+** was, and what neither the journal nor the file has must not read as zeros. */
+tally journal_main_cut(void) {
+  tally t = {0, 0};
+  uint64_t state, got;
+  image whole, db_image, journal;
+  sqlite3 *db;
+  int rc;
+
+  database_remove("made.db");
+  db = open_tde("made.db");
+  must(db, "PRAGMA page_size=512");
+  must(db,
+       "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
+       "INSERT INTO t VALUES(1, 'short', 'x');"
+       "INSERT INTO t VALUES(3, 'long', hex(randomblob(3000)));");
+  state = content_of(db, &rc);
+  whole = image_load("made.db");
+  must(db, "PRAGMA cache_size=2; BEGIN; UPDATE t SET a = 'changed' WHERE id = 1;"
+           "INSERT INTO t VALUES(9, 'more', hex(randomblob(60000)))");
+  db_image = image_load("made.db");
+  journal = image_load("made.db-journal");
+  must(db, "ROLLBACK");
+  (void)sqlite3_close(db);
+  keep_key("made.db");
+  judge(&t, db_image.n > whole.n, "the transaction made the file longer");
+  for (size_t n = HEADER; n <= db_image.n; n += n < whole.n ? 80 : 4000) {
+    image c = {db_image.p, n};
+    database_remove("case.db");
+    image_store(&c, "case.db");
+    image_store(&journal, "case.db-journal");
+    got = content_at("case.db", &rc);
+    /* Cut to nothing SQLite takes it for a new database, and deletes the journal. */
+    judge(&t,
+          n == HEADER  ? rc == SQLITE_ERROR
+          : rc == SQLITE_OK ? got == state
+                            : n < whole.n && rc != SQLITE_ERROR,
+          "main cut to %zu of %zu below a journal: code %d", n, whole.n, rc);
+  }
+  image_free(&whole);
+  image_free(&db_image);
+  image_free(&journal);
+  return t;
+}
+
+/* What a transaction that makes the file shorter may leave, when it is interrupted: pages
+** which the journal does not have, because they were free. They are not missed. */
+tally journal_free_cut(void) {
+  tally t = {0, 0};
+  uint64_t state;
+  image before, c, journal, now;
+  sqlite3 *db;
+  int rc;
+
+  database_remove("made.db");
+  db = open_tde("made.db");
+  must(db, "PRAGMA page_size=512; PRAGMA auto_vacuum=INCREMENTAL");
+  fill(db, 70, 1);
+  must(db, "INSERT INTO t VALUES(900, 'long', hex(randomblob(20000))); DELETE FROM t WHERE id = 900");
+  state = content_of(db, &rc);
+  before = image_load("made.db");
+  must(db, "PRAGMA cache_size=2; BEGIN; PRAGMA incremental_vacuum; UPDATE t SET a = a || 'changed'");
+  c = image_load("made.db");
+  journal = image_load("made.db-journal");
+  must(db, "COMMIT");
+  now = image_load("made.db");
+  (void)sqlite3_close(db);
+  keep_key("made.db");
+  judge(&t, now.n + 30 * RECORD < before.n, "the transaction made the file shorter");
+  c.n = now.n;
+  image_free(&now);
+  database_remove("case.db");
+  image_store(&c, "case.db");
+  image_store(&journal, "case.db-journal");
+  judge(&t, content_at("case.db", &rc) == state && rc == SQLITE_OK, "rolled back: code %d", rc);
+  now = image_load("case.db");
+  judge(&t, now.n == before.n, "as long as before");
+  image_free(&now);
+  now = pages_of("case.db");
+  judge(&t, now.p != NULL, "every page opens");
+  image_free(&now);
+  image_free(&before);
+  image_free(&c);
+  image_free(&journal);
+  return t;
+}
+
 tally journal_length(void) {
   journal_set j = journal_made();
   tally t = {0, 0};

@@ -249,6 +249,60 @@ tally main_length(void) {
   return t;
 }
 
+static sqlite3 *live_database(uint64_t *state) {
+  sqlite3 *db;
+  int rc;
+
+  database_remove("case.db");
+  db = open_tde("case.db");
+  must(db,
+       "PRAGMA page_size=512; PRAGMA synchronous=OFF;"
+       "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
+       "INSERT INTO t VALUES(1, 'short', 'x');"
+       "INSERT INTO t VALUES(3, 'long', hex(randomblob(1500)));");
+  *state = content_of(db, &rc);
+  (void)sqlite3_close(db);
+  db = open_tde("case.db");
+  must(db, "PRAGMA cache_size=2; PRAGMA synchronous=OFF");
+  return db;
+}
+
+/* Cut off within a transaction, which has looked at the file's length before: what is gone
+** does not read as zeros, and what a commit writes behind it does not make it authentic.
+** (The descriptor that cuts takes this process's locks along; nobody else is there.) */
+tally main_live_cut(void) {
+  static const char *const begin[] = {"BEGIN; SELECT a FROM t WHERE id = 1",
+                                      "BEGIN IMMEDIATE; UPDATE t SET a = 'new' WHERE id = 1"};
+  tally t = {0, 0};
+  size_t size = HEADER + 512 + OVERHEAD;
+
+  for (int k = 0; k < 2; k++) {
+    for (size_t n = HEADER; n < size; n += 80) {
+      uint64_t state, changed = 0, got;
+      sqlite3 *db = live_database(&state);
+      int rc;
+      image i = image_load("case.db");
+      size = i.n;
+      image_free(&i);
+      must(db, begin[k]);
+      if (k == 1) changed = content_of(db, &rc);
+      if (truncate(at("case.db"), (off_t)n) != 0) abort();
+      if (k == 0) {
+        got = content_of(db, &rc);
+        judge(&t, rc != SQLITE_OK, "cut to %zu of %zu under a reader", n, size);
+      } else {
+        rc = sqlite3_exec(db, "INSERT INTO t VALUES(9, 'more', hex(zeroblob(900))); DELETE FROM t WHERE id = 9; COMMIT",
+                          NULL, NULL, NULL);
+      }
+      (void)sqlite3_close(db);
+      got = content_at("case.db", &rc);
+      judge(&t, rc != SQLITE_OK || got == state || got == changed, "cut to %zu of %zu, then %s", n, size,
+            k ? "a commit" : "the end");
+    }
+  }
+  return t;
+}
+
 /* ---- header ---- */
 
 static size_t slot_length(const image *i, int slot) {
