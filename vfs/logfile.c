@@ -149,7 +149,7 @@ static int index_vouches(const tde_file *f) {
   return f->gen.indexed && index_salt(f, now) && memcmp(now, f->gen.index_salt, sizeof(now)) == 0;
 }
 
-uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages) {
+uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
   const volatile char *head = main_file->db->index;
 
   if (pages) *pages = head ? *(const volatile uint32_t *)(head + TDE_INDEX_PAGES) : 0;
@@ -306,6 +306,11 @@ void tde_wal_end(tde_file *f) {
     tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
 }
 
+/* A frame that ends a transaction has the database's pages then in its header, others 0. */
+static void note_pages(tde_file *f, uint32_t pages) {
+  if (pages) f->gen.pages = pages;
+}
+
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   uint32_t at;
   uint64_t i;
@@ -323,6 +328,7 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   i = tde_unit_at(&f->s.geo, off, &at);
   looking = at == 0 && n == tde_unit_size(&f->s.geo, i) && !is_mine(f, i);
   rc = tde_sealed_read(&f->s, buf, n, off, TDE_READ_PROBE);
+  if (rc == SQLITE_OK && looking && i > 0) note_pages(f, tde_get32be(buf + 4));
   if (rc != SQLITE_NOTFOUND) return rc;
   /* Perhaps a generation that this handle does not know yet: a shim above may
   ** keep the wal-index, whose locks tell otherwise. */
@@ -367,7 +373,7 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   i = tde_unit_at(&f->s.geo, off, &at);
   again = is_mine(f, i) && !(f->s.cur_active && f->s.cur_index == i);
   waiting = tde_sealed_in_run(&f->s, i);
-  if (i > 0 && at == 0 && n >= 8) f->gen.commit = tde_get32be(buf + 4) != 0;
+  if (i > 0 && at == 0 && n >= 8) f->gen.commit = tde_get32be(buf + 4);
   rc = tde_sealed_write(&f->s, buf, n, off);
   if (rc) return rc;
   if (again) {
@@ -378,6 +384,7 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
     return waiting && !ends ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
   }
   if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_flush(&f->s);
+  if (rc == SQLITE_OK && at + n == tde_unit_size(&f->s.geo, i)) note_pages(f, f->gen.commit);
   return rc;
 }
 

@@ -193,12 +193,13 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
 /* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
 ** logs every page up to the count (wal.c), so one that is neither in the WAL
 ** nor in this file was cut off, and zeros would be forged. Beyond the count it
-** may read what it is about to create. Unknown without shared memory. */
+** may read what it is about to create. Without shared memory nobody else writes. */
 static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
   uint32_t pages = 0;
 
   if (!f->db->wal || !f->db->wal->gen.valid || n < 512) return 0;
   (void)tde_wal_index(f, &pages);
+  if (!f->db->index) pages = f->db->wal->gen.pages;
   return off / n < (sqlite3_int64)pages;
 }
 

@@ -67,8 +67,9 @@ typedef struct tde_db {
 typedef struct tde_generation {
   int valid;   /* s.salt and seen are of a generation */
   int checked; /* ... and it was compared in this transaction */
-  int commit;  /* WAL: the frame being written ends a transaction */
+  uint32_t commit; /* WAL: the frame being written ends a transaction: the pages then; else 0 */
   int indexed; /* WAL: index_salt says what the wal-index called this generation */
+  uint32_t pages; /* WAL: of the database, by the last commit frame written or recovered here */
   uint8_t index_salt[TDE_INDEX_SALT];
   uint8_t seen[TDE_PREFIX_BYTES];
 } tde_generation;
@@ -208,7 +209,7 @@ int tde_log_size(tde_file *f, uint64_t *size);
 /* The last committed frame and (pages may be NULL) the page count with it,
 ** from the wal-index; 0 without shared memory. The caller's transaction has seen
 ** to it that the wal-index is up to date. */
-uint32_t tde_wal_index(tde_file *main_file, uint32_t *pages);
+uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
 /* Under SHARED: did somebody die in the middle of a transaction, which is to be rolled
 ** back before anything else? SQLite does that when it begins a transaction. */
 int tde_journal_is_hot(tde_file *main_file, int *hot);

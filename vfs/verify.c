@@ -33,6 +33,8 @@ typedef struct verifier {
   uint32_t *pages; /* page numbers in live WAL frames, ascending */
   uint64_t npages;
   uint32_t page_size; /* of the WAL; 0: none */
+  uint32_t count;     /* pages of the database, as the last commit in the WAL has it */
+  uint32_t frames;    /* which ended with this one */
 } verifier;
 
 static int report_bad(verifier *v, const char *role, uint64_t index, tde_class c) {
@@ -111,6 +113,24 @@ static int superseded(const tde_file *f, const verifier *v, uint64_t i) {
   return 1;
 }
 
+/* Is there, for each page that the WAL's last commit counts, a frame or a place in the
+** file? SQLite logs every page before it counts (but that of its lock bytes). */
+static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) {
+  uint32_t pages = 0;
+
+  if (!v->count) return;
+  if (f->db->shm_open && (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
+    return; /* somebody has committed since: the next run will see */
+  }
+  for (uint64_t p = units * f->s.geo.unit / v->page_size; p < v->count; p++) {
+    uint32_t number = (uint32_t)(p + 1);
+    if (p * v->page_size == TDE_HOLE_START) continue;
+    if (bsearch(&number, v->pages, v->npages, sizeof(number), by_number)) continue;
+    v->out->truncated = 1;
+    return;
+  }
+}
+
 static int verify_main(tde_file *f, verifier *v) {
   tde_sealed *s = &f->s;
   sqlite3_int64 lower = 0;
@@ -139,6 +159,7 @@ static int verify_main(tde_file *f, verifier *v) {
     }
     if (rc == SQLITE_OK) rc = step(v);
   }
+  if (rc == SQLITE_OK) check_logged_length(f, v, units);
   tde_wipe(b, 2 * (size_t)n);
   sqlite3_free(b);
   return rc;
@@ -149,6 +170,15 @@ typedef struct wal_walk {
   int known;     /* not known: the unbroken chain of authentic frames is taken */
   int broken;    /* a record did not open */
 } wal_walk;
+
+/* A frame that counts: its page, and the database's pages where it ends a transaction
+** (SQLite file format, section 4.1). */
+static void note_frame(verifier *v, uint64_t i, const uint8_t *frame) {
+  v->pages[v->npages++] = tde_get32be(frame);
+  if (tde_get32be(frame + 4) == 0) return;
+  v->count = tde_get32be(frame + 4);
+  v->frames = (uint32_t)i;
+}
 
 /* One record of the WAL. b: record, then plaintext. */
 static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
@@ -163,7 +193,7 @@ static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
   if (c == TDE_OK && counts) {
     v->out->wal_units++;
-    if (i > 0) v->pages[v->npages++] = tde_get32be(b + tde_record_size(&s->geo, i));
+    if (i > 0) note_frame(v, i, b + tde_record_size(&s->geo, i));
     return SQLITE_OK;
   }
   if (c && k->known && counts) return report_bad(v, "wal", i, c);

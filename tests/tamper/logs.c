@@ -322,6 +322,17 @@ static uint64_t content_checkpointed(const char *name, int *rc) {
   return content_at(name, rc);
 }
 
+/* The content through a connection that has no shared memory to look into. */
+static uint64_t content_exclusively(const char *name, int *rc) {
+  sqlite3 *db = open_tde(name);
+  uint64_t h;
+
+  must(db, "PRAGMA locking_mode=EXCLUSIVE");
+  h = content_of(db, rc);
+  (void)sqlite3_close(db);
+  return h;
+}
+
 /* Made so that zeros in place of the last pages of t would go unnoticed: they end a long
 ** row, whose last page is the first of eight in a unit. behind: of a page behind those the
 ** WAL has a newer version, so that a checkpoint writes beyond what was cut off. small:
@@ -363,6 +374,10 @@ static void main_cut(tally *t, int behind, int small) {
                             : rc != SQLITE_ERROR,
           "main cut to %zu of %zu below a WAL: code %d", n, db_image.n, rc);
     if (n == HEADER) continue;
+    store_both(&c, &wal);
+    got = content_exclusively("case.db", &rc);
+    judge(t, rc == SQLITE_OK ? got == state : rc != SQLITE_ERROR,
+          "main cut to %zu of %zu, opened exclusively: code %d", n, db_image.n, rc);
     store_both(&c, &wal);
     got = content_checkpointed("case.db", &rc);
     if (rc == SQLITE_OK && got != state) unnoticed++;
