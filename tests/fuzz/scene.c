@@ -529,6 +529,53 @@ static void build_pages(scene *s) {
   s->first = s->nstates - 1;
 }
 
+/* A row that ends in pages of its own: zeros in place of the last would go unnoticed,
+** but for the row's checksum. */
+static void long_row(sqlite3 *db, int id, int n) {
+  char data[4000];
+
+  (void)sqlite3_snprintf(sizeof(data), data, MEM_MARK "long %d %.*c", id, n, 'x');
+  must(db, "BEGIN");
+  FUZZ_ASSERT(scene_insert(db, id, id, data) == SQLITE_OK);
+  must(db, "COMMIT");
+  note_state(db);
+}
+
+/* Such rows at the end of the file, and behind them, in the WAL alone, others. */
+static void build_long_wal(scene *s) {
+  sqlite3 *db = open_new(
+      "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+
+  make_table(db);
+  transactions(db, 0, 1);
+  keep(s->older);
+  long_row(db, 501, 3000);
+  must(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+  s->first = s->nstates - 1;
+  transactions(db, 1, 2);
+  long_row(db, 502, 1000);
+  keep(s->now);
+  sqlite3_close(db);
+}
+
+/* Such rows at the end of the file, below a hot journal. */
+static void build_long_hot(scene *s) {
+  sqlite3 *db = open_new("PRAGMA page_size=512; PRAGMA cache_size=2");
+
+  make_table(db);
+  transactions(db, 0, 2);
+  keep(s->older);
+  long_row(db, 501, 3000);
+  must(db, "BEGIN");
+  put_rows(db, 9, 30);
+  must(db, "UPDATE t SET v = v + 1000, mac = rowmac(id, v + 1000, data) WHERE id < 500");
+  keep(s->now);
+  must(db, "ROLLBACK");
+  sqlite3_close(db);
+  s->first = s->nstates - 1;
+  s->hot = 1;
+}
+
 scene scenes[] = {
     {.name = "clean", .build = build_clean, .page = 1024, .unit = 1024, .chunk = 1024},
     {.name = "wal", .build = build_wal, .page = 512, .unit = 512, .chunk = 512},
@@ -539,6 +586,8 @@ scene scenes[] = {
     {.name = "empty", .build = build_empty, .page = 4096, .unit = 4096, .chunk = 4096},
     {.name = "large", .build = build_large, .page = 16384, .unit = 4096, .chunk = 4096},
     {.name = "pages", .build = build_pages, .page = 8192, .unit = 4096, .chunk = 4096},
+    {.name = "long-wal", .build = build_long_wal, .page = 512, .unit = 512, .chunk = 512},
+    {.name = "long-hot", .build = build_long_hot, .page = 512, .unit = 512, .chunk = 512},
 };
 const int scene_count = sizeof(scenes) / sizeof(scenes[0]);
 
@@ -558,15 +607,19 @@ static int on_connection(sqlite3 *db, char **error, const void *api) {
   return sqlite3_create_function(db, "rowmac", 3, SQLITE_UTF8, NULL, sql_rowmac, NULL, NULL);
 }
 
+int scene_healed;
+
 /* No log line may show what a row holds. */
 static void on_log(void *ctx, int code, const char *line) {
   (void)ctx;
+  if (strstr(line, "free pages that a crash had torn")) scene_healed = 1;
   if (getenv("TDE_FUZZ_TRACE")) fprintf(stderr, "(%d) %s\n", code, line);
   FUZZ_ASSERT(strstr(line, MEM_MARK) == NULL);
 }
 
 void scene_restore(const scene *s) {
   mem_reset();
+  scene_healed = 0;
   for (int i = 0; i < SCENE_FILES; i++) {
     mem_file *f;
     if (!s->now[i].exists) continue;

@@ -45,6 +45,7 @@ typedef struct scene {
 
 extern scene scenes[];
 extern const int scene_count;
+extern int scene_healed; /* free pages were sealed as zeros since scene_restore (vfs/heal.c) */
 extern const char *const scene_file[SCENE_FILES];
 
 /* Registers VFS, shim and key source, and makes every scene. */
