@@ -661,8 +661,9 @@ tally journal_main_cut(void) {
        "INSERT INTO t VALUES(3, 'long', hex(randomblob(3000)));");
   state = content_of(db, &rc);
   whole = image_load("made.db");
-  must(db, "PRAGMA cache_size=2; BEGIN; UPDATE t SET a = 'changed' WHERE id = 1;"
-           "INSERT INTO t VALUES(9, 'more', hex(randomblob(60000)))");
+  must(db,
+       "PRAGMA cache_size=2; BEGIN; UPDATE t SET a = 'changed' WHERE id = 1;"
+       "INSERT INTO t VALUES(9, 'more', hex(randomblob(60000)))");
   db_image = image_load("made.db");
   journal = image_load("made.db-journal");
   must(db, "ROLLBACK");
@@ -677,7 +678,7 @@ tally journal_main_cut(void) {
     got = content_at("case.db", &rc);
     /* Cut to nothing SQLite takes it for a new database, and deletes the journal. */
     judge(&t,
-          n == HEADER  ? rc == SQLITE_ERROR
+          n == HEADER       ? rc == SQLITE_ERROR
           : rc == SQLITE_OK ? got == state
                             : n < whole.n && rc != SQLITE_ERROR,
           "main cut to %zu of %zu below a journal: code %d", n, whole.n, rc);
@@ -701,10 +702,12 @@ tally journal_free_cut(void) {
   db = open_tde("made.db");
   must(db, "PRAGMA page_size=512; PRAGMA auto_vacuum=INCREMENTAL");
   fill(db, 70, 1);
-  must(db, "INSERT INTO t VALUES(900, 'long', hex(randomblob(20000))); DELETE FROM t WHERE id = 900");
+  must(db,
+       "INSERT INTO t VALUES(900, 'long', hex(randomblob(20000))); DELETE FROM t WHERE id = 900");
   state = content_of(db, &rc);
   before = image_load("made.db");
-  must(db, "PRAGMA cache_size=2; BEGIN; PRAGMA incremental_vacuum; UPDATE t SET a = a || 'changed'");
+  must(db,
+       "PRAGMA cache_size=2; BEGIN; PRAGMA incremental_vacuum; UPDATE t SET a = a || 'changed'");
   c = image_load("made.db");
   journal = image_load("made.db-journal");
   must(db, "COMMIT");
