@@ -472,94 +472,114 @@ static void reopen(run *r) {
   if (disk_dead()) r->stop = 1;
 }
 
-void run_step(run *r, char letter) {
+/* Steps that change rows. Each of these says whether the letter is one of its own. */
+static int step_rows(run *r, char letter) {
   switch (letter) {
     case 't':
       run_transaction(r, r->db, 1 + (int)rng_below(&r->r, 6), 900, END_COMMIT);
-      break;
+      return 1;
     case 'b':
       run_transaction(r, r->db, 40 + (int)rng_below(&r->r, 40), 4000, END_COMMIT);
-      break;
+      return 1;
     case 'r':
       run_transaction(r, r->db, 30, 3000, END_ROLLBACK);
-      break;
+      return 1;
     case 's':
       savepoints(r);
-      break;
+      return 1;
     case 'd':
       delete_many(r);
-      break;
+      return 1;
     case 'B':
       restore(r);
-      break;
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+/* Checkpoints, journal modes, and the shape of the file. */
+static int step_file(run *r, char letter) {
+  switch (letter) {
     case 'P':
       checkpoint(r, "PASSIVE");
-      break;
+      return 1;
     case 'F':
       checkpoint(r, "FULL");
-      break;
+      return 1;
     case 'R':
       checkpoint(r, "RESTART");
-      break;
+      return 1;
     case 'T':
       checkpoint(r, "TRUNCATE");
-      break;
-    case 'v':
-      (void)run_exec(r, r->db, "VACUUM");
-      break;
-    case 'p':
-      page_size(r, 0);
-      break;
-    case 'q':
-      page_size(r, 1);
-      break;
-    case 'i':
-      (void)run_exec(r, r->db, "PRAGMA incremental_vacuum(5)");
-      break;
+      return 1;
     case 'w':
       journal_mode(r, "wal");
-      break;
+      return 1;
     case 'j':
       journal_mode(r, r->journal);
-      break;
+      return 1;
     case 'k':
       journal_mode(r, "delete");
-      break;
+      return 1;
+    case 'v':
+      (void)run_exec(r, r->db, "VACUUM");
+      return 1;
+    case 'i':
+      (void)run_exec(r, r->db, "PRAGMA incremental_vacuum(5)");
+      return 1;
+    case 'p':
+    case 'q':
+      page_size(r, letter == 'q');
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+/* Connections, keys, copies. */
+static int step_life(run *r, char letter) {
+  switch (letter) {
     case 'x':
       reopen(r);
-      break;
+      return 1;
     case 'o':
       toggle_reader(r);
-      break;
+      return 1;
     case 'h':
       repair_header(r);
-      break;
+      return 1;
     case 'm':
       set_protector(r);
-      break;
+      return 1;
     case 'g':
       (void)run_exec(r, r->db, "SELECT tde_rotate_dek()");
-      break;
+      return 1;
     case 'M':
       /* What a control could learn from a map, SQLite's own tests know. */
       if (r->tde) {
         (void)run_exec(r, r->db, "PRAGMA mmap_size=%d", rng_below(&r->r, 4) ? 100000000 : 0);
       }
-      break;
+      return 1;
     case 'A':
       backup(r);
-      break;
+      return 1;
     case 'y':
       sync_secondary(r);
-      break;
+      return 1;
     default:
-      if (strchr("EOU", letter)) {
-        convert(r, letter);
-      } else if (strchr("CDYZ", letter)) {
-        make_out(r, letter);
-      } else {
-        run_fail(r, "no step %c", letter);
-      }
+      return 0;
+  }
+}
+
+void run_step(run *r, char letter) {
+  if (step_rows(r, letter) || step_file(r, letter) || step_life(r, letter)) return;
+  if (strchr("EOU", letter)) {
+    convert(r, letter);
+  } else if (strchr("CDYZ", letter)) {
+    make_out(r, letter);
+  } else {
+    run_fail(r, "no step %c", letter);
   }
 }
 

@@ -1349,75 +1349,77 @@ static const char long256[] =
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
+/* Edits of the document, each with the field that the message has to name. */
+static const struct {
+  const char *find;
+  int nth;
+  const char *put, *field;
+} malformed[] = {
+    {"\"version\":1", 0, "\"version\":\"1\"", "version"},
+    {"\"version\":1", 0, "\"version\":-1", "version"},
+    {"\"version\":1,", 0, "", "version"},
+    {"inherit", 0, "other", "mode"},
+    {"\"inherit\"", 0, "null", "mode"},
+    {"\"epoch\":2", 0, "\"epoch\":3", "epoch"},
+    {"\"epoch\":2", 0, "\"epoch\":-2", "epoch"},
+    {"\"epoch\":2", 0, "\"epoch\":2.0", "epoch"},
+    {"\"epoch\":1", 0, "\"epoch\":2", "deks[1].epoch is there twice"},
+    {"\"epoch\":1", 0, "\"epoch\":0", "deks[1].epoch"},
+    {"\"epoch\":1", 0, "\"epoch\":4294967296", "deks[1].epoch"},
+    {"\"epoch\":1", 0, "\"epoch\":null", "deks[1].epoch"},
+    {"\"deks\":[", 0, "\"deks\":[7,", "deks[0]"},
+    {"\"deks\":", 0, "\"deks\":{},\"deks2\":", "deks"},
+    {"\"deks\":", 0, "\"deks\":[],\"deks2\":", "deks"},
+    {"\"created\":4", 0, "\"created\":-4", "deks[0].created"},
+    {"\"created\":4,", 0, "", "deks[0].created"},
+    {"\"wraps\":", 0, "\"wraps\":[],\"w\":", "deks[0].wraps"},
+    {"\"wraps\":", 1, "\"wraps\":7,\"w\":", "deks[1].wraps"},
+    {"\"wraps\":[", 1, "\"wraps\":[null,", "deks[1].wraps[0]"},
+    {"\"local:smk\"", 0, "7", "deks[0].wraps[0].key_id"},
+    {"\"local:smk\"", 1, "\"\"", "deks[1].wraps[0].key_id"},
+    {"\"local:smk\"", 1, "\"a\\nb\"", "deks[1].wraps[0].key_id"},
+    {"\"" V40 "\"", 0, "\"\"", "deks[0].wraps[0].version"},
+    {"\"" V40 "\"", 0, long256, "JSON"},
+    {"\"RSA-3072\"", 0, "\"12345678901234567890123456789012\"", "deks[0].wraps[0].type"},
+    {"\"RSA-OAEP-256\"", 0, "null", "deks[0].wraps[0].algorithm"},
+    {"\"RSA-OAEP-256\"", 0, "\"12345678901234567890123456789012\"", "algorithm"},
+    {T64, 0, V40, "deks[0].wraps[0].thumbprint"},
+    {T64, 0, V40 "01234567890123456789012g", "thumbprint"},
+    {"\"AAEC\"", 0, "\"AAEC=\"", "deks[0].wraps[0].wrapped"},
+    {"\"AAEC\"", 0, "\"AA+/\"", "wrapped"},
+    {"\"AAEC\"", 0, "\"AAECA\"", "wrapped"},
+    {"\"AAEC\"", 0, "\"\"", "wrapped"},
+    {"\"AAEC\"", 0, "[]", "wrapped"},
+    {"\"AAEC\"", 0, "\"AA EC\"", "wrapped"},
+    {"\"keys\":[", 0, "\"keys\":[7,", "keys[0]"},
+    {"\"keys\":", 0, "\"keys\":{},\"k\":", "keys"},
+    {"\"added\":6", 0, "\"added\":\"6\"", "keys[0].added"},
+    {"\"first_used\":7", 0, "\"first_used\":null", "keys[0].first_used"},
+    {"\"last_used\":8", 0, "\"last_used\":-8", "keys[0].last_used"},
+    {"\"identity\":", 0, "\"identity\":7,\"i\":", "identity"},
+    {"\"name\":\"\xc3\xa4\"", 0, "\"name\":\"\"", "identity.name"},
+    {"\"name\":\"\xc3\xa4\"", 0, "\"name\":null", "identity.name"},
+    {"\"federated_client_id\":null", 0, "\"federated_client_id\":5", "federated_client_id"},
+    {"\"enabled\":false", 0, "\"enabled\":0", "auto_rotation.enabled"},
+    {"\"auto_rotation\":", 0, "\"auto_rotation\":[],\"a\":", "auto_rotation"},
+    {"\"events\":[", 0, "\"events\":[[],", "events[0]"},
+    {"\"events\":", 0, "\"events\":\"\",\"e\":", "events"},
+    {"\"time\":9", 0, "\"time\":9e1", "events[0].time"},
+    {"\"create\"", 0, "\"\"", "events[0].event"},
+    {"\"outcome\":\"ok\"", 0, "\"outcome\":false", "events[0].outcome"},
+    {"\"later\":", 0, "\"mode\":", "JSON"},
+};
+
 static void keydoc_malformed(void) {
-  static const struct {
-    const char *find;
-    int nth;
-    const char *put, *field;
-  } bad[] = {
-      {"\"version\":1", 0, "\"version\":\"1\"", "version"},
-      {"\"version\":1", 0, "\"version\":-1", "version"},
-      {"\"version\":1,", 0, "", "version"},
-      {"inherit", 0, "other", "mode"},
-      {"\"inherit\"", 0, "null", "mode"},
-      {"\"epoch\":2", 0, "\"epoch\":3", "epoch"},
-      {"\"epoch\":2", 0, "\"epoch\":-2", "epoch"},
-      {"\"epoch\":2", 0, "\"epoch\":2.0", "epoch"},
-      {"\"epoch\":1", 0, "\"epoch\":2", "deks[1].epoch is there twice"},
-      {"\"epoch\":1", 0, "\"epoch\":0", "deks[1].epoch"},
-      {"\"epoch\":1", 0, "\"epoch\":4294967296", "deks[1].epoch"},
-      {"\"epoch\":1", 0, "\"epoch\":null", "deks[1].epoch"},
-      {"\"deks\":[", 0, "\"deks\":[7,", "deks[0]"},
-      {"\"deks\":", 0, "\"deks\":{},\"deks2\":", "deks"},
-      {"\"deks\":", 0, "\"deks\":[],\"deks2\":", "deks"},
-      {"\"created\":4", 0, "\"created\":-4", "deks[0].created"},
-      {"\"created\":4,", 0, "", "deks[0].created"},
-      {"\"wraps\":", 0, "\"wraps\":[],\"w\":", "deks[0].wraps"},
-      {"\"wraps\":", 1, "\"wraps\":7,\"w\":", "deks[1].wraps"},
-      {"\"wraps\":[", 1, "\"wraps\":[null,", "deks[1].wraps[0]"},
-      {"\"local:smk\"", 0, "7", "deks[0].wraps[0].key_id"},
-      {"\"local:smk\"", 1, "\"\"", "deks[1].wraps[0].key_id"},
-      {"\"local:smk\"", 1, "\"a\\nb\"", "deks[1].wraps[0].key_id"},
-      {"\"" V40 "\"", 0, "\"\"", "deks[0].wraps[0].version"},
-      {"\"" V40 "\"", 0, long256, "JSON"},
-      {"\"RSA-3072\"", 0, "\"12345678901234567890123456789012\"", "deks[0].wraps[0].type"},
-      {"\"RSA-OAEP-256\"", 0, "null", "deks[0].wraps[0].algorithm"},
-      {"\"RSA-OAEP-256\"", 0, "\"12345678901234567890123456789012\"", "algorithm"},
-      {T64, 0, V40, "deks[0].wraps[0].thumbprint"},
-      {T64, 0, V40 "01234567890123456789012g", "thumbprint"},
-      {"\"AAEC\"", 0, "\"AAEC=\"", "deks[0].wraps[0].wrapped"},
-      {"\"AAEC\"", 0, "\"AA+/\"", "wrapped"},
-      {"\"AAEC\"", 0, "\"AAECA\"", "wrapped"},
-      {"\"AAEC\"", 0, "\"\"", "wrapped"},
-      {"\"AAEC\"", 0, "[]", "wrapped"},
-      {"\"AAEC\"", 0, "\"AA EC\"", "wrapped"},
-      {"\"keys\":[", 0, "\"keys\":[7,", "keys[0]"},
-      {"\"keys\":", 0, "\"keys\":{},\"k\":", "keys"},
-      {"\"added\":6", 0, "\"added\":\"6\"", "keys[0].added"},
-      {"\"first_used\":7", 0, "\"first_used\":null", "keys[0].first_used"},
-      {"\"last_used\":8", 0, "\"last_used\":-8", "keys[0].last_used"},
-      {"\"identity\":", 0, "\"identity\":7,\"i\":", "identity"},
-      {"\"name\":\"\xc3\xa4\"", 0, "\"name\":\"\"", "identity.name"},
-      {"\"name\":\"\xc3\xa4\"", 0, "\"name\":null", "identity.name"},
-      {"\"federated_client_id\":null", 0, "\"federated_client_id\":5", "federated_client_id"},
-      {"\"enabled\":false", 0, "\"enabled\":0", "auto_rotation.enabled"},
-      {"\"auto_rotation\":", 0, "\"auto_rotation\":[],\"a\":", "auto_rotation"},
-      {"\"events\":[", 0, "\"events\":[[],", "events[0]"},
-      {"\"events\":", 0, "\"events\":\"\",\"e\":", "events"},
-      {"\"time\":9", 0, "\"time\":9e1", "events[0].time"},
-      {"\"create\"", 0, "\"\"", "events[0].event"},
-      {"\"outcome\":\"ok\"", 0, "\"outcome\":false", "events[0].outcome"},
-      {"\"later\":", 0, "\"mode\":", "JSON"},
-  };
   tde_status st;
   tde_keydoc *doc = NULL;
-  for (size_t i = 0; i < COUNT(bad); i++) {
-    char *text = edited(bad[i].find, bad[i].nth, bad[i].put);
+  for (size_t i = 0; i < COUNT(malformed); i++) {
+    char *text = edited(malformed[i].find, malformed[i].nth, malformed[i].put);
     REQUIRE(text != NULL);
     tde_status_clear(&st);
     int ok = tde_keydoc_parse(text, strlen(text), &doc, &st) == TDE_CORRUPT && doc == NULL;
-    if (!CHECK(ok && strstr(st.message, bad[i].field) != NULL)) {
-      printf("  case %zu (%s): %s\n", i, bad[i].put, st.message);
+    if (!CHECK(ok && strstr(st.message, malformed[i].field) != NULL)) {
+      printf("  case %zu (%s): %s\n", i, malformed[i].put, st.message);
     }
     tde_keydoc_free(doc);
     free(text);
