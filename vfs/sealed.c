@@ -82,8 +82,18 @@ void tde_sealed_forget(tde_sealed *s) {
   }
 }
 
+void tde_sealed_trim(tde_sealed *s) {
+  sqlite3_free(s->plain);
+  s->plain = NULL;
+  s->plain_cap = 0;
+}
+
+int tde_sealed_scratch(tde_sealed *s, uint32_t n) {
+  return grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD);
+}
+
 int tde_sealed_buffers(tde_sealed *s, uint32_t n) {
-  int rc = grow(&s->scratch, &s->scratch_cap, n + TDE_UNIT_OVERHEAD);
+  int rc = tde_sealed_scratch(s, n);
   return rc ? rc : grow(&s->plain, &s->plain_cap, n);
 }
 

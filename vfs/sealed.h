@@ -65,7 +65,7 @@ typedef struct tde_sealed {
   uint32_t gap_page;   /* main: bytes of a page while gaps are to be left, else 0: fill_gap */
   uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */
-  uint8_t pad_seen;    /* the last unit was looked at once */
+  uint8_t pad_seen;    /* the last unit was looked at once, or need not be */
   uint8_t guarding;    /* ... or were, in this transaction: guard each unit */
   uint64_t nunits;
   uint32_t last_pad;
@@ -129,8 +129,11 @@ static inline int tde_sealed_in_run(const tde_sealed *s, uint64_t i) {
   return s->run_units && i >= s->run_first && i < s->run_first + s->run_units;
 }
 
-/* Makes room in scratch and plain for one unit of n bytes. */
+/* Makes room in scratch, or in scratch and plain, for one unit of n bytes. */
+int tde_sealed_scratch(tde_sealed *s, uint32_t n);
 int tde_sealed_buffers(tde_sealed *s, uint32_t n);
+/* Gives plain back: many databases are open that nobody reads for long. */
+void tde_sealed_trim(tde_sealed *s);
 /* Opens one record (tde_record_size bytes) of unit i into out. */
 tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out);
 /* Reads one record from the lower file. SQLITE_OK; SQLITE_IOERR_SHORT_READ

@@ -142,7 +142,7 @@ static int load_head(tde_file *f, int flags) {
 /* Page 1 whole: SQLite will ask for its change counter soon, which then costs no
 ** second opening. SQLITE_NOTFOUND: to be read as any other page. */
 static int read_page1(tde_file *f, uint8_t *buf) {
-  int rc = tde_sealed_buffers(&f->s, f->s.geo.unit);
+  int rc = tde_sealed_scratch(&f->s, f->s.geo.unit);
 
   if (rc) return rc;
   rc = open_unit0(f, buf);
@@ -183,11 +183,14 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   return SQLITE_OK;
 }
 
-/* Page size from SQLite's header, to notice pages smaller than a unit. */
+/* Page size from SQLite's header, to notice pages smaller than a unit. Of others the last
+** unit need not be looked at for the file's size, which costs a cold file a seek: should a
+** VACUUM have died that made them larger, the hot journal has the size. */
 static void note_page_size(tde_file *f, const uint8_t *head) {
   uint32_t page = (uint32_t)head[16] << 8 | head[17];
   f->s.small_pages = page >= 512 && page < f->s.geo.unit;
   if (f->s.small_pages) f->s.guarding = 1;
+  if (page == 1 || page >= f->s.geo.unit) f->s.pad_seen = 1;
 }
 
 /* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
@@ -234,6 +237,7 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (unlocked) {
     rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_SHORT);
     if (rc == SQLITE_OK && n >= 18) note_page_size(f, buf);
+    tde_sealed_trim(&f->s); /* so far, and mostly from here on, whole pages are read */
     return rc;
   }
   if (off + n <= (sqlite3_int64)sizeof(db->head)) {
