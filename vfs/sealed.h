@@ -65,7 +65,7 @@ typedef struct tde_sealed {
   uint32_t gap_page;   /* main: bytes of a page while gaps are to be left, else 0: fill_gap */
   uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */
-  uint8_t pad_seen;    /* the last unit was looked at once, or need not be */
+  uint8_t pad_seen;    /* the last unit was looked at once */
   uint8_t guarding;    /* ... or were, in this transaction: guard each unit */
   uint64_t nunits;
   uint32_t last_pad;

@@ -183,14 +183,13 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   return SQLITE_OK;
 }
 
-/* Page size from SQLite's header, to notice pages smaller than a unit. Of others the last
-** unit need not be looked at for the file's size, which costs a cold file a seek: should a
-** VACUUM have died that made them larger, the hot journal has the size. */
+/* Page size from SQLite's header, to notice pages smaller than a unit. (Others do not make
+** the last unit full: a backup of an empty database into one of larger pages leaves a file
+** shorter than the page size that it states.) */
 static void note_page_size(tde_file *f, const uint8_t *head) {
   uint32_t page = (uint32_t)head[16] << 8 | head[17];
   f->s.small_pages = page >= 512 && page < f->s.geo.unit;
   if (f->s.small_pages) f->s.guarding = 1;
-  if (page == 1 || page >= f->s.geo.unit) f->s.pad_seen = 1;
 }
 
 /* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
