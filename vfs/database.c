@@ -719,12 +719,13 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
     tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read (SQLite code %d)",
              tde_path_of(f), rc);
   }
-  if (rc == SQLITE_OK && mutate) {
-    rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
-  }
-  if (rc == SQLITE_OK && (doc || !mutate)) {
-    rc = put_document(f, &doc, ndoc, both, st);
-    if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
+  if (rc == SQLITE_OK) {
+    if (mutate) rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
+    if (rc == SQLITE_OK && (doc || !mutate)) {
+      rc = put_document(f, &doc, ndoc, both, st);
+      if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
+    }
+    if (rc) tde_keys_abandon_epochs(db->keys, &db->facts);
   }
   free(doc);
   tde_db_unreserve(f, before);
@@ -1016,7 +1017,7 @@ tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st
 }
 
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {
-  tde_class c = f->db->keys ? tde_keys_add_epoch(f->db->keys, epoch, dek) : TDE_WRONG_KEY;
+  tde_class c = f->db->keys ? tde_keys_add_epoch(f->db->keys, epoch, dek, 1) : TDE_WRONG_KEY;
 
   if (c == TDE_WRONG_KEY) {
     return tde_fail(st, c, "close all connections to the database, and open it again",

@@ -76,7 +76,7 @@ const tde_epoch_keys *tde_epochs_find(const tde_epochs *s, uint32_t epoch) {
 static int retire_one(tde_epochs *s, const tde_key_facts *named) {
   for (int i = 0; i < s->n; i++) {
     tde_retired_nonces *r;
-    if (tde_facts_name_epoch(named, s->of[i].epoch)) continue;
+    if (s->of[i].pending || tde_facts_name_epoch(named, s->of[i].epoch)) continue;
     r = malloc(sizeof(*r));
     if (!r) return 0;
     memcpy(r->nonces, s->of[i].nonces, sizeof(r->nonces));
@@ -142,7 +142,9 @@ int tde_epochs_missing(const tde_epochs *s, const tde_key_facts *facts,
 int tde_epochs_ahead(const tde_epochs *s, uint32_t epoch, const tde_key_facts *facts) {
   for (int i = 0; i < s->n; i++) {
     const tde_epoch_keys *e = &s->of[i];
-    if (e->epoch > epoch && !e->stale && !tde_facts_name_epoch(facts, e->epoch)) return 1;
+    if (e->epoch > epoch && !e->stale && !e->pending && !tde_facts_name_epoch(facts, e->epoch)) {
+      return 1;
+    }
   }
   return 0;
 }
@@ -150,7 +152,19 @@ int tde_epochs_ahead(const tde_epochs *s, uint32_t epoch, const tde_key_facts *f
 void tde_epochs_outdate(tde_epochs *s, uint32_t epoch, const tde_key_facts *facts) {
   for (int i = 0; i < s->n; i++) {
     tde_epoch_keys *e = &s->of[i];
-    if (e->epoch > epoch && !tde_facts_name_epoch(facts, e->epoch)) e->stale = 1;
+    if (tde_facts_name_epoch(facts, e->epoch)) {
+      e->pending = 0;
+    } else if (e->epoch > epoch && !e->pending) {
+      e->stale = 1;
+    }
+  }
+}
+
+void tde_epochs_abandon(tde_epochs *s, const tde_key_facts *facts) {
+  for (int i = 0; i < s->n; i++) {
+    tde_epoch_keys *e = &s->of[i];
+    if (e->pending && !tde_facts_name_epoch(facts, e->epoch)) e->stale = 1;
+    e->pending = 0;
   }
 }
 

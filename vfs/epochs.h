@@ -21,6 +21,7 @@
 typedef struct tde_epoch_keys {
   uint32_t epoch;
   int stale;
+  int pending; /* the header that names it is being written */
   uint8_t *dek;
   uint8_t *mac_key;
   uint8_t *role_key[TDE_ROLE_KEYS]; /* index role - 1 */
@@ -59,10 +60,12 @@ tde_class tde_epochs_install(tde_epochs *s, const tde_key_facts *named, tde_epoc
 int tde_epochs_missing(const tde_epochs *s, const tde_key_facts *facts,
                        uint32_t out[TDE_EPOCHS_MAX]);
 
-/* Is there one behind `epoch` that facts does not name? */
+/* Is there one behind `epoch` that facts does not name, and that is not pending? */
 int tde_epochs_ahead(const tde_epochs *s, uint32_t epoch, const tde_key_facts *facts);
-/* Those become stale. */
+/* Those become stale, but for a pending one; one that facts names is pending no more. */
 void tde_epochs_outdate(tde_epochs *s, uint32_t epoch, const tde_key_facts *facts);
+/* The write did not come about: pending epochs that facts does not name become stale. */
+void tde_epochs_abandon(tde_epochs *s, const tde_key_facts *facts);
 
 /* The keys go, the nonce sources stay. */
 void tde_epochs_wipe(tde_epochs *s);

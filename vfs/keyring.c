@@ -831,7 +831,7 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   return c;
 }
 
-tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek) {
+tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek, int pending) {
   tde_epoch_keys e, *left;
   tde_class c = tde_epoch_derive(keys->uuid, epoch, dek, &e);
 
@@ -842,9 +842,17 @@ tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek)
   if (left && !tde_facts_name_epoch(&keys->facts, epoch)) left->stale = 1;
   c = atomic_load(&keys->live) ? tde_epochs_install(&keys->epochs, &keys->facts, &e)
                                : not_live(keys, NULL);
+  if (c == TDE_OK) tde_epochs_any(&keys->epochs, epoch)->pending = pending;
   pthread_mutex_unlock(&ring_lock);
   tde_epoch_wipe(&e);
   return c;
+}
+
+void tde_keys_abandon_epochs(tde_keys *keys, const tde_key_facts *facts) {
+  if (!keys) return;
+  pthread_mutex_lock(&ring_lock);
+  tde_epochs_abandon(&keys->epochs, facts);
+  pthread_mutex_unlock(&ring_lock);
 }
 
 /* ---- using the keys ---- */

@@ -73,8 +73,12 @@ tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out
 /* Copies of one epoch's header MAC key, and of its DEK: the caller wipes them. */
 tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]);
 tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out);
-/* A new DEK epoch, before the header that names it is written. */
-tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek);
+/* A new DEK epoch, before the header that names it is written. pending: by the caller,
+** under the lock that keeps other changes of the header out; until then other threads,
+** which go by the header as it is, let the epoch stay. */
+tde_class tde_keys_add_epoch(tde_keys *keys, uint32_t epoch, const uint8_t *dek, int pending);
+/* That header was not written: facts are of the one that is in force. */
+void tde_keys_abandon_epochs(tde_keys *keys, const tde_key_facts *facts);
 
 /* For status. */
 void tde_keys_report(const tde_keys *keys, tde_key_report *out);

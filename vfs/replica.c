@@ -281,7 +281,7 @@ static int hand_down_epochs(update *u, int *fresh) {
     if (tde_keys_has(b->keys, epoch)) continue;
     *fresh = 1;
     c = tde_keys_dek(a->keys, epoch, dek);
-    if (c == TDE_OK) c = tde_keys_add_epoch(b->keys, epoch, dek);
+    if (c == TDE_OK) c = tde_keys_add_epoch(b->keys, epoch, dek, 0);
   }
   for (int i = 0; c == TDE_OK && i < b->facts.nepochs; i++) {
     int known = 0;

@@ -462,12 +462,44 @@ static void epochs_come_and_go(void) {
   REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
   for (uint32_t e = 2; e < 60; e++) {
     memset(dek, (int)e, sizeof(dek));
-    REQUIRE(tde_keys_add_epoch(k, e, dek) == TDE_OK);
+    REQUIRE(tde_keys_add_epoch(k, e, dek, 0) == TDE_OK);
     CHECK(tde_keys_dek(k, e, copy) == TDE_OK && copy[0] == e);
     CHECK(tde_keys_has(k, 1)); /* named by the header: it stays */
   }
   tde_keyring_release(k);
   tde_header_clear(&h);
+}
+
+/* The header on disk does not name a new epoch before it is written: who goes by that
+** header meanwhile lets the epoch be, and takes the database for the same. */
+static void a_pending_epoch_stays(void) {
+  uint8_t *slot[3] = {make_slot(13, "key:a A", 1), make_slot(13, "key:a A", 2),
+                      make_slot(13, "key:a A", 3)};
+  uint8_t dek[TDE_KEY_BYTES];
+  tde_key_facts facts;
+  tde_slot_info info;
+  tde_header h[3];
+  tde_keys *k = NULL, *again = NULL;
+  begin();
+  memset(dek, 2, sizeof(dek));
+  for (int i = 0; i < 3; i++) REQUIRE(tde_slot_parse(slot[i], &h[i], &info) == TDE_OK);
+  REQUIRE(unlock(&h[0], 0, &k, NULL) == TDE_OK);
+  REQUIRE(tde_keys_add_epoch(k, 2, dek, 1) == TDE_OK);
+  asked();
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[1], 1, &facts, NULL) == TDE_OK);
+  CHECK(tde_keys_has(k, 2));
+  REQUIRE(unlock(&h[2], 0, &again, NULL) == TDE_OK);
+  CHECK(again == k && asked() == 0);
+  tde_keys_abandon_epochs(k, &facts);
+  CHECK(!tde_keys_has(k, 2) && tde_keys_has(k, 1));
+  REQUIRE(tde_keys_add_epoch(k, 2, dek, 0) == TDE_OK);
+  CHECK(tde_keys_has(k, 2));
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[0], 1, &facts, NULL) == TDE_OK);
+  CHECK(!tde_keys_has(k, 2)); /* of a state that the file has left */
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  for (int i = 0; i < 3; i++) tde_header_clear(&h[i]);
+  for (int i = 0; i < 3; i++) free(slot[i]);
 }
 
 /* Which of the two is known: bits 0 and 1. */
@@ -573,6 +605,7 @@ int main(int argc, char **argv) {
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
+      {"a_pending_epoch_stays", a_pending_epoch_stays},
       {"policies_of_many_instances", policies_of_many_instances},
       {"only_the_very_bytes_are_known", only_the_very_bytes_are_known},
   };
