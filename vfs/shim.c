@@ -264,13 +264,18 @@ static uint32_t gap_page(const tde_file *f, uint32_t n) {
   return w->s.geo.unit > TDE_WAL_FRAME_HEAD ? w->s.geo.unit - TDE_WAL_FRAME_HEAD : f->s.geo.unit;
 }
 
-/* Is this how a rollback makes the file as long again as it was (pager.c, pager_truncate:
-** one page of zeros at the new end)? */
-static int grows_back(tde_file *f, const void *buf, int n, sqlite3_int64 off) {
+/* Writes a page, but for the one of zeros at the new end with which a rollback makes the
+** file as long again as it was (pager.c, pager_truncate): there the file grows. */
+static int write_page(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   uint64_t size = 0;
+  int rc;
 
-  if (!f->s.gap_page || f->db->wal || !tde_all_zero(buf, (size_t)n)) return 0;
-  return tde_sealed_size(&f->s, &size) == SQLITE_OK && (uint64_t)off >= size;
+  if (f->s.gap_page && !f->db->wal && tde_all_zero(buf, n)) {
+    rc = tde_sealed_size(&f->s, &size);
+    if (rc) return rc;
+    if (off >= size) return tde_sealed_truncate(&f->s, off + n);
+  }
+  return tde_sealed_write(&f->s, buf, n, off);
 }
 
 static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
@@ -287,11 +292,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
   f->s.gap_page = gap_page(f, (uint32_t)n);
-  if (grows_back(f, buf, n, off)) {
-    rc = tde_sealed_truncate(&f->s, (uint64_t)(off + n));
-  } else {
-    rc = tde_sealed_write(&f->s, buf, (uint32_t)n, (uint64_t)off);
-  }
+  rc = write_page(f, buf, (uint32_t)n, (uint64_t)off);
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
   if (rc) db->write_failed = 1;
   return rc;
