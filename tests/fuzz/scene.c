@@ -389,7 +389,20 @@ static void build_wal(scene *s) {
   sqlite3_close(db);
 }
 
-/* The process died in a transaction whose pages had begun to go out. */
+/* Leaves the files as they are in a transaction whose pages have begun to go out, which has
+** new rows and changes all short ones. */
+static void die_in_transaction(scene *s, sqlite3 *db, int rows) {
+  must(db, "BEGIN");
+  put_rows(db, 9, rows);
+  must(db, "UPDATE t SET v = v + 1000, mac = rowmac(id, v + 1000, data) WHERE id < 500");
+  keep(s->now);
+  must(db, "ROLLBACK");
+  sqlite3_close(db);
+  s->first = s->nstates - 1;
+  s->hot = 1;
+}
+
+/* The process died in a transaction. */
 static void build_hot(scene *s) {
   sqlite3 *db = open_new("PRAGMA page_size=1024; PRAGMA cache_size=2");
 
@@ -397,14 +410,7 @@ static void build_hot(scene *s) {
   transactions(db, 0, 2);
   keep(s->older);
   transactions(db, 2, 4);
-  must(db, "BEGIN");
-  put_rows(db, 9, 30);
-  must(db, "UPDATE t SET v = v + 1000, mac = rowmac(id, v + 1000, data)");
-  keep(s->now);
-  must(db, "ROLLBACK");
-  sqlite3_close(db);
-  s->first = s->nstates - 1;
-  s->hot = 1;
+  die_in_transaction(s, db, 30);
   FUZZ_ASSERT(s->now[SCENE_JOURNAL].size > 1024);
 }
 
@@ -417,14 +423,7 @@ static void build_guard(scene *s) {
   must(db, "PRAGMA page_size=512; VACUUM; PRAGMA cache_size=2");
   keep(s->older);
   transactions(db, 2, 4);
-  must(db, "BEGIN");
-  put_rows(db, 9, 20);
-  must(db, "UPDATE t SET v = v + 1000, mac = rowmac(id, v + 1000, data)");
-  keep(s->now);
-  must(db, "ROLLBACK");
-  sqlite3_close(db);
-  s->first = s->nstates - 1;
-  s->hot = 1;
+  die_in_transaction(s, db, 20);
 }
 
 /* A journal that is void: journal_mode=PERSIST after the commit. */
@@ -566,14 +565,7 @@ static void build_long_hot(scene *s) {
   transactions(db, 0, 2);
   keep(s->older);
   long_row(db, 501, 3000);
-  must(db, "BEGIN");
-  put_rows(db, 9, 30);
-  must(db, "UPDATE t SET v = v + 1000, mac = rowmac(id, v + 1000, data) WHERE id < 500");
-  keep(s->now);
-  must(db, "ROLLBACK");
-  sqlite3_close(db);
-  s->first = s->nstates - 1;
-  s->hot = 1;
+  die_in_transaction(s, db, 30);
 }
 
 scene scenes[] = {

@@ -195,3 +195,14 @@ void fill(sqlite3 *db, int rows, int version) {
       rows, version, version + 7);
   must(db, sql);
 }
+
+void fill_long(sqlite3 *db, int bytes) {
+  char sql[250];
+
+  snprintf(sql, sizeof(sql),
+           "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
+           "INSERT INTO t VALUES(1, 'short', 'x');"
+           "INSERT INTO t VALUES(3, 'long', hex(randomblob(%d)))",
+           bytes);
+  must(db, sql);
+}

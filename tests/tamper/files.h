@@ -58,6 +58,9 @@ void keep_key(const char *name);
 /* A table of rows that are a function of their number and of version, with an
 ** index; everything in one transaction. */
 void fill(sqlite3 *db, int rows, int version);
+/* Such a table of a short row and a long one, which ends the file: of 2 * bytes
+** characters, in overflow pages. */
+void fill_long(sqlite3 *db, int bytes);
 
 static inline uint32_t get32(const uint8_t *p) {
   return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;

@@ -74,10 +74,14 @@ static int commits_before(const wal_set *w, size_t off) {
   return k;
 }
 
-static void store_both(const image *db, const image *wal) {
+static void store_with(const image *db, const image *log, const char *log_name) {
   database_remove("case.db");
   image_store(db, "case.db");
-  image_store(wal, "case.db-wal");
+  image_store(log, log_name);
+}
+
+static void store_both(const image *db, const image *wal) {
+  store_with(db, wal, "case.db-wal");
 }
 
 /* Recovers from this WAL: the content must be the state after commit k. */
@@ -349,10 +353,7 @@ static void main_cut(tally *t, int behind, int small) {
   db = open_tde("made.db");
   if (small) must(db, "CREATE TABLE first(a); DROP TABLE first; PRAGMA page_size=512; VACUUM");
   must(db, "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
-  must(db,
-       "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
-       "INSERT INTO t VALUES(1, 'short', 'x');"
-       "INSERT INTO t VALUES(3, 'long', hex(randomblob(3700)));");
+  fill_long(db, 3700);
   if (behind) must(db, "CREATE TABLE z(a)");
   must(db, "PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET a = 'changed' WHERE id = 1");
   if (behind) must(db, "INSERT INTO z VALUES(1)");
@@ -655,10 +656,7 @@ tally journal_main_cut(void) {
   database_remove("made.db");
   db = open_tde("made.db");
   must(db, "PRAGMA page_size=512");
-  must(db,
-       "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
-       "INSERT INTO t VALUES(1, 'short', 'x');"
-       "INSERT INTO t VALUES(3, 'long', hex(randomblob(3000)));");
+  fill_long(db, 3000);
   state = content_of(db, &rc);
   whole = image_load("made.db");
   must(db,
@@ -672,9 +670,7 @@ tally journal_main_cut(void) {
   judge(&t, db_image.n > whole.n, "the transaction made the file longer");
   for (size_t n = HEADER; n <= db_image.n; n += n < whole.n ? 80 : 4000) {
     image c = {db_image.p, n};
-    database_remove("case.db");
-    image_store(&c, "case.db");
-    image_store(&journal, "case.db-journal");
+    store_with(&c, &journal, "case.db-journal");
     got = content_at("case.db", &rc);
     /* Cut to nothing SQLite takes it for a new database, and deletes the journal. */
     judge(&t,
@@ -717,9 +713,7 @@ tally journal_free_cut(void) {
   judge(&t, now.n + 30 * RECORD < before.n, "the transaction made the file shorter");
   c.n = now.n;
   image_free(&now);
-  database_remove("case.db");
-  image_store(&c, "case.db");
-  image_store(&journal, "case.db-journal");
+  store_with(&c, &journal, "case.db-journal");
   judge(&t, content_at("case.db", &rc) == state && rc == SQLITE_OK, "rolled back: code %d", rc);
   now = image_load("case.db");
   judge(&t, now.n == before.n, "as long as before");

@@ -255,11 +255,8 @@ static sqlite3 *live_database(uint64_t *state) {
 
   database_remove("case.db");
   db = open_tde("case.db");
-  must(db,
-       "PRAGMA page_size=512; PRAGMA synchronous=OFF;"
-       "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT, b BLOB); CREATE INDEX ta ON t(a);"
-       "INSERT INTO t VALUES(1, 'short', 'x');"
-       "INSERT INTO t VALUES(3, 'long', hex(randomblob(1500)));");
+  must(db, "PRAGMA page_size=512; PRAGMA synchronous=OFF");
+  fill_long(db, 1500);
   *state = content_of(db, &rc);
   (void)sqlite3_close(db);
   db = open_tde("case.db");
