@@ -152,6 +152,7 @@ tde_class tde_event_announce(const tde_audit *audit, const tde_event *e, tde_sta
   snprintf(before.message, sizeof before.message, "begins");
   return tde_event_emit(audit, &before, st);
 }
+
 tde_json *tde_events_recent(const uint8_t *uuid) {
   tde_json *arr = tde_json_array();
   int failed = arr == NULL;
@@ -231,22 +232,22 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 
-/* Opens and locks the file that has the name now; -1 with errno. */
-static int open_locked(const tde_audit *a) {
+/* Opens and locks the file that has the name now; -1 with errno. *waited: ms spent so far. */
+static int open_locked(const tde_audit *a, int *waited) {
   struct stat by_fd, by_name;
-  for (int waited = 0;;) {
+  for (;;) {
     int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
     if (fd < 0) return -1;
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
-      if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
+      if ((errno != EWOULDBLOCK && errno != EINTR) || *waited >= LOCK_WAIT_MS) {
         int saved = errno;
         close(fd);
         errno = saved;
         return -1;
       }
       nanosleep(&nap, NULL);
-      waited += LOCK_NAP_MS;
+      *waited += LOCK_NAP_MS;
     }
     /* Another process may have rotated it between open and lock. */
     if (fstat(fd, &by_fd) == 0 && stat(a->file, &by_name) == 0 && by_fd.st_ino == by_name.st_ino &&
@@ -254,8 +255,11 @@ static int open_locked(const tde_audit *a) {
       return fd;
     }
     close(fd);
-    if (waited >= LOCK_WAIT_MS) return -1;
-    waited++;
+    if (*waited >= LOCK_WAIT_MS) {
+      errno = EWOULDBLOCK;
+      return -1;
+    }
+    ++*waited;
   }
 }
 
@@ -283,23 +287,34 @@ static int write_line(int fd, const char *line, size_t n, int sync) {
   return done < 0 || (sync && fdatasync(fd) != 0) ? -1 : 0;
 }
 
-static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_status *st) {
+/* Opens, locked, a file with room for n bytes more. Another process may fill the new file
+** between a rotation and the lock, so that is looked at again. TDE_OK: *out is the caller's
+** to close. */
+static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_status *st) {
   struct stat sb;
-  int fd = open_locked(a);
-  if (fd < 0) return file_failed(a, "cannot be opened", st);
-  if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
-    close(fd);
-    errno = EINVAL;
-    return file_failed(a, "is no regular file", st);
-  }
-  if (sb.st_size > 0 && sb.st_size + (int64_t)n > a->max_bytes) {
+  for (int waited = 0;;) {
+    int fd = open_locked(a, &waited);
+    if (fd < 0) return file_failed(a, "cannot be opened", st);
+    if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
+      close(fd);
+      errno = EINVAL;
+      return file_failed(a, "is no regular file", st);
+    }
+    if (sb.st_size == 0 || sb.st_size + (int64_t)n <= a->max_bytes) {
+      *out = fd;
+      return TDE_OK;
+    }
     int rotated = rotate(a), saved = errno;
     close(fd);
     errno = saved;
     if (rotated != 0) return file_failed(a, "cannot be rotated", st);
-    fd = open_locked(a);
-    if (fd < 0) return file_failed(a, "cannot be opened", st);
   }
+}
+
+static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_status *st) {
+  int fd = -1;
+  tde_class rc = open_with_room(a, n, &fd, st);
+  if (rc != TDE_OK) return rc;
   int64_t before = lseek(fd, 0, SEEK_END);
   int failed = write_line(fd, line, n, a->sync), saved = errno;
   if (failed && before >= 0 && ftruncate(fd, before) != 0) {

@@ -5,7 +5,10 @@
 ** what a change writes, what it refuses, and that a refusal leaves things as they
 ** were. The keys are local ones of instances below one temporary directory.
 */
+#include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -563,6 +566,45 @@ static void processes_rotate_the_audit(void) {
   CHECK(stat(path, &sb) == 0);
 }
 
+/* Fills the first n audit files that it can create and lock before others do. */
+static void fill_new_files(const tde_audit *a, int n) {
+  while (n > 0) {
+    int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_EXCL, 0600);
+    if (fd < 0) continue;
+    while (flock(fd, LOCK_EX) != 0) continue;
+    for (int64_t size = lseek(fd, 0, SEEK_END) + 3; size <= a->max_bytes; size += 3) {
+      if (write(fd, "{}\n", 3) != 3) unit_child_exit(0);
+    }
+    close(fd);
+    n--;
+    usleep(10000); /* longer than the other one naps: it gets its turn */
+  }
+  unit_child_exit(1);
+}
+
+/* A process that rotates has no lock until it has opened the new file, and another may have
+** filled that by then. */
+static void a_rotation_that_another_fills(void) {
+  enum { FILES = 50, TRIES = 20000 };
+  char path[PATH_BYTES];
+  tde_audit a = audit_at(path, "filled.log");
+  int status = 0, tries = 0;
+  pid_t child, ended = 0;
+  a.max_bytes = 4096;
+  a.keep = 1000; /* none is to go */
+  fflush(stdout);
+  child = fork();
+  if (child == 0) fill_new_files(&a, FILES);
+  while (tries++ < TRIES && ended == 0) {
+    tde_event e = event_of(uuid, "local:k", NULL);
+    CHECK(tde_event_emit(&a, &e, NULL) == TDE_OK);
+    ended = waitpid(child, &status, WNOHANG);
+  }
+  if (ended == 0) kill(child, SIGKILL);
+  CHECK(ended == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK(count_lines(&a) > 0);
+}
+
 static void an_audit_that_can_not_be_written(void) {
   char path[PATH_BYTES], other[PATH_BYTES];
   tde_audit a = audit_at(path, "pipe");
@@ -630,6 +672,7 @@ int main(int argc, char **argv) {
       {"the_ring_keeps_the_newest", the_ring_keeps_the_newest},
       {"a_line_of_the_audit", a_line_of_the_audit},
       {"processes_rotate_the_audit", processes_rotate_the_audit},
+      {"a_rotation_that_another_fills", a_rotation_that_another_fills},
       {"an_audit_that_can_not_be_written", an_audit_that_can_not_be_written},
       {"audit_settings", audit_settings},
   };
