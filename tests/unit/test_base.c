@@ -1,8 +1,9 @@
 /*
-** test_base.c: status, bytes, log and secret memory.
+** test_base.c: status, bytes, log, secret memory and the probe of mapped memory.
 */
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -11,6 +12,7 @@
 
 #include "ext/base/bytes.h"
 #include "ext/base/log.h"
+#include "ext/base/probe.h"
 #include "ext/base/secret.h"
 #include "ext/base/status.h"
 #include "tests/unit/unit.h"
@@ -430,6 +432,71 @@ static void secret_compare(void) {
   tde_wipe(NULL, 0);
 }
 
+/* ---- probing of mapped memory ------------------------------------------ */
+
+#define PROBE_PAGES 7
+
+/* valgrind answers the system call itself, by what it knows of the memory. */
+static int under_valgrind(void) {
+  const char *preload = getenv("LD_PRELOAD");
+  return preload != NULL && strstr(preload, "vgpreload") != NULL;
+}
+
+/* Pages of a file of which the first `there` exist. */
+static uint8_t *map_of_pages(size_t page, size_t there) {
+  FILE *f = tmpfile();
+  uint8_t *p = MAP_FAILED;
+
+  if (f != NULL && ftruncate(fileno(f), (off_t)(there * page)) == 0) {
+    p = mmap(NULL, PROBE_PAGES * page, PROT_READ, MAP_SHARED, fileno(f), 0);
+  }
+  if (f != NULL) fclose(f);
+  return p == MAP_FAILED ? NULL : p;
+}
+
+/* To touch what is said not to be readable here ends the process with SIGBUS. */
+static void probe_of_a_file_that_ends(void) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  if (under_valgrind()) SKIP("valgrind knows nothing of the file's end");
+  for (size_t there = 0; there <= PROBE_PAGES; there++) {
+    uint8_t *p = map_of_pages(page, there);
+    REQUIRE(p != NULL);
+    for (size_t from = 0; from < PROBE_PAGES; from++) {
+      for (size_t to = from + 1; to <= PROBE_PAGES; to++) {
+        size_t n = (to - from) * page;
+        CHECK(tde_readable(p + from * page, n) == (to <= there));
+        CHECK(tde_readable(p + from * page + page - 16, n - page + 16) == (to <= there));
+        CHECK(tde_readable(p + from * page, n - page + 1) == (to <= there));
+        CHECK(tde_readable(p + from * page + page - 1, n - page + 1) == (to <= there));
+      }
+    }
+    munmap(p, PROBE_PAGES * page);
+  }
+}
+
+static void probe_of_memory_without_access(void) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  uint8_t *p = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  sigset_t before, after;
+  if (under_valgrind()) SKIP("valgrind reports what this test does on purpose");
+  REQUIRE(p != MAP_FAILED);
+  memset(p, 0xff, 3 * page); /* read as a mask: every signal */
+  REQUIRE(pthread_sigmask(SIG_SETMASK, NULL, &before) == 0);
+  errno = 4711;
+  CHECK(tde_readable(p, 3 * page) && tde_readable(p + 1, 1));
+  REQUIRE(mprotect(p + page, page, PROT_NONE) == 0);
+  CHECK(tde_readable(p, page) && tde_readable(p + 2 * page, page));
+  CHECK(!tde_readable(p, page + 1) && !tde_readable(p, 3 * page));
+  CHECK(!tde_readable(p + page, 1) && !tde_readable(p + 2 * page - 1, 2));
+  CHECK(errno == 4711); /* neither this nor the signals are touched */
+  REQUIRE(pthread_sigmask(SIG_SETMASK, NULL, &after) == 0);
+  for (int sig = 1; sig <= SIGRTMAX; sig++) {
+    CHECK(sigismember(&before, sig) == sigismember(&after, sig));
+  }
+  munmap(p, 3 * page);
+  CHECK(!tde_readable(p, 1));
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"status_texts", status_texts},
@@ -450,6 +517,8 @@ int main(int argc, char **argv) {
       {"secret_out_of_memory", secret_out_of_memory},
       {"secret_threads", secret_threads},
       {"secret_compare", secret_compare},
+      {"probe_of_a_file_that_ends", probe_of_a_file_that_ends},
+      {"probe_of_memory_without_access", probe_of_memory_without_access},
   };
   return unit_main(argc, argv, tests, COUNT(tests));
 }
