@@ -773,6 +773,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
   const char *mode = sqlite3_uri_parameter(name, "tde_plain");
   const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
+  const char *map = sqlite3_uri_parameter(name, "tde_map");
   int rc, oom = 0;
 
   if (!db) return SQLITE_NOMEM;
@@ -792,6 +793,11 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
             tde_path_of(f), damaged);
     return SQLITE_MISUSE;
   }
+  db->map_off = map && strcmp(map, "off") == 0;
+  if (map && !db->map_off && strcmp(map, "on") != 0) {
+    tde_log(TDE_LOG_ERROR, "%s: tde_map=%s: use tde_map=on or tde_map=off", tde_path_of(f), map);
+    return SQLITE_MISUSE;
+  }
   db->params.instance = copy_param(name, "tde_instance", &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
@@ -802,6 +808,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->params.vfs = (char *)f->lower_vfs->zName;
   tde_sealed_init(&f->s, f->lower, TDE_ROLE_MAIN, TDE_UNIT_MAIN_MAX, &db->crypt[0], &db->counters,
                   &tde_main_hooks, f);
+  tde_map_init(f);
   rc = tde_db_load(f, 1);
   if (rc == SQLITE_OK && !f->plain) rc = check_powersafe(f);
   return rc;

@@ -755,7 +755,7 @@ static int read_cheaply(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf,
   int rc;
 
   note_sequence(s, i, count);
-  if (s->mapped) {
+  if (s->mapped == TDE_MAPPED_ALL || (s->mapped && s->in_sequence < AHEAD_AFTER)) {
     if (grow(&s->scratch, &s->scratch_cap, count * (size + TDE_UNIT_OVERHEAD))) return SQLITE_NOMEM;
     k = open_mapped(s, i, count, buf);
   }

@@ -44,8 +44,8 @@ typedef struct tde_sealed_hooks {
   /* A record names a DEK epoch that is not known. True when it is now. NULL: no
   ** other epochs in this role. */
   int (*learn)(void *ctx, uint32_t epoch);
-  /* Copies from a map of the lower file what of it is mapped. Asked only while
-  ** `mapped` is set, and only for whole pages that SQLite reads. */
+  /* Copies from a map of the lower file what of it is mapped. Asked only for whole pages
+  ** that SQLite reads, as far as `mapped` says. */
   int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
 } tde_sealed_hooks;
 
@@ -60,7 +60,7 @@ typedef struct tde_sealed {
   uint8_t prefix[TDE_PREFIX_BYTES]; /* written in front of unit 0 */
   uint8_t prefix_pending;
 
-  uint8_t mapped;      /* the owner may have a map */
+  uint8_t mapped;      /* which reads ask the owner for its map: TDE_MAPPED_... */
   uint8_t size_known;  /* nunits and last_pad hold */
   uint32_t gap_page;   /* main: bytes of a page while gaps are to be left, else 0: fill_gap */
   uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
@@ -93,6 +93,9 @@ typedef struct tde_sealed {
   uint8_t *plain;         /* one opened unit; wiped after use */
   uint32_t plain_cap;
 } tde_sealed;
+
+#define TDE_MAPPED_SINGLE 1 /* those that nothing is read ahead for */
+#define TDE_MAPPED_ALL 2
 
 /* Read flags. */
 #define TDE_READ_LENIENT 1 /* a unit that does not open reads as zeros */

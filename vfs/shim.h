@@ -52,6 +52,11 @@ typedef struct tde_db {
   sqlite3_file *map;       /* a second lower file, for its map; see map.c */
   sqlite3_int64 map_limit; /* bytes of it that may be mapped */
   int map_missed;          /* reads within the limit that the map did not cover */
+  int map_own;             /* it is the connection's own, not that of PRAGMA mmap_size */
+  int map_off;             /* tde_map=off: no own one */
+  int map_wait;            /* an own map is not asked for so many reads */
+  int map_waited;          /* ... and has not been for so many */
+  unsigned map_asked;      /* ... and was so often */
 } tde_db;
 
 /* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
@@ -179,7 +184,9 @@ int tde_guard_salvage(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
 ** stand in for a unit that is damaged much later. */
 int tde_guard_clear(tde_file *f);
 
-/* map.c: pages from a map of the file, as far as PRAGMA mmap_size allows */
+/* map.c: pages from a map of the file */
+/* A database was opened. */
+void tde_map_init(tde_file *f);
 /* SQLITE_FCNTL_MMAP_SIZE, of any file. */
 int tde_map_limit(tde_file *f, sqlite3_int64 *size);
 /* Copies n bytes at a place of the lower file. False: the map has them not. ctx: the
