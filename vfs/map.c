@@ -28,8 +28,8 @@
 **    unix VFS on Linux's local file systems;
 **  - it takes a file descriptor, address space and page tables, so few may be open in a
 **    process, and none where its address space is limited;
-**  - it gains nothing while pages come from the disk: once the look was slow, the
-**    usual way is gone for a while.
+**  - it loses while pages come from the disk: once looks have been slow, the usual way is
+**    gone for a while, and for longer each time.
 */
 #include <stdatomic.h>
 #include <string.h>
@@ -65,11 +65,18 @@ SQLITE_EXTENSION_INIT3
 #define OWN_BYTES 0x7fff0000 /* SQLite's own limit, SQLITE_MAX_MMAP_SIZE */
 #define OWN_MAX 64
 #define OWN_AGAIN 65536 /* reads until it is tried again where others have all of them */
-/* A look that takes longer waited for the disk; each so many are timed; so many reads then
-** go the usual way. */
+/* A look that takes longer waited for the disk, perhaps for much more than was asked for: the
+** kernel reads around what is touched in a map. Such time is a debt, which the quick looks
+** pay off by what they save; one look in so many is timed and stands for the others. When
+** the debt has grown so large, so many reads go the usual way, and each time four times as
+** many, until it is paid. */
 #define SLOW_NS 20000
-#define TIMED_EACH 8
+#define TIMED_EACH 4
+#define SAVED_NS 400
+#define DEBT_NS 1000000
 #define OWN_PAUSE 256
+#define OWN_PAUSE_MAX (OWN_PAUSE << 12)
+#define OWN_KEEP 8192 /* a map that rests for longer is given back meanwhile */
 #define CACHE_LINE 64
 
 static atomic_int own_maps;
@@ -157,6 +164,8 @@ static int room_for_maps(void) {
 void tde_map_init(tde_file *f) {
   f->s.mapped = f->db->map_off ? 0 : TDE_MAPPED_SINGLE;
   f->db->map_wait = f->db->map_waited = TDE_OWN_AFTER;
+  f->db->map_pause = OWN_PAUSE;
+  f->db->map_debt = 0;
 }
 
 /* As many reads went by as an own map takes to pay; otherwise waits for the others. */
@@ -197,6 +206,23 @@ static int64_t nanoseconds(void) {
   return clock_gettime(CLOCK_MONOTONIC, &t) == 0 ? t.tv_sec * (int64_t)1000000000 + t.tv_nsec : 0;
 }
 
+/* One of TIMED_EACH looks took so long: is the map worth its while? */
+static void settle(tde_db *db, int64_t ns) {
+  if (ns > SLOW_NS) {
+    db->map_debt += ns * TIMED_EACH;
+  } else if (db->map_debt > SAVED_NS * TIMED_EACH) {
+    db->map_debt -= SAVED_NS * TIMED_EACH;
+  } else {
+    db->map_debt = 0;
+    db->map_pause = OWN_PAUSE;
+  }
+  if (db->map_debt <= DEBT_NS) return;
+  db->map_debt = DEBT_NS / 2;
+  db->map_asked = 0; /* the first one afterwards is timed */
+  db->map_wait = db->map_pause;
+  if (db->map_pause < OWN_PAUSE_MAX) db->map_pause *= 4;
+}
+
 /* Are these bytes of the own map there, to be touched at once? */
 static int at_hand(tde_db *db, const void *from, uint32_t n) {
   int timed = db->map_asked++ % TIMED_EACH == 0, ok;
@@ -205,10 +231,8 @@ static int at_hand(tde_db *db, const void *from, uint32_t n) {
   /* What is there comes nearer while the kernel looks: prefetching raises no signal. */
   for (uint32_t k = 0; k < n; k += CACHE_LINE) __builtin_prefetch((const char *)from + k);
   ok = tde_readable(from, n);
-  if (!ok || (timed && nanoseconds() - began > SLOW_NS)) {
-    db->map_wait = OWN_PAUSE;
-    db->map_asked = 0; /* the first one afterwards is timed */
-  }
+  if (timed) settle(db, nanoseconds() - began);
+  if (!ok) db->map_wait = OWN_PAUSE;
   return ok;
 }
 
@@ -288,5 +312,6 @@ int tde_map_copy(void *ctx, uint64_t at, uint32_t n, uint8_t *to) {
   there = !own || at_hand(db, from, n);
   if (there) memcpy(to, from, n);
   (void)MAP(db)->xUnfetch(db->map, (sqlite3_int64)at, from);
+  if (own && db->map_wait > OWN_KEEP) tde_map_close(f);
   return there;
 }

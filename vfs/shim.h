@@ -57,6 +57,8 @@ typedef struct tde_db {
   int map_wait;            /* an own map is not asked for so many reads */
   int map_waited;          /* ... and has not been for so many */
   unsigned map_asked;      /* ... and was so often */
+  int map_pause;           /* so many it will be when its pages come from the disk */
+  int64_t map_debt;        /* nanoseconds that it has cost and not saved since */
 } tde_db;
 
 /* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
