@@ -191,7 +191,7 @@ static int open_own(tde_file *f) {
     db->map_wait = OWN_AGAIN;
     return 0;
   }
-  if (room_for_maps() && one_page_cache(f) && open_map(f, OWN_BYTES)) {
+  if (tde_probe_works() && room_for_maps() && one_page_cache(f) && open_map(f, OWN_BYTES)) {
     db->map_own = 1;
     return 1;
   }

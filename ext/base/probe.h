@@ -10,9 +10,12 @@
 
 #include <stddef.h>
 
+/* Can it be found out? Not without Linux, nor under valgrind, which answers the system call
+** by itself and reports each. */
+int tde_probe_works(void);
 /* True when the n > 0 mapped bytes from p on could all be read a moment ago: they are in
 ** memory now. A system call for each two pages; waits for the disk if it must. False also
-** where this can not be found out (no Linux, a sandbox without the call). */
+** where this can not be found out (a sandbox without the call). */
 int tde_readable(const void *p, size_t n);
 
 #endif
