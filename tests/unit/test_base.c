@@ -436,16 +436,18 @@ static void secret_compare(void) {
 
 #define PROBE_PAGES 7
 
-/* Pages of a file of which the first `there` exist. */
+/* Maps a file's pages, of which the first `there` exist. MAP_FAILED: it could not. */
 static uint8_t *map_of_pages(size_t page, size_t there) {
   FILE *f = tmpfile();
-  uint8_t *p = MAP_FAILED;
 
-  if (f != NULL && ftruncate(fileno(f), (off_t)(there * page)) == 0) {
-    p = mmap(NULL, PROBE_PAGES * page, PROT_READ, MAP_SHARED, fileno(f), 0);
+  if (f == NULL) return MAP_FAILED;
+  if (ftruncate(fileno(f), (off_t)(there * page)) != 0) {
+    fclose(f);
+    return MAP_FAILED;
   }
-  if (f != NULL) fclose(f);
-  return p == MAP_FAILED ? NULL : p;
+  uint8_t *p = mmap(NULL, PROBE_PAGES * page, PROT_READ, MAP_SHARED, fileno(f), 0);
+  fclose(f);
+  return p;
 }
 
 /* To touch what is said not to be readable here ends the process with SIGBUS. */
@@ -454,7 +456,7 @@ static void probe_of_a_file_that_ends(void) {
   if (!tde_probe_works()) SKIP("no Linux, or under valgrind");
   for (size_t there = 0; there <= PROBE_PAGES; there++) {
     uint8_t *p = map_of_pages(page, there);
-    REQUIRE(p != NULL);
+    REQUIRE(p != MAP_FAILED);
     for (size_t from = 0; from < PROBE_PAGES; from++) {
       for (size_t to = from + 1; to <= PROBE_PAGES; to++) {
         size_t n = (to - from) * page;
