@@ -232,7 +232,7 @@ static int at_hand(tde_db *db, const void *from, uint32_t n) {
   for (uint32_t k = 0; k < n; k += CACHE_LINE) __builtin_prefetch((const char *)from + k);
   ok = tde_readable(from, n);
   if (timed) settle(db, nanoseconds() - began);
-  if (!ok) db->map_wait = OWN_PAUSE;
+  if (!ok && db->map_wait < OWN_PAUSE) db->map_wait = OWN_PAUSE;
   return ok;
 }
 
