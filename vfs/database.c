@@ -769,11 +769,20 @@ static int check_powersafe(tde_file *f) {
   return SQLITE_CANTOPEN;
 }
 
+/* A URI parameter of two values. *other: it says the second one, not the usual first. */
+static int one_of_two(const tde_file *f, const char *name, const char *param, const char *usual,
+                      const char *second, int *other) {
+  const char *value = sqlite3_uri_parameter(name, param);
+
+  *other = value && strcmp(value, second) == 0;
+  if (!value || *other || strcmp(value, usual) == 0) return SQLITE_OK;
+  tde_log(TDE_LOG_ERROR, "%s: %s=%s: use %s=%s or %s=%s", tde_path_of(f), param, value, param,
+          usual, param, second);
+  return SQLITE_MISUSE;
+}
+
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
-  const char *mode = sqlite3_uri_parameter(name, "tde_plain");
-  const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
-  const char *map = sqlite3_uri_parameter(name, "tde_map");
   int rc, oom = 0;
 
   if (!db) return SQLITE_NOMEM;
@@ -781,23 +790,12 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
   db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
-  db->plain_allowed = mode && strcmp(mode, "allow") == 0;
-  if (mode && !db->plain_allowed && strcmp(mode, "refuse") != 0) {
-    tde_log(TDE_LOG_ERROR, "%s: tde_plain=%s: use tde_plain=refuse or tde_plain=allow",
-            tde_path_of(f), mode);
-    return SQLITE_MISUSE;
+  rc = one_of_two(f, name, "tde_plain", "refuse", "allow", &db->plain_allowed);
+  if (rc == SQLITE_OK) {
+    rc = one_of_two(f, name, "tde_damaged", "refuse", "zeros", &db->damaged_zeros);
   }
-  db->damaged_zeros = damaged && strcmp(damaged, "zeros") == 0;
-  if (damaged && !db->damaged_zeros && strcmp(damaged, "refuse") != 0) {
-    tde_log(TDE_LOG_ERROR, "%s: tde_damaged=%s: use tde_damaged=refuse or tde_damaged=zeros",
-            tde_path_of(f), damaged);
-    return SQLITE_MISUSE;
-  }
-  db->map_off = map && strcmp(map, "off") == 0;
-  if (map && !db->map_off && strcmp(map, "on") != 0) {
-    tde_log(TDE_LOG_ERROR, "%s: tde_map=%s: use tde_map=on or tde_map=off", tde_path_of(f), map);
-    return SQLITE_MISUSE;
-  }
+  if (rc == SQLITE_OK) rc = one_of_two(f, name, "tde_map", "on", "off", &db->map_off);
+  if (rc) return rc;
   db->params.instance = copy_param(name, "tde_instance", &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
