@@ -25,17 +25,6 @@ static int eight_readable(uintptr_t at) {
   return syscall(SYS_rt_sigprocmask, NO_SUCH_HOW, at, NULL, MASK_BYTES) == -1 && errno == EINVAL;
 }
 
-static uintptr_t page_bytes(void) {
-  static uintptr_t known;
-  uintptr_t n = __atomic_load_n(&known, __ATOMIC_RELAXED);
-
-  if (n == 0) {
-    n = (uintptr_t)sysconf(_SC_PAGESIZE);
-    __atomic_store_n(&known, n, __ATOMIC_RELAXED);
-  }
-  return n;
-}
-
 int tde_probe_works(void) {
   static int known; /* 1: it does; -1: it does not */
   int n = __atomic_load_n(&known, __ATOMIC_RELAXED);
@@ -50,7 +39,7 @@ int tde_probe_works(void) {
 
 int tde_readable(const void *p, size_t n) {
   int saved = errno, ok = 1;
-  uintptr_t page = page_bytes(), end = (uintptr_t)p + n;
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), end = (uintptr_t)p + n;
 
   /* Eight bytes that lie across the border of two pages tell about both. */
   for (uintptr_t border = ((uintptr_t)p | (page - 1)) + 1; ok; border += 2 * page) {
