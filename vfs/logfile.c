@@ -354,7 +354,7 @@ static int begins_transaction(tde_file *f, uint64_t off) {
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   uint32_t at;
   uint64_t i;
-  int again, waiting, rc;
+  int again, waiting, whole, commits, rc;
 
   if (off == 0 && n == TDE_WAL_HEADER) {
     rc = new_generation(f, tde_get32be(buf + 8) + TDE_WAL_FRAME_HEAD);
@@ -374,17 +374,18 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   again = is_mine(f, i) && !(f->s.cur_active && f->s.cur_index == i);
   waiting = tde_sealed_in_run(&f->s, i);
   if (i > 0 && at == 0 && n >= 8) f->gen.commit = tde_get32be(buf + 4);
+  whole = at + n == tde_unit_size(&f->s.geo, i);
+  commits = whole && f->gen.commit;
   rc = tde_sealed_write(&f->s, buf, n, off);
   if (rc) return rc;
   if (again) {
     /* A frame of this transaction is rewritten, its page alone or its header
     ** alone: nothing follows that would complete it, so seal it now; and
     ** write it now when its old form is in the file already. */
-    int ends = f->gen.commit && at + n == tde_unit_size(&f->s.geo, i);
-    return waiting && !ends ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
+    return waiting && !commits ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
   }
-  if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_flush(&f->s);
-  if (rc == SQLITE_OK && at + n == tde_unit_size(&f->s.geo, i)) note_pages(f, f->gen.commit);
+  if (commits) rc = tde_sealed_flush(&f->s);
+  if (rc == SQLITE_OK && whole) note_pages(f, f->gen.commit);
   return rc;
 }
 
