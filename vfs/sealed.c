@@ -687,10 +687,15 @@ static void note_sequence(tde_sealed *s, uint64_t i, uint32_t count) {
   s->next_expected = i + count;
 }
 
+/* Do units follow each other, as in a scan? */
+static int scanning(const tde_sealed *s) {
+  return s->in_sequence >= AHEAD_AFTER;
+}
+
 /* Memory that cannot be had is an error, here as at any other read: who is short of
 ** it is told at the first read, not at some later one. */
 static int ahead_room(tde_sealed *s, uint32_t count) {
-  if (s->ahead || s->in_sequence < AHEAD_AFTER || count > AHEAD_PAGE) return SQLITE_OK;
+  if (s->ahead || !scanning(s) || count > AHEAD_PAGE) return SQLITE_OK;
   s->ahead = sqlite3_malloc64((uint64_t)AHEAD_UNITS * (TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD));
   return s->ahead ? SQLITE_OK : SQLITE_NOMEM;
 }
@@ -704,7 +709,7 @@ static const uint8_t *ahead_record(tde_sealed *s, uint64_t i) {
   if (s->ahead_units && i >= s->ahead_first && i < s->ahead_first + s->ahead_units) {
     return s->ahead + (i - s->ahead_first) * record;
   }
-  if (s->in_sequence < AHEAD_AFTER || tde_sealed_pending(s) ||
+  if (!scanning(s) || tde_sealed_pending(s) ||
       tde_unit_physical(&s->geo, i + AHEAD_UNITS - 1) != at + (AHEAD_UNITS - 1) * record) {
     return NULL;
   }
@@ -755,7 +760,7 @@ static int read_cheaply(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *buf,
   int rc;
 
   note_sequence(s, i, count);
-  if (s->mapped == TDE_MAPPED_ALL || (s->mapped && s->in_sequence < AHEAD_AFTER)) {
+  if (s->mapped == TDE_MAPPED_ALL || (s->mapped && !scanning(s))) {
     if (grow(&s->scratch, &s->scratch_cap, count * (size + TDE_UNIT_OVERHEAD))) return SQLITE_NOMEM;
     k = open_mapped(s, i, count, buf);
   }
