@@ -232,9 +232,10 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 
-/* Opens and locks the file that has the name now; -1 with errno. *waited: ms spent so far. */
-static int open_locked(const tde_audit *a, int *waited) {
-  struct stat by_fd, by_name;
+/* Opens and locks the file that has the name now; -1 with errno. *is: what it is under the
+** lock. *waited: ms spent so far. */
+static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
+  struct stat by_name;
   for (;;) {
     int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
     if (fd < 0) return -1;
@@ -250,8 +251,8 @@ static int open_locked(const tde_audit *a, int *waited) {
       *waited += LOCK_NAP_MS;
     }
     /* Another process may have rotated it between open and lock. */
-    if (fstat(fd, &by_fd) == 0 && stat(a->file, &by_name) == 0 && by_fd.st_ino == by_name.st_ino &&
-        by_fd.st_dev == by_name.st_dev) {
+    if (fstat(fd, is) == 0 && stat(a->file, &by_name) == 0 && is->st_ino == by_name.st_ino &&
+        is->st_dev == by_name.st_dev) {
       return fd;
     }
     close(fd);
@@ -293,9 +294,9 @@ static int write_line(int fd, const char *line, size_t n, int sync) {
 static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_status *st) {
   struct stat sb;
   for (int waited = 0;;) {
-    int fd = open_locked(a, &waited);
+    int fd = open_locked(a, &waited, &sb);
     if (fd < 0) return file_failed(a, "cannot be opened", st);
-    if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
+    if (!S_ISREG(sb.st_mode)) {
       close(fd);
       errno = EINVAL;
       return file_failed(a, "is no regular file", st);
