@@ -27,18 +27,22 @@
 **  - it is made only where a map and a read are sure to be one page cache: with the
 **    unix VFS on Linux's local file systems;
 **  - it takes a file descriptor, address space and page tables, so few may be open in a
-**    process, and none where its address space is limited;
+**    process, and none where its address space is limited, what it maps is locked into
+**    memory, or descriptors are scarce;
 **  - it loses while pages come from the disk: once looks have been slow, the usual way is
 **    gone for a while, and for longer each time.
 */
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #ifdef __linux__
+#include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 #endif
 
 #include "../ext/base/log.h"
@@ -64,7 +68,7 @@ SQLITE_EXTENSION_INIT3
 ** page was read take a 512th of its size. */
 #define OWN_BYTES 0x7fff0000 /* SQLite's own limit, SQLITE_MAX_MMAP_SIZE */
 #define OWN_MAX 64
-#define OWN_AGAIN 65536 /* reads until it is tried again where others have all of them */
+#define OWN_AGAIN 65536 /* reads until it is tried again where there was none to be had */
 /* A look that takes longer waited for the disk, perhaps for much more than was asked for: the
 ** kernel reads around what is touched in a map. Such time is a debt, which the quick looks
 ** pay off by what they save; one look in so many is timed and stands for the others. When
@@ -129,10 +133,10 @@ static int open_map(tde_file *f, sqlite3_int64 limit) {
 
 /* ---- own maps ---- */
 
+#ifdef __linux__
 /* Is what a map shows always what a read returns? True for Linux's local file systems
 ** that keep a page cache. Overlays are none: a file may turn into another. */
 static int one_page_cache(const tde_file *f) {
-#ifdef __linux__
   struct statfs fs;
 
   if (strncmp(f->lower_vfs->zName, "unix", 4) != 0 || statfs(f->path, &fs) != 0) return 0;
@@ -146,20 +150,55 @@ static int one_page_cache(const tde_file *f) {
     default:
       return 0;
   }
-#else
-  (void)f;
-  return 0;
-#endif
 }
 
-/* There is room for maps of files: 64 bits, and no limit (ulimit -v) that the host would
-** come up against. */
+/* Is what is mapped now locked into memory (mlockall(2), MCL_FUTURE)? The kernel would
+** read the whole file at once, or keep what is touched. Locked pages are told by
+** madvise(2): MADV_DONTNEED refuses them. */
+static int locks_maps(void) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  void *p = mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  int locked;
+
+  if (p == MAP_FAILED) return 1;
+  locked = madvise(p, page, MADV_DONTNEED) != 0;
+  (void)munmap(p, page);
+  return locked;
+}
+
+/* There is room for maps of files: 64 bits, no limit (ulimit -v) that the host would come
+** up against, and nothing that is read stays in memory for it. */
 static int room_for_maps(void) {
   struct rlimit space;
 
   return sizeof(void *) >= 8 && getrlimit(RLIMIT_AS, &space) == 0 &&
-         space.rlim_cur == RLIM_INFINITY;
+         space.rlim_cur == RLIM_INFINITY && !locks_maps();
 }
+
+static int may_map(const tde_file *f) {
+  return tde_probe_works() && room_for_maps() && one_page_cache(f);
+}
+
+/* The process is far from its limit of file descriptors: the lowest that is free lies in
+** the lower half. */
+static int descriptors_to_spare(void) {
+  struct rlimit files;
+  int fd = open("/", O_PATH | O_CLOEXEC);
+
+  if (fd < 0) return 0;
+  (void)close(fd);
+  return getrlimit(RLIMIT_NOFILE, &files) == 0 && (rlim_t)fd < files.rlim_cur / 2;
+}
+#else
+static int may_map(const tde_file *f) {
+  (void)f;
+  return 0;
+}
+
+static int descriptors_to_spare(void) {
+  return 0;
+}
+#endif
 
 void tde_map_init(tde_file *f) {
   f->s.mapped = f->db->map_off ? 0 : TDE_MAPPED_SINGLE;
@@ -186,17 +225,15 @@ static int open_own(tde_file *f) {
   tde_db *db = f->db;
 
   if (!own_pays(f)) return 0;
-  if (atomic_fetch_add(&own_maps, 1) >= OWN_MAX) {
-    atomic_fetch_sub(&own_maps, 1);
+  if (atomic_fetch_add(&own_maps, 1) >= OWN_MAX || !descriptors_to_spare()) {
     db->map_wait = OWN_AGAIN;
-    return 0;
-  }
-  if (tde_probe_works() && room_for_maps() && one_page_cache(f) && open_map(f, OWN_BYTES)) {
+  } else if (may_map(f) && open_map(f, OWN_BYTES)) {
     db->map_own = 1;
     return 1;
+  } else {
+    f->s.mapped = 0; /* for good */
   }
   atomic_fetch_sub(&own_maps, 1);
-  f->s.mapped = 0; /* for good */
   return 0;
 }
 
