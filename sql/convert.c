@@ -8,15 +8,20 @@
 ** target. While it runs, the source is locked EXCLUSIVE, so that nobody else
 ** can read or write it; whoever does is a reason to refuse.
 **
+** The copy is its caller's alone (mode 0600) while it is made; an encrypted one then gets
+** the source's mode and owner, plaintext stays private.
+**
 ** In place, the source's WAL is first emptied into it, then its (empty) WAL
 ** and wal-index go before the rename: they must not be taken for the new
-** file's. A connection elsewhere that is idle meanwhile keeps the old inode;
+** file's. That takes the lock, which a file that can only be read does not give: SQLite
+** begins no more than a read there, beside which others commit. A connection elsewhere that is idle meanwhile keeps the old inode;
 ** SQLite refuses to write to a file that was moved under it
 ** (SQLITE_READONLY_DBMOVED).
 */
 #include "convert.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -75,22 +80,33 @@ static int shim_says(conversion *c, sqlite3 *db) {
   return said;
 }
 
+#define MAKE_ROOM "make room on the disk and try again; nothing was changed"
+#define CHECK_PATH "check the path, and the permissions of the file and its folder"
+
 static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
   char text[400];
 
   if (shim_says(c, db)) return rc;
   (void)snprintf(text, sizeof(text), "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
-  if ((rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED) {
-    return fail(c, rc, TDE_BUSY, "close the other connections and try again", text);
+  switch (rc & 0xff) {
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return fail(c, rc, TDE_BUSY, "close the other connections and try again", text);
+    case SQLITE_FULL:
+      return fail(c, rc, TDE_IO, MAKE_ROOM, text);
+    case SQLITE_NOTADB:
+      return fail(c, rc, TDE_MISUSE, "name an SQLite database", text);
+    default:
+      return fail(c, rc, TDE_IO, CHECK_PATH, text);
   }
-  return fail(c, rc, TDE_IO, NULL, text);
 }
 
 static int fail_errno(conversion *c, const char *what) {
+  int full = errno == ENOSPC || errno == EDQUOT;
   char text[300];
 
   (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
-  return fail(c, errno == ENOSPC ? SQLITE_FULL : SQLITE_IOERR, TDE_IO, NULL, text);
+  return fail(c, full ? SQLITE_FULL : SQLITE_IOERR, TDE_IO, full ? MAKE_ROOM : CHECK_PATH, text);
 }
 
 static int open_db(conversion *c, const char *path, const char *params, const char *vfs, int flags,
@@ -212,15 +228,23 @@ static int open_source(conversion *c, const char *arg) {
   return rc;
 }
 
-/* Full path of the target, and the temporary name beside it. */
+/* Full path of the target, and the temporary name beside it. Plaintext replaces nothing. */
 static int name_target(conversion *c, const char *out) {
-  int rc = tde_place_begin(&c->place, out ? out : c->source, 1, &c->st);
+  int rc = SQLITE_OK;
 
-  if (rc) return rc;
-  c->in_place = strcmp(c->source, c->place.target) == 0;
-  if (c->in_place) return SQLITE_OK;
-  tde_place_end(&c->place);
-  return tde_place_begin(&c->place, out, 0, &c->st);
+  if (c->encrypting) {
+    rc = tde_place_begin(&c->place, out ? out : c->source, 1, &c->st);
+    if (rc) return rc;
+    c->in_place = strcmp(c->source, c->place.target) == 0;
+  }
+  if (!c->in_place) {
+    tde_place_end(&c->place);
+    rc = tde_place_begin(&c->place, out, 0, &c->st);
+  } else if (sqlite3_db_readonly(c->from, "main")) {
+    rc = fail(c, SQLITE_READONLY, TDE_MISUSE, "make the file writable, or name another file for it",
+              "can only be read: others may write while it is replaced");
+  }
+  return rc;
 }
 
 /* What the audit is told, from the encrypted side: before a page is written in plain,
@@ -254,14 +278,24 @@ static void tell(conversion *c, int rc) {
   (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
 }
 
+/* The temporary file, empty: SQLite would make it for all to read. */
+static int make_private(conversion *c) {
+  int fd = open(c->place.temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+  if (fd < 0) return fail_errno(c, "a new file can not be made beside it");
+  (void)close(fd);
+  return SQLITE_OK;
+}
+
 /* Copies every page; both sides stay locked. */
 static int copy_pages(conversion *c) {
   sqlite3_backup *b;
-  int rc;
+  int rc = make_private(c);
 
-  rc = open_db(c, c->place.temp, c->encrypting ? c->params : "?",
-               c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
-               SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &c->to);
+  if (rc == SQLITE_OK) {
+    rc = open_db(c, c->place.temp, c->encrypting ? c->params : "?",
+                 c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(), SQLITE_OPEN_READWRITE, &c->to);
+  }
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
   if (rc == SQLITE_OK) {
     rc = exec(c, c->to,
@@ -333,19 +367,27 @@ static int remove_side_file(conversion *c, const char *suffix) {
   return rc;
 }
 
+/* Mode and owner of the source. Who makes a new file, and has no right to give it to the
+** source's owner, keeps it. */
+static int keep_access(conversion *c) {
+  mode_t mode = 0600;
+  struct stat sb;
+
+  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
+  if (c->encrypting) mode = sb.st_mode & 07777;
+  if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
+      chown(c->place.temp, sb.st_uid, sb.st_gid) != 0 && (c->in_place || geteuid() == 0)) {
+    return fail(c, SQLITE_PERM, TDE_MISUSE, "let its owner do it, or name another file for it",
+                "its owner can not be kept");
+  }
+  return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
+}
+
 /* The rename. In place it replaces the source; else it must not replace. */
 static int publish(conversion *c) {
-  struct stat sb;
-  int rc = SQLITE_OK;
+  int rc = keep_access(c);
 
-  if (stat(c->source, &sb) == 0) {
-    if (chmod(c->place.temp, sb.st_mode & 07777) != 0)
-      return fail_errno(c, "its mode can not be kept");
-    if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
-        chown(c->place.temp, sb.st_uid, sb.st_gid) != 0 && geteuid() == 0) {
-      return fail_errno(c, "its owner can not be kept");
-    }
-  }
+  if (rc) return rc;
   if (c->in_place) {
     /* Closing the source must not delete a WAL that the new file may have by
     ** then. */
@@ -392,19 +434,15 @@ static void clean_up(conversion *c) {
 
 static void run(sqlite3_context *ctx, int argc, sqlite3_value **argv, int encrypting) {
   conversion c;
-  const char *path = (const char *)sqlite3_value_text(argv[0]);
-  const char *out = argc > 1 ? (const char *)sqlite3_value_text(argv[1]) : NULL;
+  const char *path = tde_arg_needed(ctx, argc, argv, 0, "the database's path"), *out = NULL;
   tde_json *j;
   int rc, bad = 0;
 
+  if (path && argc > 1) out = tde_arg_needed(ctx, argc, argv, 1, "the new file's path");
+  if (!path || (argc > 1 && !out)) return;
   memset(&c, 0, sizeof(c));
   c.encrypting = encrypting;
   c.verb = encrypting ? "tde_encrypt" : "tde_decrypt";
-  if (!path || (argc > 1 && !out)) {
-    rc = fail(&c, SQLITE_MISUSE, TDE_MISUSE, "give the paths as text", "a path is NULL");
-    tde_result_status(ctx, rc, &c.st);
-    return;
-  }
   rc = convert(&c, sqlite3_context_db_handle(ctx), path, out);
   if (rc) {
     tde_result_status(ctx, rc, &c.st);
