@@ -378,6 +378,10 @@ static int may_have_another(tde_change *c, tde_status *st) {
              c->info->path);
     return SQLITE_MISUSE;
   }
+  if (c->info->unit_size == 0) { /* which its secondaries share */
+    tde_fail(st, TDE_MISUSE, "write to it first", "%s: holds nothing yet", c->info->path);
+    return SQLITE_ERROR;
+  }
   if (n >= SECONDARIES_MAX) {
     tde_fail(st, TDE_MISUSE, "remove one of their files first",
              "%s: has %d secondaries, which is the most", c->info->path, (int)n);

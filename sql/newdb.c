@@ -4,6 +4,7 @@
 #include "newdb.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "../ext/base/bytes.h"
 
@@ -12,6 +13,9 @@ SQLITE_EXTENSION_INIT3
 #define PAGES_PER_STEP 512
 /* A source that others keep changing is started over; then it is held. */
 #define RESTARTS 5
+/* So long is waited for a lock, beside what the connection's own busy handler waits. */
+#define BUSY_SECONDS 5
+#define BUSY_NAP_MS 20
 
 /* What the database's file says of its last failure. */
 static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
@@ -62,10 +66,18 @@ static int open_new(const tde_newdb *n, const char *path, const char *more, int 
   return rc ? explain(*db, rc, path, st) : SQLITE_OK;
 }
 
+static time_t seconds(void) {
+  struct timespec t = {0, 0};
+
+  (void)clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec;
+}
+
 /* In steps, between which others may write; SQLite starts over when they did. */
 static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
   sqlite3_backup *b = sqlite3_backup_init(to, "main", n->from, n->schema);
   int rc, left = 0, before = 0, restarts = 0;
+  time_t moved = seconds();
 
   if (!b) return explain(to, sqlite3_errcode(to), "the copy can not begin", st);
   do {
@@ -74,13 +86,15 @@ static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
     left = sqlite3_backup_remaining(b);
     if (before && left > before) restarts++;
     before = left;
-    if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED) {
-      sqlite3_sleep(20);
+    if (rc == SQLITE_OK) moved = seconds();
+    if ((rc == SQLITE_BUSY || rc == SQLITE_LOCKED) && seconds() - moved < BUSY_SECONDS) {
+      sqlite3_sleep(BUSY_NAP_MS);
       rc = SQLITE_OK;
     }
     if (rc == SQLITE_OK && tde_job_made(n->job, n->pages - left, n->pages)) rc = SQLITE_INTERRUPT;
   } while (rc == SQLITE_OK);
   (void)sqlite3_backup_finish(b);
+  if (n->pages == 0) n->pages = 1; /* SQLite makes page 1 of an empty database (backup.c) */
   if (rc == SQLITE_DONE) return SQLITE_OK;
   if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(st);
   /* The new file first: where it failed, the source did not. */

@@ -16,11 +16,12 @@ static int bad(tde_status *st, const char *name, const char *what) {
   return SQLITE_MISUSE;
 }
 
+/* allowed: names with a blank between them. */
 static int is_allowed(const char *name, const char *allowed) {
-  const char *p = strstr(allowed, name);
   size_t n = strlen(name);
 
-  for (; p; p = strstr(p + 1, name)) {
+  if (!n || strchr(name, ' ')) return 0;
+  for (const char *p = strstr(allowed, name); p; p = strstr(p + 1, name)) {
     if ((p == allowed || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return 1;
   }
   return 0;

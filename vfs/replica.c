@@ -38,6 +38,7 @@ typedef struct target {
   uint32_t record;
   uint8_t *there; /* one record read back */
   int failed;     /* a write of a run did: it stays so */
+  int unread;     /* the source could not be read */
 } target;
 
 static int write_run(target *t) {
@@ -115,7 +116,9 @@ static int copy_units(target *t) {
   int rc = tde_snapshot_ahead(t->f, &sink);
 
   if (rc == SQLITE_OK) rc = write_run(t);
-  if (rc == SQLITE_OK) rc = r->begin(r->ctx);
+  if (rc) return rc;
+  rc = r->begin(r->ctx);
+  t->unread = rc != SQLITE_OK;
   if (rc) return rc;
   rc = tde_snapshot_take(t->f, &sink, 0, &r->size, &r->wal);
   r->end(r->ctx);
@@ -132,15 +135,34 @@ static int finish(target *t) {
   return rc;
 }
 
+static const char *remedy_of(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return "try again when it is not in use";
+    case SQLITE_FULL:
+      return "make room on the disk";
+    case SQLITE_INTERRUPT:
+      return "run it again";
+    case SQLITE_CANTOPEN:
+    case SQLITE_READONLY:
+    case SQLITE_PERM:
+      return "check the path, and the permissions of the file and its folder";
+    default:
+      return "check the disk";
+  }
+}
+
 static void explain(tde_file *f, const char *what, const char *path, int rc, tde_status *st) {
+  int busy = (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED;
+
   if (st->code) return;
   if (f->db->last.code && (rc & 0xff) != SQLITE_FULL) {
     *st = f->db->last;
     return;
   }
-  tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-           (rc & 0xff) == SQLITE_BUSY ? "try again when it is not in use" : "check the disk",
-           "%s %s: %s", what, path, sqlite3_errstr(rc));
+  tde_fail(st, busy ? TDE_BUSY : TDE_IO, remedy_of(rc), "%s %s: %s", what, path,
+           sqlite3_errstr(rc));
 }
 
 int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st) {
@@ -167,7 +189,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
     if (rc == SQLITE_OK) rc = finish(&t);
     (void)tde_lower_close(t.lower);
   }
-  if (rc) explain(f, "the copy", path, rc, st);
+  if (rc) explain(f, t.unread ? "the source" : "the copy", t.unread ? f->path : path, rc, st);
   sqlite3_free(t.run);
   sqlite3_free(t.there);
   tde_name_free(name);
@@ -181,6 +203,7 @@ typedef struct update {
   tde_replica *r;
   tde_redo log;
   uint64_t has_units;
+  int unread;    /* the source could not be read */
   int committed; /* the log counts: it must stay until it is applied */
   uint8_t *there;
 } update;
@@ -260,7 +283,9 @@ static int gather(update *u) {
   u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)lower, &rest);
   if (rc == SQLITE_OK) rc = next_counter(u, &counter);
   if (rc == SQLITE_OK) rc = tde_redo_begin(&u->log, u->to);
-  if (rc == SQLITE_OK) rc = r->begin(r->ctx);
+  if (rc) return rc;
+  rc = r->begin(r->ctx);
+  u->unread = rc != SQLITE_OK;
   if (rc) return rc;
   rc = tde_snapshot_take(u->from, &sink, counter, &r->size, &r->wal);
   r->end(r->ctx);
@@ -331,7 +356,7 @@ int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mu
     tde_redo_close(&u.log);
     unlock_target(u.to);
   }
-  if (rc) explain(f, "the secondary", path, rc, st);
+  if (rc) explain(f, u.unread ? "the source" : "the secondary", u.unread ? f->path : path, rc, st);
   sqlite3_free(u.there);
   tde_db_close_beside(u.to);
   return rc;
