@@ -64,14 +64,18 @@ static int on_progress(void *ctx, uint64_t done, uint64_t all) {
 
 /* What this connection has not committed is not copied: a page that its cache spilled
 ** would be. And what stands in the log goes into the file first, as far as nobody is
-** in the way: records of the file are copied as they are, those of the log anew. */
-static int ready(tde_change *c, tde_status *st) {
+** in the way: records of the file are copied as they are, those of the log anew.
+** *settled: all of it did. */
+static int ready(tde_change *c, int *settled, tde_status *st) {
+  int logged = 0, done = 0, rc;
+
   if (sqlite3_txn_state(c->db, c->schema) == SQLITE_TXN_WRITE) {
     tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
              "%s: this connection has an open write transaction", c->info->path);
     return SQLITE_MISUSE;
   }
-  (void)sqlite3_wal_checkpoint_v2(c->db, c->schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+  rc = sqlite3_wal_checkpoint_v2(c->db, c->schema, SQLITE_CHECKPOINT_PASSIVE, &logged, &done);
+  *settled = rc == SQLITE_OK && logged == done;
   return SQLITE_OK;
 }
 
@@ -99,6 +103,7 @@ typedef struct raw_copy {
   tde_change *c; /* the basis */
   make_document make;
   void *ctx;
+  int settled; /* see ready() */
   tde_replica r;
   tde_place place;
 } raw_copy;
@@ -131,7 +136,13 @@ static int write_once(raw_copy *k, tde_status *st) {
   if (cls == TDE_OK) cls = tde_keydoc_text(doc, &text, &n, st);
   tde_keydoc_free(doc);
   if (cls) return tde_class_rc(cls);
-  k->r = (tde_replica){text, n, &k->src, begin_read, end_read, on_progress, NULL, 0, 0, 0, 0};
+  k->r = (tde_replica){.doc = text,
+                       .ndoc = n,
+                       .ctx = &k->src,
+                       .begin = begin_read,
+                       .end = end_read,
+                       .progress = on_progress,
+                       .settled = k->settled};
   rc = tde_replica_write(k->c->f, k->place.temp, &k->r, st);
   free(text);
   return rc;
@@ -206,7 +217,7 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   k.ctx = &now;
   k.src.db = w->db;
   k.src.schema = c->schema;
-  rc = ready(c, st);
+  rc = ready(c, &k.settled, st);
   if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->path, 0, st);
   if (rc == SQLITE_OK) {
@@ -403,7 +414,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   k.src.db = w->b.db;
   k.src.schema = c->schema;
   w->b.schema = c->info->path;
-  if (rc == SQLITE_OK) rc = ready(c, st);
+  if (rc == SQLITE_OK) rc = ready(c, &k.settled, st);
   if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {
@@ -568,14 +579,19 @@ static tde_json *sync_answer(const sync_work *w) {
 static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   sync_work *w = ctx;
   listing l = {w->path, 0, 0};
-  int rc = ready(c, st);
+  int settled, rc = ready(c, &settled, st);
 
   if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
   if (rc == SQLITE_OK) {
     const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
     w->src.db = w->b.db;
     w->src.schema = c->schema;
-    w->r = (tde_replica){NULL, 0, w, begin_read, end_read, on_progress, confirm_epochs, 0, 0, 0, 0};
+    w->r = (tde_replica){.ctx = w,
+                         .begin = begin_read,
+                         .end = end_read,
+                         .progress = on_progress,
+                         .confirm = confirm_epochs,
+                         .settled = settled};
     tde_job_begin(&w->src.job, w->b.db, "sync-secondary", w->path);
     rc = tde_replica_sync(c->f, w->path, instance, before_units, after_units, &w->r, st);
     tde_job_end(&w->src.job);
@@ -662,7 +678,7 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
                  .source_uuid = c->info->uuid,
                  .source_time = (int64_t)time(NULL),
                  .job = &job};
-  int rc;
+  int settled, rc;
 
   tde_keydoc_asker_of(c->doc, &who);
   tde_key_full_id(&c->protector, full);
@@ -672,7 +688,7 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
   /* A copy of a database at database level is at database level. */
   if (!n.protector && strcmp(tde_keydoc_mode(c->doc), "database") == 0) n.protector = full;
   memset(&place, 0, sizeof(place));
-  rc = ready(c, st);
+  rc = ready(c, &settled, st);
   if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {

@@ -120,7 +120,7 @@ static int copy_units(target *t) {
   rc = r->begin(r->ctx);
   t->unread = rc != SQLITE_OK;
   if (rc) return rc;
-  rc = tde_snapshot_take(t->f, &sink, 0, &r->size, &r->wal);
+  rc = tde_snapshot_take(t->f, &sink, 0, r->settled, &r->size, &r->wal);
   r->end(r->ctx);
   if (rc == SQLITE_OK) rc = write_run(t);
   r->units = (r->size + t->f->s.geo.unit - 1) / t->f->s.geo.unit;
@@ -159,6 +159,12 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
   if (st->code) return;
   if (f->db->last.code && (rc & 0xff) != SQLITE_FULL) {
     *st = f->db->last;
+    return;
+  }
+  if (rc == SQLITE_BUSY_SNAPSHOT) {
+    tde_fail(st, TDE_BUSY,
+             "end this connection's other statements, or use one that may write, and try again",
+             "%s: pages are in its log, of which this connection shares no index", f->path);
     return;
   }
   tde_fail(st, busy ? TDE_BUSY : TDE_IO, remedy_of(rc), "%s %s: %s", what, path,
@@ -287,7 +293,7 @@ static int gather(update *u) {
   rc = r->begin(r->ctx);
   u->unread = rc != SQLITE_OK;
   if (rc) return rc;
-  rc = tde_snapshot_take(u->from, &sink, counter, &r->size, &r->wal);
+  rc = tde_snapshot_take(u->from, &sink, counter, r->settled, &r->size, &r->wal);
   r->end(r->ctx);
   r->units = (r->size + u->to->s.geo.unit - 1) / u->to->s.geo.unit;
   u->log.units = r->units;

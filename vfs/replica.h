@@ -21,6 +21,7 @@ typedef struct tde_replica {
   ** are the database's DEK epochs those that the key document was made for? An SQLite
   ** code; st tells. */
   int (*confirm)(void *ctx, tde_status *st);
+  int settled; /* a checkpoint just brought all of the log into the file */
   /* Out. */
   uint64_t units, changed, size;
   int wal; /* the source is in WAL mode */

@@ -195,13 +195,17 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
 /* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
 ** logs every page up to the count (wal.c), so one that is neither in the WAL
 ** nor in this file was cut off, and zeros would be forged. Beyond the count it
-** may read what it is about to create. Without shared memory nobody else writes. */
+** may read what it is about to create. The wal-index knows the count even when all
+** that was logged is in the file; without shared memory nobody else writes. */
 static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
   uint32_t pages = 0;
 
-  if (!f->db->wal || !f->db->wal->gen.valid || n < 512) return 0;
-  (void)tde_wal_index(f, &pages);
-  if (!f->db->index) pages = f->db->wal->gen.pages;
+  if (!f->db->wal || n < 512) return 0;
+  if (f->db->index) {
+    (void)tde_wal_index(f, &pages);
+  } else if (f->db->wal->gen.valid) {
+    pages = f->db->wal->gen.pages;
+  }
   return off / n < (sqlite3_int64)pages;
 }
 
@@ -529,10 +533,11 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
   rc = LOWER(f)->xShmMap(f->lower, region, size, extend, out);
-  if (rc) return rc;
+  /* What can only be read is mapped, too (wal.c, walIndexPageRealloc). */
+  if (rc && rc != SQLITE_READONLY) return rc;
   f->db->shm_open = 1;
   if (region == 0) f->db->index = *out;
-  return SQLITE_OK;
+  return rc;
 }
 
 static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {

@@ -215,6 +215,19 @@ static int take_wal(snap *s) {
   return rc;
 }
 
+/* Without a wal-index nobody tells which of a log's frames count. There may be none. */
+static int no_frames(tde_file *f) {
+  tde_file *w = f->db->wal;
+  sqlite3_int64 size = 0;
+  int rc;
+
+  if (!w) return SQLITE_OK;
+  rc = LOWER(w)->xFileSize(w->lower, &size);
+  if (rc || size == 0) return rc;
+  rc = tde_log_refresh(w);
+  return rc == SQLITE_OK && w->gen.valid ? SQLITE_BUSY_SNAPSHOT : rc;
+}
+
 /* ---- one unit ---- */
 
 /* Lays the pages that the log has over the plaintext of unit i. *touched: some. */
@@ -326,7 +339,7 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   snap s;
   int rc = SQLITE_OK, opened;
 
-  if (f->db->shm_open || !f->db->header.unit_size) return SQLITE_OK;
+  if (f->db->shm_open || f->db->wal || !f->db->header.unit_size) return SQLITE_OK;
   rc = snap_init(&s, f, sink);
   if (rc == SQLITE_OK) rc = measure(&s);
   s.units = s.file_units;
@@ -341,8 +354,8 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   return rc;
 }
 
-int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, uint64_t *size,
-                      int *wal) {
+int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, int settled,
+                      uint64_t *size, int *wal) {
   snap s;
   int rc;
 
@@ -351,7 +364,11 @@ int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t count
   if (!f->db->header.unit_size) return SQLITE_OK;
   rc = snap_init(&s, f, sink);
   s.counter = counter;
-  if (rc == SQLITE_OK && f->db->shm_open) rc = take_wal(&s);
+  if (rc == SQLITE_OK && f->db->index) {
+    rc = take_wal(&s);
+  } else if (rc == SQLITE_OK && !settled) {
+    rc = no_frames(f);
+  }
   if (rc == SQLITE_OK) rc = measure(&s);
   if (rc == SQLITE_OK && s.frame_of) {
     s.size = (uint64_t)s.pages * s.page;

@@ -30,9 +30,11 @@ typedef struct tde_snapshot_sink {
 int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink);
 /* Hands over every unit of the snapshot. *size: its logical size in bytes. Unit 0 is
 ** that of a database in a rollback mode, with this change counter (0: the
-** snapshot's own), whatever the journal mode is: *wal tells. A unit that does not
-** open is SQLITE_IOERR_DATA, with f's status saying which. */
-int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, uint64_t *size,
-                      int *wal);
+** snapshot's own), whatever the journal mode is: *wal tells. settled: a checkpoint just
+** brought all of the log into the file. A unit that does not open is SQLITE_IOERR_DATA,
+** with f's status saying which. SQLITE_BUSY_SNAPSHOT: pages are in a log whose index this
+** connection does not share (locking_mode=EXCLUSIVE, or no right to the wal-index). */
+int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, int settled,
+                      uint64_t *size, int *wal);
 
 #endif

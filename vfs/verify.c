@@ -119,7 +119,7 @@ static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) 
   uint32_t pages = 0;
 
   if (!v->count) return;
-  if (f->db->shm_open && (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
+  if (f->db->index && (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
     return; /* somebody has committed since: the next run will see */
   }
   for (uint64_t p = units * f->s.geo.unit / v->page_size; p < v->count; p++) {
@@ -215,7 +215,7 @@ static int verify_wal(tde_file *f, verifier *v) {
   /* In this order: another connection may be appending, and then the file is
   ** longer than the index says, never shorter. */
   k.last = tde_wal_index(f, NULL);
-  k.known = f->db->shm_open;
+  k.known = f->db->index != NULL;
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
   if (rc || lower == 0 || !w->gen.valid) return rc;
   units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
