@@ -13,10 +13,10 @@
 **
 ** In place, the source's WAL is first emptied into it, then its (empty) WAL
 ** and wal-index go before the rename: they must not be taken for the new
-** file's. That takes the lock, which a file that can only be read does not give: SQLite
-** begins no more than a read there, beside which others commit. A connection elsewhere that is idle meanwhile keeps the old inode;
-** SQLite refuses to write to a file that was moved under it
-** (SQLITE_READONLY_DBMOVED).
+** file's. That takes the lock, which a file that can only be read does not give:
+** SQLite begins no more than a read there, beside which others commit. A connection
+** elsewhere that is idle meanwhile keeps the old inode; SQLite refuses to write to a
+** file that was moved under it (SQLITE_READONLY_DBMOVED).
 */
 #include "convert.h"
 
