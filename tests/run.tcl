@@ -37,6 +37,9 @@ if {![file exists $::env(TDE_SO)]} {
   exit 1
 }
 
+# The test files are UTF-8, and so are names of files in them, whatever the user's locale.
+set ::env(LC_ALL) C.UTF-8
+
 # One place for all scratch, so that a test file that dies leaves nothing.
 set ::env(TMPDIR) [file join [file normalize [expr {[info exists ::env(TMPDIR)] ? $::env(TMPDIR) : "/tmp"}]] \
                        tde-run-[pid]]
