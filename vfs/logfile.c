@@ -201,6 +201,12 @@ int tde_log_refresh(tde_file *f) {
   return rc;
 }
 
+int tde_log_begun_anew(tde_file *w, const uint8_t salt[TDE_SALT_BYTES]) {
+  look_again(w);
+  return tde_log_refresh(w) == SQLITE_OK &&
+         (!w->gen.valid || memcmp(w->s.salt, salt, TDE_SALT_BYTES) != 0);
+}
+
 /* Begins a generation; its prefix goes out in front of unit 0. */
 static int new_generation(tde_file *f, uint32_t unit) {
   tde_db *db = f->db;

@@ -224,6 +224,8 @@ uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
 int tde_journal_is_hot(tde_file *main_file, int *hot);
 /* Reads the generation from disk unless it was checked in this transaction. */
 int tde_log_refresh(tde_file *f);
+/* Has a WAL been begun anew since its generation's salt was this? */
+int tde_log_begun_anew(tde_file *w, const uint8_t salt[TDE_SALT_BYTES]);
 
 /* shim.c */
 extern tde_key_source tde_source;

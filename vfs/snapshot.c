@@ -13,6 +13,11 @@
 **    cannot be restarted again (wal.c, walRestartLog needs something to be
 **    checkpointed first).
 ** A page with a frame up to M is its last such frame, whatever the file has.
+**
+** With a shared cache, other connections of this process work in the same file, whose
+** threads are kept out while one unit is taken. They may write in the middle of the read
+** transaction: in a rollback mode that ends the snapshot (SQLITE_LOCKED); in a WAL it is
+** behind M.
 */
 #include "snapshot.h"
 
@@ -50,6 +55,8 @@ typedef struct snap {
   uint8_t *plain; /* one unit */
   uint8_t *out;   /* one record */
   uint8_t *frame; /* one record of the WAL, then its plaintext */
+  uint64_t sealed; /* by this file, when the snapshot began */
+  uint8_t salt[TDE_SALT_BYTES]; /* the log's generation then */
 } snap;
 
 static void snap_free(snap *s) {
@@ -84,6 +91,17 @@ static int measure(snap *s) {
 
   if (rc == SQLITE_OK) s->file_units = tde_units_in(&s->f->s.geo, (uint64_t)lower, &rest);
   return rc;
+}
+
+/* Does a connection with the same cache write into the database file? It holds RESERVED
+** then, or EXCLUSIVE with a journal (locking_mode=EXCLUSIVE keeps that lock), or is done. */
+static int written_beside(const snap *s) {
+  const tde_db *db = s->f->db;
+
+  if (db->wal) return 0;
+  return db->counters.units_sealed != s->sealed ||
+         (db->lock >= SQLITE_LOCK_RESERVED && db->lock < SQLITE_LOCK_EXCLUSIVE) ||
+         (db->lock == SQLITE_LOCK_EXCLUSIVE && db->journal && db->journal->gen.valid);
 }
 
 static int step(snap *s, uint64_t done) {
@@ -182,7 +200,8 @@ static int open_frame(snap *s, uint64_t k, const uint8_t **plain) {
   *plain = text;
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   c = rc ? TDE_TRUNCATED : tde_sealed_open_record(&w->s, k, s->frame, text);
-  return c ? w->s.hooks->bad(w, k, c) : SQLITE_OK;
+  if (c == TDE_OK) return SQLITE_OK;
+  return tde_log_begun_anew(w, s->salt) ? SQLITE_LOCKED : w->s.hooks->bad(w, k, c);
 }
 
 /* Which page is in which frame, of those that the database file does not have yet: a
@@ -194,6 +213,7 @@ static int map_log(snap *s, uint32_t restored, uint32_t frames) {
 
   s->page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   if (rc == SQLITE_OK && !w->gen.valid) rc = SQLITE_IOERR_DATA;
+  memcpy(s->salt, w->s.salt, sizeof(s->salt));
   s->frame_of = rc ? NULL : sqlite3_malloc64(((uint64_t)s->pages + 1) * sizeof(uint32_t));
   if (!s->frame_of) return rc ? rc : SQLITE_NOMEM;
   memset(s->frame_of, 0, ((size_t)s->pages + 1) * sizeof(uint32_t));
@@ -344,13 +364,37 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   if (rc == SQLITE_OK) rc = measure(&s);
   s.units = s.file_units;
   for (uint64_t i = 1; rc == SQLITE_OK && i < s.file_units; i++) {
+    tde_file_enter(f);
     rc = open_unit(&s, i, &record, &opened);
+    tde_file_leave(f);
     if (rc == SQLITE_OK && opened && !sink->has(sink->ctx, i, record, s.record)) {
       rc = sink->put(sink->ctx, i, record, s.record);
     }
     if (rc == SQLITE_OK) rc = step(&s, i);
   }
   snap_free(&s);
+  return rc;
+}
+
+/* What is to be taken: which pages are in the log, and how long the whole is. */
+static int look(snap *s, int settled) {
+  tde_file *f = s->f;
+  int rc = SQLITE_OK;
+
+  s->sealed = f->db->counters.units_sealed;
+  if (f->db->index) {
+    rc = take_wal(s);
+  } else if (!settled) {
+    rc = no_frames(f);
+  }
+  if (rc == SQLITE_OK) rc = measure(s);
+  if (rc == SQLITE_OK && s->frame_of) {
+    s->size = (uint64_t)s->pages * s->page;
+  } else if (rc == SQLITE_OK) {
+    rc = tde_sealed_size(&f->s, &s->size);
+    s->page = 0;
+  }
+  s->units = (s->size + s->unit - 1) / s->unit;
   return rc;
 }
 
@@ -364,23 +408,18 @@ int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t count
   if (!f->db->header.unit_size) return SQLITE_OK;
   rc = snap_init(&s, f, sink);
   s.counter = counter;
-  if (rc == SQLITE_OK && f->db->index) {
-    rc = take_wal(&s);
-  } else if (rc == SQLITE_OK && !settled) {
-    rc = no_frames(f);
+  if (rc == SQLITE_OK) {
+    tde_file_enter(f);
+    rc = look(&s, settled);
+    tde_file_leave(f);
   }
-  if (rc == SQLITE_OK) rc = measure(&s);
-  if (rc == SQLITE_OK && s.frame_of) {
-    s.size = (uint64_t)s.pages * s.page;
-  } else if (rc == SQLITE_OK) {
-    rc = tde_sealed_size(&f->s, &s.size);
-    s.page = 0;
-  }
-  s.units = (s.size + s.unit - 1) / s.unit;
   for (uint64_t i = 0; rc == SQLITE_OK && i < s.units; i++) {
-    rc = hand_over(&s, i);
+    tde_file_enter(f);
+    rc = written_beside(&s) ? SQLITE_LOCKED : hand_over(&s, i);
+    tde_file_leave(f);
     if (rc == SQLITE_OK) rc = step(&s, i + 1);
   }
+  if (rc == SQLITE_OK && written_beside(&s)) rc = SQLITE_LOCKED;
   if (rc == SQLITE_OK && sink->progress) (void)sink->progress(sink->ctx, s.units, s.units);
   *size = s.size;
   snap_free(&s);

@@ -8,7 +8,8 @@
 ** The records are read through this connection's own lower handles (a second
 ** open of the file in this process would cost SQLite its POSIX locks). A unit
 ** that fails is read again a few times: a checkpoint may be writing it. Page
-** content never leaves this module.
+** content never leaves this module. With a shared cache, another connection's thread
+** may be at work in the same file: each unit is opened with the file entered.
 */
 #include <stdlib.h>
 #include <string.h>
@@ -50,7 +51,7 @@ static int step(verifier *v) {
 }
 
 /* Opens unit i, reading it again when it fails. b: record, then plaintext. */
-static tde_class open_patiently(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) {
+static tde_class open_again(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) {
   uint32_t n = tde_record_size(&s->geo, i), got;
   tde_class c = TDE_TAMPERED;
   int torn;
@@ -68,6 +69,15 @@ static tde_class open_patiently(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) 
       c = tde_sealed_open_record(s, i, b, b + n);
     }
   }
+  return c;
+}
+
+static tde_class open_patiently(tde_file *f, uint64_t i, uint8_t *b, int *rc) {
+  tde_class c;
+
+  tde_file_enter(f);
+  c = open_again(&f->s, i, b, rc);
+  tde_file_leave(f);
   return c;
 }
 
@@ -145,7 +155,7 @@ static int verify_main(tde_file *f, verifier *v) {
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
-    tde_class c = open_patiently(s, i, b, &rc);
+    tde_class c = open_patiently(f, i, b, &rc);
     if (rc) break;
     if (c && c != TDE_TAMPERED && c != TDE_TORN && c != TDE_TRUNCATED) {
       rc = tde_class_rc(c);
@@ -167,6 +177,7 @@ static int verify_main(tde_file *f, verifier *v) {
 
 typedef struct wal_walk {
   uint64_t last; /* the last frame that counts; without shared memory it is */
+  uint8_t salt[TDE_SALT_BYTES]; /* of the generation that is verified */
   int known;     /* not known: the unbroken chain of authentic frames is taken */
   int broken;    /* a record did not open */
 } wal_walk;
@@ -180,16 +191,30 @@ static void note_frame(verifier *v, uint64_t i, const uint8_t *frame) {
   v->frames = (uint32_t)i;
 }
 
+/* SQLITE_LOCKED: a connection with the same cache, which our read transaction does not keep
+** from it, began the log anew. */
+static int open_frame(tde_file *w, const wal_walk *k, uint64_t i, uint8_t *b, tde_class *c) {
+  tde_sealed *s = &w->s;
+  uint32_t got;
+  int torn, rc;
+
+  *c = TDE_TAMPERED;
+  tde_file_enter(w->db->file);
+  rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
+  if (rc == SQLITE_OK) *c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
+  if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  if (rc == SQLITE_OK && *c && tde_log_begun_anew(w, k->salt)) rc = SQLITE_LOCKED;
+  tde_file_leave(w->db->file);
+  return rc;
+}
+
 /* One record of the WAL. b: record, then plaintext. */
 static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
   tde_sealed *s = &w->s;
-  uint32_t got;
-  int torn, rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
-  tde_class c = TDE_TAMPERED;
-  int counts = k->known ? i <= k->last : !k->broken;
+  tde_class c;
+  int rc = open_frame(w, k, i, b, &c), counts = k->known ? i <= k->last : !k->broken;
 
-  if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
-  if (rc == SQLITE_OK) c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
+  if (rc) return rc;
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
   if (c == TDE_OK && counts) {
     v->out->wal_units++;
@@ -206,14 +231,18 @@ static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8
 static int verify_wal(tde_file *f, verifier *v) {
   tde_file *w = f->db->wal;
   sqlite3_int64 lower = 0;
-  wal_walk k = {0, 0, 0};
+  wal_walk k = {.last = 0};
   uint64_t units, rest;
   uint32_t n;
   uint8_t *b;
-  int rc = tde_log_refresh(w);
+  int rc;
 
   /* In this order: another connection may be appending, and then the file is
   ** longer than the index says, never shorter. */
+  tde_file_enter(f);
+  rc = tde_log_refresh(w);
+  memcpy(k.salt, w->s.salt, sizeof(k.salt));
+  tde_file_leave(f);
   k.last = tde_wal_index(f, NULL);
   k.known = f->db->index != NULL;
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
@@ -260,9 +289,12 @@ int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
   if (f->db->wal) rc = verify_wal(f, &v);
   if (rc == SQLITE_OK) rc = verify_main(f, &v);
   sqlite3_free(v.pages);
-  if (rc) {
-    tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, NULL,
-             "%s: not verified to the end (SQLite code %d)", f->path, rc);
+  if (rc == SQLITE_LOCKED) {
+    tde_fail(st, TDE_BUSY, "try again, or verify through a connection without a shared cache",
+             "%s: its log was begun anew meanwhile", f->path);
+  } else if (rc) {
+    tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "check the disk",
+             "%s: not verified to the end: %s", f->path, sqlite3_errstr(rc));
   }
   return rc;
 }
