@@ -274,12 +274,14 @@ static int overlay(snap *s, uint64_t i, int *touched) {
   return rc;
 }
 
-/* Are all pages of unit i in the log? Then the file need not have it. */
+/* Are all pages of unit i in the log? Then the file need not have it. That of SQLite's lock
+** bytes is never logged: where the file ends before it, it is zeros. */
 static int wholly_logged(const snap *s, uint64_t i) {
   uint64_t from = i * s->unit, to = from + s->unit;
 
   if (!s->frame_of || !s->page) return 0;
   for (uint64_t p = from / s->page; p * s->page < to && p < s->pages; p++) {
+    if (p * s->page == TDE_HOLE_START && i >= s->file_units) continue;
     if (!s->frame_of[p + 1]) return 0;
   }
   return 1;
