@@ -26,6 +26,7 @@
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "openfiles.h"
 #include "shim.h"
 
 SQLITE_EXTENSION_INIT3
@@ -524,15 +525,32 @@ int tde_journal_is_hot(tde_file *main_file, int *hot) {
 ** the key. A database whose key is not to be had is an error, and everything
 ** stays as it is.
 */
+#define INSTANCES_MAX 8
+
+/* Opens its header with the keys of this instance, NULL: the default one. True: that ends
+** the search. */
+static int try_owner(tde_file *f, const char *path, const char *instance, tde_file **owner,
+                     int *rc) {
+  tde_db_close_beside(*owner);
+  *owner = NULL;
+  *rc = tde_db_open_beside(path, f->lower_vfs, instance, SQLITE_OPEN_READONLY, owner);
+  return *rc != SQLITE_OK || (*owner)->db->state == TDE_STATE_ONLINE;
+}
+
+/* Its instance is most likely that of the connection which rolls back now, and holds SHARED
+** still (pager.c, pager_playback). */
 static int open_owner(tde_file *f, const char *journal_path, tde_file **owner) {
   size_t n = strlen(journal_path);
-  char *path;
-  int rc;
+  char *path, *instances[INSTANCES_MAX];
+  int rc = SQLITE_OK, found = 0, have;
 
   if (n < 9 || strcmp(journal_path + n - 8, "-journal") != 0) return SQLITE_CANTOPEN;
   path = sqlite3_mprintf("%.*s", (int)(n - 8), journal_path);
   if (!path) return SQLITE_NOMEM;
-  rc = tde_db_open_beside(path, f->lower_vfs, NULL, SQLITE_OPEN_READONLY, owner);
+  have = tde_openfiles_instances(instances, INSTANCES_MAX);
+  for (int i = 0; i < have && !found; i++) found = try_owner(f, path, instances[i], owner, &rc);
+  if (!found) (void)try_owner(f, path, NULL, owner, &rc);
+  for (int i = 0; i < have; i++) sqlite3_free(instances[i]);
   sqlite3_free(path);
   if (rc == SQLITE_OK && (*owner)->db->state != TDE_STATE_ONLINE) {
     rc = tde_db_report((*owner)->db);

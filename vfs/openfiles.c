@@ -135,6 +135,30 @@ void tde_openfiles_wipe(const tde_keys *keys) {
   pthread_mutex_unlock(&list_lock);
 }
 
+static int is_one_of(char *const *texts, int n, const char *text) {
+  int i = 0;
+
+  while (i < n && strcmp(texts[i], text) != 0) i++;
+  return i < n;
+}
+
+int tde_openfiles_instances(char **instances, int n) {
+  int have = 0;
+
+  pthread_mutex_lock(&list_lock);
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (tde_file *f = buckets[b]; f && have < n; f = f->next_open) {
+      const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
+      if (!db || __atomic_load_n(&db->lock, __ATOMIC_RELAXED) == SQLITE_LOCK_NONE) continue;
+      if (!db->params.instance || is_one_of(instances, have, db->params.instance)) continue;
+      instances[have] = sqlite3_mprintf("%s", db->params.instance);
+      if (instances[have]) have++;
+    }
+  }
+  pthread_mutex_unlock(&list_lock);
+  return have;
+}
+
 sqlite3_vfs *tde_openfiles_vfs(const char *name) {
   sqlite3_vfs *vfs = tde_base_vfs();
   tde_file *f;

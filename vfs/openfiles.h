@@ -22,6 +22,10 @@ tde_file *tde_openfiles_owner(const char *name);
 ** transaction or a call is under way; those connections do it themselves. */
 void tde_openfiles_wipe(const tde_keys *keys);
 
+/* The instances of connections that hold a lock: at most n, each once. Returns how many;
+** each is the caller's (sqlite3_free). */
+int tde_openfiles_instances(char **instances, int n);
+
 /* The VFS below that has this file: that of the database it belongs to, else
 ** the default one. */
 sqlite3_vfs *tde_openfiles_vfs(const char *name);

@@ -393,7 +393,9 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && before < SQLITE_LOCK_RESERVED) {
     rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : tde_db_freshen(f);
   }
-  if (rc) {
+  /* A lock can be lowered to SHARED or none (sqlite3.h, xUnlock): a higher one stays until
+  ** SQLite has rolled back. */
+  if (rc && before < SQLITE_LOCK_RESERVED) {
     if (before < level) (void)LOWER(f)->xUnlock(f->lower, before);
     set_lock(db, before);
   }
