@@ -21,6 +21,7 @@
 #include "lifecycle.h"
 #include "progress.h"
 #include "restore.h"
+#include "retire.h"
 #include "result.h"
 #include "rotate_dek.h"
 #include "views.h"

@@ -1,5 +1,5 @@
 /*
-** restore.c: tde_restore_check, tde_restore, tde_key_safe_to_retire.
+** restore.c: tde_restore_check and tde_restore.
 **
 ** A backup says which keys it needs. Each is looked for by its thumbprint: among the
 ** keys that the call names, then in the instance's key list and among its local keys,
@@ -249,7 +249,7 @@ static int prepare(restore *r, const char *source, tde_status *st) {
     return SQLITE_MISUSE;
   }
   /* A path, whatever schemas there are. */
-  rc = tde_view_open_path(&r->v, r->db, source, st);
+  rc = tde_view_open_path(&r->v, r->db, source, NULL, st);
   sqlite3_free(chosen);
   if (rc) return rc;
   r->who.identity = r->o->identity;
@@ -465,102 +465,4 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_view_close(&r->v);
   sqlite3_free(r);
   tde_options_end(&o);
-}
-
-/* ---- tde_key_safe_to_retire(key [, folder or file]) ---- */
-
-/* Why a database still needs the key; NULL: it does not. */
-static const char *need_of(const tde_view_db *v, const char *key) {
-  tde_key_info infos[TDE_EPOCHS_MAX];
-  int n = tde_keydoc_needed(v->doc, infos, TDE_EPOCHS_MAX);
-  const tde_json *backup = tde_json_get(tde_keydoc_json(v->doc), "backup");
-
-  for (int i = 0; i < n; i++) {
-    if (tde_key_named(&infos[i], key)) return backup ? "backup" : "protector";
-  }
-  return NULL;
-}
-
-static int add_need(tde_json *list, const tde_view_db *v, const char *why) {
-  tde_json *j = tde_json_object();
-
-  if (tde_json_set_text(j, "path", v->path) | tde_json_set_text(j, "reason", why)) {
-    tde_json_free(j);
-    return -1;
-  }
-  return tde_json_append(list, j);
-}
-
-static int check_one(tde_json *list, sqlite3 *db, const char *source, int is_path,
-                     const char *key) {
-  tde_view_db v;
-  tde_status st;
-  const char *why;
-  int bad = 0;
-
-  tde_status_clear(&st);
-  if ((is_path ? tde_view_open_path(&v, db, source, &st) : tde_view_open(&v, db, source, &st)) ==
-      SQLITE_OK) {
-    why = need_of(&v, key);
-    if (why) bad = add_need(list, &v, why);
-  }
-  tde_view_close(&v);
-  return bad;
-}
-
-static int check_schemas(tde_json *list, sqlite3 *db, const char *key) {
-  sqlite3_stmt *stmt = NULL;
-  int bad = sqlite3_prepare_v2(db, "PRAGMA database_list", -1, &stmt, NULL) != SQLITE_OK;
-
-  while (!bad && sqlite3_step(stmt) == SQLITE_ROW) {
-    bad = check_one(list, db, (const char *)sqlite3_column_text(stmt, 1), 0, key);
-  }
-  (void)sqlite3_finalize(stmt);
-  return bad;
-}
-
-static int check_folder(tde_json *list, sqlite3 *db, const char *folder, const char *key) {
-  DIR *d = opendir(folder);
-  struct dirent *e;
-  int bad = 0;
-
-  while (d && !bad && (e = readdir(d)) != NULL) {
-    char *path = e->d_name[0] == '.' ? NULL : sqlite3_mprintf("%s/%s", folder, e->d_name);
-    if (path) bad = check_one(list, db, path, 1, key);
-    sqlite3_free(path);
-  }
-  if (d) (void)closedir(d);
-  return bad;
-}
-
-void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  sqlite3 *db = sqlite3_context_db_handle(ctx);
-  const char *key = tde_arg_needed(ctx, argc, argv, 0, "the key"),
-             *where = tde_arg_text(argc, argv, 1);
-  tde_json *j = key ? tde_json_object() : NULL, *list = key ? tde_json_array() : NULL;
-  tde_status st;
-  int bad;
-
-  if (!key) return;
-  if (where && !is_folder(where)) {
-    struct stat sb;
-    tde_json_free(j);
-    tde_json_free(list);
-    if (stat(where, &sb) != 0) {
-      tde_status_clear(&st);
-      tde_fail(&st, TDE_MISUSE, "name a folder of backups or one file", "%s is not there", where);
-      tde_result_status(ctx, SQLITE_CANTOPEN, &st);
-      return;
-    }
-    j = tde_json_object();
-    list = tde_json_array();
-    bad = check_one(list, db, where, 1, key);
-  } else {
-    bad = where ? check_folder(list, db, where, key) : 0;
-  }
-  if (!bad) bad = check_schemas(list, db, key);
-  bad |= tde_json_set_text(j, "key", key) |
-         tde_json_set_bool(j, "safe", tde_json_count(list) == 0) |
-         tde_json_set_json(j, "needed_by", list);
-  tde_result_json(ctx, j, bad);
 }

@@ -8,6 +8,5 @@
 
 void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv);
 void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv);
-void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **argv);
 
 #endif

@@ -47,6 +47,11 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
     tde_fail(st, TDE_NOMEM, NULL, "out of memory");
     return rc;
   }
+  if (rc == SQLITE_CORRUPT) {
+    tde_fail(st, TDE_TAMPERED, "restore the file from a backup, or use a newer version of tde",
+             "%s: its header is damaged, or of a newer format", v->path);
+    return rc;
+  }
   if (rc) {
     tde_fail(st, TDE_IO, "check the file's name and permissions", "%s: cannot be read (%s)",
              v->path, sqlite3_errstr(rc));
@@ -82,11 +87,12 @@ int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *s
   return read_head(v, vfs, st);
 }
 
-int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, tde_status *st) {
+int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, const char *vfs,
+                       tde_status *st) {
   memset(v, 0, sizeof(*v));
   v->db = db;
   v->path = sqlite3_mprintf("%s", path);
-  return v->path ? read_head(v, NULL, st) : SQLITE_NOMEM;
+  return v->path ? read_head(v, vfs, st) : SQLITE_NOMEM;
 }
 
 void tde_view_close(tde_view_db *v) {

@@ -28,8 +28,9 @@ typedef struct tde_view_db {
 
 /* Resolves a source (NULL: "main"). An SQLite code; st tells. */
 int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *st);
-/* The same with source always a path. */
-int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, tde_status *st);
+/* The same with source always a path. vfs: the VFS below, NULL: the default one. */
+int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, const char *vfs,
+                       tde_status *st);
 void tde_view_close(tde_view_db *v);
 
 /* A view: its scalar function and its table have this name. */

@@ -159,6 +159,53 @@ int tde_openfiles_instances(char **instances, int n) {
   return have;
 }
 
+/* Is f the first of its path in the list? */
+static int is_first(const tde_file *f, const tde_file *bucket) {
+  while (bucket != f && strcmp(bucket->path, f->path) != 0) bucket = bucket->next_open;
+  return bucket == f;
+}
+
+/* Puts the paths into out, or counts them alone. -1: no memory. The lock is held. */
+static int list_paths(tde_open_database *out) {
+  int n = 0;
+
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (const tde_file *f = buckets[b]; f; f = f->next_open) {
+      if (!is_first(f, buckets[b])) continue;
+      if (out) {
+        out[n].vfs = f->lower_vfs->zName;
+        out[n].path = sqlite3_mprintf("%s", f->path);
+        if (!out[n].path) return -1;
+      }
+      n++;
+    }
+  }
+  return n;
+}
+
+int tde_open_databases(tde_open_database **out, int *n) {
+  int count;
+
+  pthread_mutex_lock(&list_lock);
+  count = list_paths(NULL);
+  *out = sqlite3_malloc64((sqlite3_uint64)(count + 1) * sizeof(**out));
+  if (*out) {
+    memset(*out, 0, (size_t)(count + 1) * sizeof(**out));
+    *n = list_paths(*out);
+  }
+  pthread_mutex_unlock(&list_lock);
+  if (*out && *n >= 0) return SQLITE_OK;
+  tde_open_databases_free(*out, count);
+  *out = NULL;
+  *n = 0;
+  return SQLITE_NOMEM;
+}
+
+void tde_open_databases_free(tde_open_database *list, int n) {
+  for (int i = 0; list && i < n; i++) sqlite3_free(list[i].path);
+  sqlite3_free(list);
+}
+
 sqlite3_vfs *tde_openfiles_vfs(const char *name) {
   sqlite3_vfs *vfs = tde_base_vfs();
   tde_file *f;

@@ -79,6 +79,23 @@ tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
   return c[0] == TDE_NOMEM || c[1] == TDE_NOMEM ? TDE_NOMEM : TDE_OK;
 }
 
+/* The name of a file as it is opened: links are followed, as SQLite does. */
+static const char *resolve(sqlite3_vfs *v, const char *path) {
+  char *full = sqlite3_malloc64((sqlite3_uint64)v->mxPathname + 1);
+  const char *name = NULL;
+
+  if (!full) return NULL;
+  if ((v->xFullPathname(v, path, v->mxPathname + 1, full) & 0xff) == SQLITE_OK) path = full;
+  name = tde_name_of(path, "");
+  sqlite3_free(full);
+  return name;
+}
+
+static int has_magic(const tde_slots *both) {
+  return memcmp(both->at[0], tde_header_magic, sizeof(tde_header_magic)) == 0 ||
+         memcmp(both->at[1], tde_header_magic, sizeof(tde_header_magic)) == 0;
+}
+
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
@@ -91,14 +108,14 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
   both = tde_slots_new();
-  name = tde_name_of(path, "");
+  name = resolve(v, path);
   if (both && name) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
   if (lower) {
     rc = tde_slots_read(lower, &counters, both);
     if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
-    if (rc == SQLITE_OK && !out->doc) rc = SQLITE_NOTADB;
+    if (rc == SQLITE_OK && !out->doc) rc = has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
   }
   (void)tde_lower_close(lower);
   tde_name_free(name);

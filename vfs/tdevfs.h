@@ -74,8 +74,9 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
 const char *tde_file_keydoc(tde_file *f, size_t *n);
 
 /* The header of a file that need not be open, its newest whole slot, not verified.
-** No key is needed. doc: malloc'd, NULL when there is none (SQLITE_NOTADB). vfs: the
-** VFS below, NULL: the default one. */
+** No key is needed. doc: malloc'd, NULL when there is none: SQLITE_NOTADB, or
+** SQLITE_CORRUPT where one was, damaged now or of a newer format. vfs: the VFS below,
+** NULL: the default one. */
 typedef struct tde_peek {
   uint8_t uuid[TDE_UUID_BYTES];
   uint64_t sequence;
@@ -84,6 +85,15 @@ typedef struct tde_peek {
   size_t ndoc;
 } tde_peek;
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
+
+/* The main databases that are open in this process, each path once: *out is the caller's
+** (tde_open_databases_free). An SQLite code. */
+typedef struct tde_open_database {
+  char *path;
+  const char *vfs; /* below */
+} tde_open_database;
+int tde_open_databases(tde_open_database **out, int *n);
+void tde_open_databases_free(tde_open_database *list, int n);
 
 /* One bad unit. role: "main" or "wal"; index: unit number from 0 (main) or
 ** frame number from 1, 0 for the WAL header. */

@@ -1,0 +1,276 @@
+/*
+** retire.c: tde_key_safe_to_retire.
+**
+** Whoever deletes a key on its word must have lost nothing. So a key is safe only when all
+** that was to be looked at could be: the instance, every database that is open in this
+** process, every file below the folder. What could not is named; and a key that nobody
+** knows, for its id may be misspelt, is an error.
+*/
+#include "retire.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "../ext/base/bytes.h"
+#include "result.h"
+#include "subject.h"
+#include "views.h"
+
+SQLITE_EXTENSION_INIT3
+
+#define DEPTH_MAX 64 /* folders within folders */
+
+typedef struct retire {
+  sqlite3 *db;
+  const char *key;
+  const tde_instance *inst;
+  tde_json *needed;    /* by whom, and why */
+  tde_json *unchecked; /* what could not be looked at, and why */
+  int known;           /* somebody has heard of the key */
+  int bad;             /* out of memory */
+} retire;
+
+static void add(retire *r, tde_json *list, const char *path, const char *member, const char *text) {
+  tde_json *j = tde_json_object();
+
+  if (tde_json_set_text(j, "path", path) | tde_json_set_text(j, member, text)) {
+    tde_json_free(j);
+    r->bad = 1;
+    return;
+  }
+  r->bad |= tde_json_append(list, j);
+}
+
+/* ---- databases ---- */
+
+/* An entry of a database's key list. */
+static int is_listed(const tde_json *entry, const char *key) {
+  const char *id = tde_json_get_text(entry, "key_id"), *version = tde_json_get_text(entry, "version");
+  const char *thumb = tde_json_get_text(entry, "thumbprint");
+  tde_key_info info;
+
+  memset(&info, 0, sizeof(info));
+  if (!id || !version || !thumb) return 0;
+  (void)sqlite3_snprintf(sizeof(info.base_id), info.base_id, "%s", id);
+  (void)sqlite3_snprintf(sizeof(info.version), info.version, "%s", version);
+  (void)tde_unhex(thumb, info.thumbprint, sizeof(info.thumbprint));
+  return tde_key_named(&info, key);
+}
+
+static void check_doc(retire *r, const char *path, const tde_keydoc *doc) {
+  const tde_json *all = tde_keydoc_json(doc), *list = tde_json_get(all, "keys");
+  tde_key_info infos[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_needed(doc, infos, TDE_EPOCHS_MAX), needs = 0;
+
+  for (int i = 0; i < n && !needs; i++) needs = tde_key_named(&infos[i], r->key);
+  if (needs) add(r, r->needed, path, "reason", tde_json_get(all, "backup") ? "backup" : "protector");
+  r->known |= needs;
+  for (size_t i = 0; i < tde_json_count(list) && !r->known; i++) {
+    r->known = is_listed(tde_json_at(list, i), r->key);
+  }
+}
+
+static void check_file(retire *r, const char *path, const char *vfs) {
+  tde_view_db v;
+  tde_status st;
+  int rc;
+
+  tde_status_clear(&st);
+  rc = tde_view_open_path(&v, r->db, path, vfs, &st);
+  if (rc == SQLITE_OK) {
+    check_doc(r, path, v.doc);
+  } else if (rc != SQLITE_NOTADB) {
+    add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
+  }
+  tde_view_close(&v);
+}
+
+static void check_open_databases(retire *r) {
+  tde_open_database *list = NULL;
+  int n = 0;
+
+  r->bad |= tde_open_databases(&list, &n) != SQLITE_OK;
+  for (int i = 0; i < n && !r->bad; i++) check_file(r, list[i].path, list[i].vfs);
+  tde_open_databases_free(list, n);
+}
+
+/* ---- the folder ---- */
+
+static void check_folder(retire *r, const char *folder, int depth);
+
+/* A link to a file is followed; one to a folder may lead round in a circle. */
+static void check_entry(retire *r, const char *path, int depth) {
+  struct stat itself, sb;
+
+  if (lstat(path, &itself) != 0 || stat(path, &sb) != 0) {
+    if (errno != ENOENT || S_ISLNK(itself.st_mode)) {
+      add(r, r->unchecked, path, "error", strerror(errno));
+    }
+  } else if (S_ISDIR(sb.st_mode) && S_ISLNK(itself.st_mode)) {
+    add(r, r->unchecked, path, "error", "a link to a folder: look at that by itself");
+  } else if (S_ISDIR(sb.st_mode)) {
+    check_folder(r, path, depth + 1);
+  } else if (S_ISREG(sb.st_mode)) {
+    check_file(r, path, NULL);
+  }
+}
+
+static void check_folder(retire *r, const char *folder, int depth) {
+  DIR *d = depth < DEPTH_MAX ? opendir(folder) : NULL;
+  struct dirent *e;
+
+  if (!d) {
+    add(r, r->unchecked, folder, "error", depth < DEPTH_MAX ? strerror(errno) : "lies too deep");
+    return;
+  }
+  while (!r->bad && (e = readdir(d)) != NULL) {
+    char *path;
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+    path = sqlite3_mprintf("%s/%s", folder, e->d_name);
+    if (path) {
+      check_entry(r, path, depth);
+    } else {
+      r->bad = 1;
+    }
+    sqlite3_free(path);
+  }
+  (void)closedir(d);
+}
+
+/* ---- the instance ---- */
+
+static int same_key(const char *a, const char *b) {
+  char base[2][TDE_KEY_ID_MAX], version[2][128];
+  const tde_provider *p = tde_provider_find(a, NULL), *q = tde_provider_find(b, NULL);
+
+  if (!p || p != q || p->parse_id(a, base[0], version[0], NULL) != TDE_OK ||
+      p->parse_id(b, base[1], version[1], NULL) != TDE_OK) {
+    return 0;
+  }
+  return strcmp(base[0], base[1]) == 0 &&
+         (!version[0][0] || !version[1][0] || strcmp(version[0], version[1]) == 0);
+}
+
+static void check_instance(retire *r) {
+  const char *named = tde_subject_instance(r->db, 0, NULL, 0);
+  char protector[TDE_KEY_ID_MAX];
+  tde_status st;
+  int needs;
+
+  tde_status_clear(&st);
+  if (tde_instance_open(named, 0, &r->inst, &st) != TDE_OK ||
+      tde_instance_protector(r->inst, protector, &st) != TDE_OK) {
+    add(r, r->unchecked, named ? named : "the default instance", "error", st.message);
+    return;
+  }
+  needs = same_key(r->key, protector);
+  for (int i = 0; i < tde_instance_nkeys(r->inst); i++) {
+    const tde_key_info *k = tde_instance_key(r->inst, i);
+    if (!tde_key_named(k, r->key)) continue;
+    r->known = 1;
+    needs |= tde_key_named(k, protector);
+  }
+  r->known |= needs;
+  if (needs) add(r, r->needed, tde_instance_dir(r->inst), "reason", "default protector");
+}
+
+/* ---- the key ---- */
+
+static int is_thumbprint(const char *key) {
+  size_t n = strlen(key);
+  return n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES &&
+         strspn(key, "0123456789abcdefABCDEF") == n;
+}
+
+/* Is it a key at all? */
+static int valid_key(const char *key, tde_status *st) {
+  char base[TDE_KEY_ID_MAX], version[128];
+  const tde_provider *p;
+
+  if (is_thumbprint(key)) return 1;
+  p = tde_provider_find(key, st);
+  return p && p->parse_id(key, base, version, st) == TDE_OK;
+}
+
+/* Nobody has heard of it: does its service have it? */
+static int exists(const retire *r, tde_status *st) {
+  tde_op *op;
+  tde_class c;
+
+  if (is_thumbprint(r->key) || !r->inst) {
+    tde_fail(st, TDE_MISSING, "check it against tde_keylist and tde_instance_keylist, or name its id",
+             "nothing that was looked at knows the key %.120s", r->key);
+    return 0;
+  }
+  op = calloc(1, sizeof(*op));
+  if (!op) {
+    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return 0;
+  }
+  op->kind = TDE_OP_GET;
+  op->instance = r->inst;
+  op->identity = tde_instance_default_identity(r->inst);
+  c = tde_provider_run(op, r->key, st);
+  free(op);
+  return c == TDE_OK;
+}
+
+static int is_folder(const char *path) {
+  struct stat sb;
+  return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
+}
+
+static void look(retire *r, const char *where) {
+  check_instance(r);
+  check_open_databases(r);
+  if (where && is_folder(where)) {
+    check_folder(r, where, 0);
+  } else if (where) {
+    check_file(r, where, NULL);
+  }
+}
+
+static void answer(sqlite3_context *ctx, retire *r) {
+  tde_json *j = tde_json_object();
+  int safe = tde_json_count(r->needed) == 0 && tde_json_count(r->unchecked) == 0, bad = r->bad;
+
+  bad |= tde_json_set_text(j, "key", r->key) | tde_json_set_bool(j, "safe", safe) |
+         tde_json_set_json(j, "needed_by", r->needed) |
+         tde_json_set_json(j, "not_checked", r->unchecked);
+  r->needed = r->unchecked = NULL;
+  tde_result_json(ctx, j, bad);
+}
+
+void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  retire r = {.db = sqlite3_context_db_handle(ctx)};
+  const char *where = tde_arg_text(argc, argv, 1);
+  struct stat sb;
+  tde_status st;
+
+  r.key = tde_arg_needed(ctx, argc, argv, 0, "the key");
+  if (!r.key) return;
+  tde_status_clear(&st);
+  if (!valid_key(r.key, &st)) {
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
+  if (where && stat(where, &sb) != 0) {
+    tde_fail(&st, TDE_MISUSE, "name a folder of databases and backups, or one file",
+             "%s is not there", where);
+    tde_result_status(ctx, SQLITE_CANTOPEN, &st);
+    return;
+  }
+  r.needed = tde_json_array();
+  r.unchecked = tde_json_array();
+  look(&r, where);
+  if (!r.bad && !r.known && !exists(&r, &st)) {
+    tde_result_status(ctx, tde_class_rc(st.code), &st);
+  } else {
+    answer(ctx, &r);
+  }
+  tde_json_free(r.needed);
+  tde_json_free(r.unchecked);
+}
