@@ -11,7 +11,9 @@
 */
 #include "restore.h"
 
+#include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +39,7 @@ typedef struct needed_key {
   const char *where;       /* "given", "instance", "protector" */
   tde_status asked;        /* what asking it brought; TDE_OK: it unwraps */
   int was_asked;
+  tde_status tried; /* not found: why a key that may be it could not be looked at */
 } needed_key;
 
 typedef struct restore {
@@ -62,15 +65,19 @@ static void found(needed_key *k, const tde_key_info *info, const char *where) {
 /* Asks for a key by an id: is it this one's material? */
 static void look_up(restore *r, needed_key *k, const char *id, const char *where) {
   tde_op *op = calloc(1, sizeof(*op));
+  tde_status st;
+  tde_class c;
 
   if (!op) return;
+  tde_status_clear(&st);
   op->kind = TDE_OP_GET;
   op->instance = r->inst;
   op->identity = r->who.identity;
   op->federated_client_id = r->who.federated_client_id;
-  if (tde_provider_run(op, id, NULL) == TDE_OK && same_material(&op->info, k->info.thumbprint)) {
-    found(k, &op->info, where);
-  }
+  c = tde_provider_run(op, id, &st);
+  if (c == TDE_OK && same_material(&op->info, k->info.thumbprint)) found(k, &op->info, where);
+  /* That it is not there is told by its absence. */
+  if (c && c != TDE_MISSING) k->tried = st;
   free(op);
 }
 
@@ -144,24 +151,27 @@ static void look(restore *r) {
   }
 }
 
+#define ADD_KEY "add it with tde_instance_add_key(), or name it in the option \"keys\""
+
 /* MissingKeyForRestore, with every key that is not found. */
 static int missing(const restore *r, tde_status *st) {
-  char names[400] = "", hex[2 * TDE_THUMB_SHOWN + 1];
+  char names[400] = "", hex[2 * TDE_THUMB_SHOWN + 1], remedy[400] = "";
   int n = 0;
 
   for (int i = 0; i < r->n; i++) {
     const needed_key *k = &r->needed[i];
     size_t used = strlen(names);
     if (k->as[0]) continue;
+    if (k->tried.code && !remedy[0]) {
+      (void)snprintf(remedy, sizeof(remedy), "%.250s: %.140s", k->tried.message, k->tried.remedy);
+    }
     tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
     (void)snprintf(names + used, sizeof(names) - used, "%s%.120s/%.64s (thumbprint %s)",
                    n ? ", " : "", k->info.base_id, k->info.version, hex);
     n++;
   }
   if (!n) return 0;
-  tde_fail(st, TDE_MISSING,
-           "add it with tde_instance_add_key(), or name it in the option \"keys\"; it need not "
-           "become a protector",
+  tde_fail(st, TDE_MISSING, remedy[0] ? remedy : ADD_KEY "; it need not become a protector",
            "MissingKeyForRestore: %.380s", names);
   return 1;
 }
@@ -177,22 +187,57 @@ static int64_t backup_time(const char *path, const tde_keydoc *doc) {
   return stat(path, &sb) == 0 ? (int64_t)sb.st_mtime : 0;
 }
 
+static int is_uuid(const char *text) {
+  static const char form[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+
+  if (strlen(text) != sizeof(form) - 1) return 0;
+  for (size_t i = 0; i < sizeof(form) - 1; i++) {
+    if (form[i] == '-' ? text[i] != '-' : !isxdigit((unsigned char)text[i])) return 0;
+  }
+  return 1;
+}
+
+static int check_given(const restore *r, tde_status *st) {
+  for (size_t i = 0; i < tde_json_count(r->o->keys); i++) {
+    if (!tde_subject_key(tde_json_text_at(r->o->keys, i), st)) return SQLITE_MISUSE;
+  }
+  if (!r->o->uuid || is_uuid(r->o->uuid)) return SQLITE_OK;
+  tde_fail(st, TDE_MISUSE, "tde_encryption_keys and tde_status() show a database's UUID",
+           "the option \"uuid\" is no UUID: %.60s", r->o->uuid);
+  return SQLITE_MISUSE;
+}
+
+static int is_of(const restore *r, const uint8_t uuid[TDE_UUID_BYTES]) {
+  char text[40];
+
+  tde_uuid_text(uuid, text);
+  return !r->o->uuid || sqlite3_stricmp(text, r->o->uuid) == 0;
+}
+
 typedef struct candidate {
   char *path;
   int64_t time;
+  uint8_t uuid[TDE_UUID_BYTES], other[TDE_UUID_BYTES];
+  int found, several; /* backups of more than one database */
 } candidate;
 
-/* Is this file of the folder a better choice? */
+/* Is this file of the folder a better choice? Only what was made as a backup counts: others
+** may be in use. */
 static void consider(restore *r, const char *path, candidate *best) {
-  char uuid[40];
   tde_peek peek;
   tde_keydoc *doc = NULL;
   int64_t t;
 
   if (tde_header_peek(path, NULL, &peek)) return;
-  tde_uuid_text(peek.uuid, uuid);
   if (tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) == TDE_OK &&
-      (!r->o->uuid || strcmp(uuid, r->o->uuid) == 0)) {
+      tde_json_get(tde_keydoc_json(doc), "backup") && is_of(r, peek.uuid)) {
+    if (!best->found) {
+      memcpy(best->uuid, peek.uuid, TDE_UUID_BYTES);
+    } else if (memcmp(best->uuid, peek.uuid, TDE_UUID_BYTES) != 0) {
+      best->several = 1;
+      memcpy(best->other, peek.uuid, TDE_UUID_BYTES);
+    }
+    best->found = 1;
     t = backup_time(path, doc);
     if ((!r->o->at || t <= r->o->at) && (!best->path || t > best->time)) {
       sqlite3_free(best->path);
@@ -204,10 +249,20 @@ static void consider(restore *r, const char *path, candidate *best) {
   free(peek.doc);
 }
 
+/* Backups of several databases: it is not said which is meant. */
+static void tell_several(const char *folder, const candidate *c, tde_status *st) {
+  char a[40], b[40];
+
+  tde_uuid_text(c->uuid, a);
+  tde_uuid_text(c->other, b);
+  tde_fail(st, TDE_MISUSE, "say which by the option \"uuid\"",
+           "%s: has backups of several databases, of %s and %s for two", folder, a, b);
+}
+
 /* A folder stands for its newest backup at or before the moment asked for. NULL with
 ** st set: there is none. */
 static char *choose(restore *r, const char *folder, tde_status *st) {
-  candidate best = {NULL, 0};
+  candidate best = {.path = NULL};
   DIR *d = opendir(folder);
   struct dirent *e;
 
@@ -216,13 +271,34 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
     if (path) consider(r, path, &best);
     sqlite3_free(path);
   }
-  if (d) (void)closedir(d);
+  if (!d) {
+    tde_fail(st, TDE_IO, "check the folder's permissions", "%s: %s", folder, strerror(errno));
+    return NULL;
+  }
+  (void)closedir(d);
+  if (best.several) {
+    tell_several(folder, &best, st);
+    sqlite3_free(best.path);
+    return NULL;
+  }
   if (!best.path) {
-    tde_fail(st, TDE_MISSING, "name another moment, database or folder",
+    tde_fail(st, TDE_MISSING,
+             "name another moment, database or folder; what is no backup is named by its own path",
              "%s: no backup%s%s is in this folder", folder,
              r->o->at ? " at or before that moment" : "", r->o->uuid ? " of that database" : "");
   }
   return best.path;
+}
+
+/* A single file must be of the database that was asked for. */
+static int check_file(const restore *r, tde_status *st) {
+  char text[40];
+
+  if (is_of(r, r->v.head.uuid)) return SQLITE_OK;
+  tde_uuid_text(r->v.head.uuid, text);
+  tde_fail(st, TDE_MISUSE, "name another file, or leave \"uuid\" out", "%s: is of the database %s",
+           r->v.path, text);
+  return SQLITE_MISUSE;
 }
 
 static int is_folder(const char *path) {
@@ -236,6 +312,8 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   tde_class c;
   int rc;
 
+  rc = check_given(r, st);
+  if (rc) return rc;
   r->instance = r->o->instance ? r->o->instance : tde_subject_instance(r->db, 0, NULL, 0);
   c = tde_instance_open(r->instance, 0, &r->inst, st);
   if (c) return tde_class_rc(c);
@@ -251,6 +329,7 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   /* A path, whatever schemas there are. */
   rc = tde_view_open_path(&r->v, r->db, source, NULL, st);
   sqlite3_free(chosen);
+  if (rc == SQLITE_OK) rc = check_file(r, st);
   if (rc) return rc;
   r->who.identity = r->o->identity;
   if (!r->who.identity) r->who.identity = tde_instance_default_identity(r->inst);
@@ -263,6 +342,7 @@ static int prepare(restore *r, const char *source, tde_status *st) {
 static tde_json *needed_row(const needed_key *k) {
   char hex[2 * TDE_THUMB_SHOWN + 1];
   tde_json *j = tde_json_object();
+  const tde_status *why = k->as[0] ? &k->asked : &k->tried;
   int ok = k->as[0] && k->was_asked && k->asked.code == TDE_OK, bad;
 
   tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
@@ -275,11 +355,8 @@ static tde_json *needed_row(const needed_key *k) {
                           !k->as[0] ? "missing"
                           : ok      ? "reachable"
                                     : "unreachable") |
-        tde_json_set_text(j, "error", k->as[0] && !ok ? k->asked.message : NULL) |
-        tde_json_set_text(j, "remedy",
-                          !k->as[0] ? "add it with tde_instance_add_key(), or name it in \"keys\""
-                          : ok      ? NULL
-                                    : k->asked.remedy);
+        tde_json_set_text(j, "error", ok || !why->code ? NULL : why->message) |
+        tde_json_set_text(j, "remedy", ok ? NULL : why->code ? why->remedy : ADD_KEY);
   if (!bad) return j;
   tde_json_free(j);
   return NULL;

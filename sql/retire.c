@@ -179,28 +179,12 @@ static void check_instance(retire *r) {
 
 /* ---- the key ---- */
 
-static int is_thumbprint(const char *key) {
-  size_t n = strlen(key);
-  return n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES &&
-         strspn(key, "0123456789abcdefABCDEF") == n;
-}
-
-/* Is it a key at all? */
-static int valid_key(const char *key, tde_status *st) {
-  char base[TDE_KEY_ID_MAX], version[128];
-  const tde_provider *p;
-
-  if (is_thumbprint(key)) return 1;
-  p = tde_provider_find(key, st);
-  return p && p->parse_id(key, base, version, st) == TDE_OK;
-}
-
 /* Nobody has heard of it: does its service have it? */
 static int exists(const retire *r, tde_status *st) {
   tde_op *op;
   tde_class c;
 
-  if (is_thumbprint(r->key) || !r->inst) {
+  if (tde_is_thumbprint(r->key) || !r->inst) {
     tde_fail(st, TDE_MISSING, "check it against tde_keylist and tde_instance_keylist, or name its id",
              "nothing that was looked at knows the key %.120s", r->key);
     return 0;
@@ -253,7 +237,7 @@ void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **
   r.key = tde_arg_needed(ctx, argc, argv, 0, "the key");
   if (!r.key) return;
   tde_status_clear(&st);
-  if (!valid_key(r.key, &st)) {
+  if (!tde_subject_key(r.key, &st)) {
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }

@@ -41,6 +41,22 @@ const char *tde_arg_needed(sqlite3_context *ctx, int argc, sqlite3_value **argv,
   return NULL;
 }
 
+int tde_is_thumbprint(const char *key) {
+  size_t n = strlen(key);
+
+  return n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES &&
+         strspn(key, "0123456789abcdefABCDEF") == n;
+}
+
+int tde_subject_key(const char *key, tde_status *st) {
+  char base[TDE_KEY_ID_MAX], version[128];
+  const tde_provider *p;
+
+  if (tde_is_thumbprint(key)) return 1;
+  p = tde_provider_find(key, st);
+  return p && p->parse_id(key, base, version, st) == TDE_OK;
+}
+
 const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i) {
   const char *named = tde_arg_text(argc, argv, i);
   tde_file *f = NULL;
