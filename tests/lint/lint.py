@@ -292,6 +292,38 @@ def check_exports(have, want):
         yield f"in ext/tde.map, but not exported: {name}"
 
 
+# ---- SQLite's versions ----------------------------------------------------
+
+SQLITE_HEADER = "/usr/include/sqlite3ext.h"
+
+
+def introduced(header):
+    """Functions by the version of SQLite that brought them into the extension API."""
+    macros = dict(re.findall(r"#define\s+(sqlite3_\w+)\s+sqlite3_api->(\w+)", header))
+    since, at = {}, 0
+    for line in header.splitlines():
+        v = re.search(r"Version (\d+)\.(\d+)\.(\d+) and later", line)
+        if v:
+            at = int(v.group(1)) * 1000000 + int(v.group(2)) * 1000 + int(v.group(3))
+        member = re.search(r"\(\*(\w+)\)\(", line)
+        if member:
+            since[member.group(1)] = at
+    return {name: since.get(member, 0) for name, member in macros.items()}
+
+
+def check_sqlite(sources, header):
+    """no function of SQLite is called that OLDEST_SQLITE (ext/tde.c) does not have"""
+    since = introduced(header)
+    oldest = [m for s in sources for m in re.findall(r"#define OLDEST_SQLITE (\d+)", s.text)]
+    if len(oldest) != 1 or not since:
+        yield f"OLDEST_SQLITE is defined {len(oldest)} times, {len(since)} functions are known"
+        return
+    for s in sources:
+        for m in re.finditer(r"\b(sqlite3_\w+)\s*\(", s.code) if s.is_c and s.product else ():
+            if since.get(m.group(1), 0) > int(oldest[0]):
+                yield f"{s.path}:{line_of(s.code, m.start())}: {m.group(1)} came with {since[m.group(1)]}"
+
+
 # ---- the run --------------------------------------------------------------
 
 def files(root):
@@ -353,6 +385,12 @@ def self_test(tally):
     nm = "0000000000001000 T tde_register\n0000000000001010 T stray\n                 U malloc\n"
     found = list(check_exports(exported(nm), wanted_exports("{ global: tde_register; absent; local: *; };")))
     tally.rule("self-test of exports", [] if len(found) == 2 else [f"lint: exports: {found}"])
+    header = ("/* Version 3.40.1 and later */\n  int (*young)(int);\n"
+              "#define sqlite3_young   sqlite3_api->young\n")
+    for oldest, wrong in ((3040000, 1), (3040001, 0)):
+        code = Source("vfs/a.c", f"#define OLDEST_SQLITE {oldest}\nint f(void) {{ return sqlite3_young(1); }}\n")
+        found = list(check_sqlite([code], header))
+        tally.rule(f"self-test of check_sqlite, {oldest}", [] if len(found) == wrong else [f"lint: {found}"])
 
 
 def main():
@@ -370,6 +408,11 @@ def main():
         tally.rule(rule.__doc__, [f"{s.path}:{n}: {what}" for s in sources for n, what in rule(s)])
     tally.rule(rule_links.__doc__,
                [f"{s.path}:{n}: {w}" for s in sources for n, w in rule_links(s, args.root)])
+    if os.path.exists(SQLITE_HEADER):
+        with open(SQLITE_HEADER, encoding="utf-8") as f:
+            tally.rule(check_sqlite.__doc__, list(check_sqlite(sources, f.read())))
+    else:
+        tally.skip(check_sqlite.__doc__, f"no {SQLITE_HEADER}")
     if args.so:
         nm = subprocess.run(["nm", "-D", "--defined-only", args.so], capture_output=True, text=True,
                             check=True).stdout
