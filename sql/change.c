@@ -52,6 +52,24 @@ static int check_state(const tde_change *c, int reading, tde_status *st) {
   return SQLITE_ERROR;
 }
 
+/* A change is of the file that has the name now, and no part of a transaction: a ROLLBACK
+** would not undo it. */
+static int may_change(const tde_change *c, tde_status *st) {
+  int moved = 0;
+
+  if (sqlite3_txn_state(c->db, c->schema) == SQLITE_TXN_WRITE) {
+    tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
+             "%s: this connection has an open write transaction", c->info->path);
+    return SQLITE_MISUSE;
+  }
+  if (sqlite3_file_control(c->db, c->schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
+    tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
+             "%s: the file was moved, replaced or deleted since it was opened", c->info->path);
+    return SQLITE_READONLY_DBMOVED;
+  }
+  return SQLITE_OK;
+}
+
 static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
                  tde_status *st) {
   const char *text;
@@ -71,6 +89,7 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   touch(db, c->schema);
   tde_file_info_get(c->f, 1, c->info);
   rc = check_state(c, reading, st);
+  if (rc == SQLITE_OK && !reading) rc = may_change(c, st);
   if (rc) return rc;
   text = tde_file_keydoc(c->f, &n);
   cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : TDE_INTERNAL;

@@ -79,11 +79,19 @@ static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status 
   return cls;
 }
 
+/* The logs are brought into the file, which SQLite does in no transaction. */
+static int no_transaction(const rotation *r, tde_change *c, tde_status *st) {
+  if (sqlite3_txn_state(r->db, r->schema) == SQLITE_TXN_NONE) return SQLITE_OK;
+  tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK, and end this connection's other statements, first",
+           "%s: this connection has an open transaction", c->info->path);
+  return SQLITE_MISUSE;
+}
+
 static int begin(void *ctx, tde_change *c, tde_status *st) {
   rotation *r = ctx;
   begin_edit *b = calloc(1, sizeof(*b));
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  int rc = b && dek ? SQLITE_OK : SQLITE_NOMEM;
+  int rc = b && dek ? no_transaction(r, c, st) : SQLITE_NOMEM;
 
   if (rc == SQLITE_OK && tde_keydoc_is_secondary(c->doc)) {
     rc = SQLITE_MISUSE;

@@ -789,7 +789,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   memset(db, 0, sizeof(*db));
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
-  db->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
+  db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
   rc = one_of_two(f, name, "tde_plain", "refuse", "allow", &db->plain_allowed);
   if (rc == SQLITE_OK) {
     rc = one_of_two(f, name, "tde_damaged", "refuse", "zeros", &db->damaged_zeros);
