@@ -34,13 +34,14 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
                              size_t *ndoc, tde_status *st) {
   const tde_instance *inst;
   tde_keydoc *kd = NULL;
+  tde_keydoc_asker who = {params->identity, params->federated_client_id};
   tde_class c = tde_instance_open(params->instance, 1, &inst, st);
 
   *doc = NULL;
 
   (void)ctx;
   if (c == TDE_OK) {
-    c = tde_keydoc_create(inst, params->protector, params->identity, uuid, dek, &kd, st);
+    c = tde_keydoc_create(inst, params->protector, &who, uuid, dek, &kd, st);
   }
   if (c == TDE_OK) c = tde_keydoc_text(kd, doc, ndoc, st);
   if (c == TDE_OK) c = tell_created(inst, kd, params->path, uuid, st);
@@ -67,6 +68,10 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
   if (c == TDE_OK) c = tde_instance_open(params->instance, 0, &inst, st);
   if (c == TDE_OK && params->as_key) {
     tde_keydoc_asker_of(kd, &who);
+    if (params->identity) {
+      who.identity = params->identity;
+      who.federated_client_id = params->federated_client_id;
+    }
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
   } else if (c == TDE_OK) {
     c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);

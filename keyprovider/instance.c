@@ -586,6 +586,12 @@ const char *tde_instance_default_identity(const tde_instance *inst) {
   return inst->identity[0] != 0 ? inst->identity : NULL;
 }
 
+const char *tde_instance_asker(const tde_instance *inst) {
+  const tde_identity *id =
+      tde_cloud_identity(tde_instance_cloud(inst), tde_instance_default_identity(inst), NULL);
+  return id != NULL ? id->name : NULL;
+}
+
 int tde_instance_nkeys(const tde_instance *inst) {
   return inst->nkeys;
 }

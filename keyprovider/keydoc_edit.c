@@ -152,11 +152,11 @@ static tde_class new_document(const tde_op *op, const char *mode, const tde_keyd
   return rc;
 }
 
-tde_class tde_keydoc_create(const tde_instance *inst, const char *protector, const char *identity,
-                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_keydoc **out,
-                            tde_status *st) {
+tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
+                            const tde_keydoc_asker *asker, const uint8_t uuid[TDE_UUID_BYTES],
+                            uint8_t *dek, tde_keydoc **out, tde_status *st) {
   char inherited[TDE_KEY_ID_MAX];
-  tde_keydoc_asker who = {identity, NULL};
+  tde_keydoc_asker who = *asker;
   tde_op wrap;
   const char *mode = "database";
   tde_class rc = TDE_OK;
@@ -169,6 +169,10 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector, con
     if (who.identity == NULL) who.identity = tde_instance_default_identity(inst);
   } else {
     rc = tde_instance_may_protect(inst, protector, st);
+  }
+  /* One that is federated has a name. */
+  if (who.identity == NULL && who.federated_client_id != NULL) {
+    who.identity = tde_instance_asker(inst);
   }
   if (rc == TDE_OK) rc = tde_random(dek, TDE_KEY_BYTES, st);
   if (rc == TDE_OK) rc = tde_keydoc_wrap(inst, protector, &who, uuid, dek, &wrap, st);

@@ -283,6 +283,7 @@ void tde_sql_backup(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 typedef struct secondary_work {
   backup_work b; /* first: run() knows no more */
   const tde_options *o;
+  const tde_instance *inst;
   tde_op *wraps; /* of every epoch, when it gets a protector of its own */
 } secondary_work;
 
@@ -330,6 +331,19 @@ static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
   return bad ? out_of_memory(st) : TDE_OK;
 }
 
+/* Who is to ask for a copy's key: as the options say, otherwise as for the source's. Who is
+** federated has a name. */
+static tde_keydoc_asker asker_for(const tde_options *o, const tde_keydoc *doc,
+                                  const tde_instance *inst) {
+  tde_keydoc_asker who;
+
+  tde_keydoc_asker_of(doc, &who);
+  if (o->identity || o->federated_client_id) who.federated_client_id = o->federated_client_id;
+  if (o->identity) who.identity = o->identity;
+  if (!who.identity && who.federated_client_id) who.identity = tde_instance_asker(inst);
+  return who;
+}
+
 /* The secondary's document: its primary's, with its own protector. */
 static tde_class make_secondary(void *ctx, tde_keydoc *doc, tde_status *st) {
   secondary_work *w = ctx;
@@ -337,7 +351,7 @@ static tde_class make_secondary(void *ctx, tde_keydoc *doc, tde_status *st) {
   int64_t now = (int64_t)time(NULL);
   uint32_t epochs[TDE_EPOCHS_MAX];
   int n = tde_keydoc_epochs(doc, epochs, TDE_EPOCHS_MAX);
-  tde_keydoc_asker who = {w->o->identity, w->o->federated_client_id};
+  tde_keydoc_asker who = asker_for(w->o, doc, w->inst);
   int bad = tde_json_set_text(s, "of", w->b.schema) | tde_json_set_int(s, "created", now) |
             tde_json_set_int(s, "synced", now);
 
@@ -348,35 +362,38 @@ static tde_class make_secondary(void *ctx, tde_keydoc *doc, tde_status *st) {
     for (int i = 0; i < n; i++) bad |= tde_keydoc_set_wrap(doc, epochs[i], &w->wraps[i], now);
     bad |= tde_keydoc_use_key(doc, &w->wraps[0].info, now) | tde_keydoc_set_mode(doc, "database");
   }
-  if (who.identity) bad |= tde_keydoc_set_identity(doc, &who);
+  bad |= tde_keydoc_set_identity(doc, &who);
   return bad ? out_of_memory(st) : TDE_OK;
 }
 
 /* Wraps every DEK under the protector that was asked for. */
 static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
-  const tde_instance *inst = NULL;
   uint32_t epochs[TDE_EPOCHS_MAX];
   int n = tde_keydoc_epochs(c->doc, epochs, TDE_EPOCHS_MAX);
-  tde_keydoc_asker who = {w->o->identity, w->o->federated_client_id};
+  tde_keydoc_asker who = asker_for(w->o, c->doc, w->inst);
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
   tde_class cls = dek ? TDE_OK : out_of_memory(st);
 
-  if (!who.identity) tde_keydoc_asker_of(c->doc, &who);
-  if (cls == TDE_OK) {
-    cls = tde_instance_open(w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &inst,
-                            st);
-  }
-  if (cls == TDE_OK) cls = tde_instance_may_protect(inst, w->o->protector, st);
+  if (cls == TDE_OK) cls = tde_instance_may_protect(w->inst, w->o->protector, st);
   w->wraps = calloc((size_t)n, sizeof(*w->wraps));
   if (cls == TDE_OK && !w->wraps) cls = out_of_memory(st);
   for (int i = 0; i < n && cls == TDE_OK; i++) {
     cls = tde_file_dek(c->f, epochs[i], dek, st);
     if (cls == TDE_OK) {
-      cls = tde_keydoc_wrap(inst, w->o->protector, &who, c->info->uuid, dek, &w->wraps[i], st);
+      cls = tde_keydoc_wrap(w->inst, w->o->protector, &who, c->info->uuid, dek, &w->wraps[i], st);
     }
   }
   tde_secret_free(dek);
   return cls;
+}
+
+/* An identity that is named must be there; so must one that is to be federated. */
+static int check_identity(const tde_instance *inst, const tde_options *o, tde_status *st) {
+  const char *name = o->identity ? o->identity : tde_instance_default_identity(inst);
+
+  if (!o->identity && !o->federated_client_id) return SQLITE_OK;
+  return tde_cloud_identity(tde_instance_cloud(inst), name, st) ? SQLITE_OK
+                                                                : tde_class_rc(st->code);
 }
 
 static int may_have_another(tde_change *c, tde_status *st) {
@@ -414,6 +431,11 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   k.src.db = w->b.db;
   k.src.schema = c->schema;
   w->b.schema = c->info->path;
+  if (rc == SQLITE_OK) {
+    rc = tde_class_rc(tde_instance_open(
+        w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &w->inst, st));
+  }
+  if (rc == SQLITE_OK) rc = check_identity(w->inst, w->o, st);
   if (rc == SQLITE_OK) rc = ready(c, &k.settled, st);
   if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
@@ -441,6 +463,7 @@ void tde_sql_create_secondary(sqlite3_context *ctx, int argc, sqlite3_value **ar
   secondary_work w = {
       {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx), NULL, NULL},
       &o,
+      NULL,
       NULL};
 
   if (!w.b.path) return;
@@ -668,6 +691,7 @@ typedef struct copy_work {
 static int copy(void *ctx, tde_change *c, tde_status *st) {
   copy_work *w = ctx;
   char full[TDE_KEY_ID_MAX];
+  const tde_instance *inst = NULL;
   tde_keydoc_asker who;
   tde_place place;
   tde_job job;
@@ -680,11 +704,15 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
                  .job = &job};
   int settled, rc;
 
-  tde_keydoc_asker_of(c->doc, &who);
   tde_key_full_id(&c->protector, full);
   n.instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
+  rc = tde_class_rc(tde_instance_open(n.instance, 0, &inst, st));
+  if (rc == SQLITE_OK) rc = check_identity(inst, w->o, st);
+  if (rc) return rc;
+  who = asker_for(w->o, c->doc, inst);
   n.protector = w->o->protector;
-  n.identity = w->o->identity ? w->o->identity : who.identity;
+  n.identity = who.identity;
+  n.federated_client_id = who.federated_client_id;
   /* A copy of a database at database level is at database level. */
   if (!n.protector && strcmp(tde_keydoc_mode(c->doc), "database") == 0) n.protector = full;
   memset(&place, 0, sizeof(place));
@@ -716,7 +744,7 @@ void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
       &o};
 
   if (!w.b.path) return;
-  if (options_of(ctx, argc, argv, 1, "schema instance protector identity", &o)) {
+  if (options_of(ctx, argc, argv, 1, "schema instance protector identity federated_client_id", &o)) {
     run(ctx, o.schema, "copy", 1, copy, &w.b);
   }
   tde_options_end(&o);

@@ -119,18 +119,17 @@ static int open_db(conversion *c, const char *path, const char *params, const ch
   return rc ? fail_db(c, *db, rc, path) : SQLITE_OK;
 }
 
-/* Keeps the tde_* parameters of a URI argument for the encrypted side. */
+/* Keeps the tde_* parameters of a URI argument for the encrypted side, which knows them. */
 static char *collect_params(const char *filename) {
-  static const char *const names[] = {"tde_instance", "tde_protector", "tde_identity"};
   char *all = sqlite3_mprintf("?");
+  const char *key;
 
-  for (int i = 0; all && i < 3; i++) {
-    const char *v = sqlite3_uri_parameter(filename, names[i]);
-    if (v) {
-      char *escaped = tde_uri_value(v);
-      all = escaped ? sqlite3_mprintf("%z%s=%s&", all, names[i], escaped) : NULL;
-      sqlite3_free(escaped);
-    }
+  for (int i = 0; all && (key = sqlite3_uri_key(filename, i)) != NULL; i++) {
+    char *escaped;
+    if (strncmp(key, "tde_", 4) != 0) continue;
+    escaped = tde_uri_value(sqlite3_uri_parameter(filename, key));
+    all = escaped ? sqlite3_mprintf("%z%s=%s&", all, key, escaped) : NULL;
+    sqlite3_free(escaped);
   }
   return all;
 }

@@ -254,12 +254,16 @@ static tde_class prove_identity(tde_change *c, const tde_keydoc_asker *who, tde_
 
 static int set_identity(void *ctx, tde_change *c, tde_status *st) {
   tde_keydoc_asker *who = ctx;
-  tde_class cls = TDE_OK;
+  tde_class cls;
 
-  if (who->identity && !tde_cloud_identity(tde_instance_cloud(c->inst), who->identity, st)) {
-    cls = st->code;
+  if (who->identity || who->federated_client_id) {
+    const tde_cloud *cloud = tde_instance_cloud(c->inst);
+    const char *name = who->identity ? who->identity : tde_instance_default_identity(c->inst);
+    const tde_identity *id = tde_cloud_identity(cloud, name, st);
+    if (!id) return tde_class_rc(st->code);
+    who->identity = id->name; /* one that is federated has a name */
   }
-  if (cls == TDE_OK) cls = prove_identity(c, who, st);
+  cls = prove_identity(c, who, st);
   if (cls) return tde_class_rc(cls);
   return tde_change_commit(c, edit_identity, who, 0, 0, NULL, st);
 }

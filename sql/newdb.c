@@ -45,7 +45,8 @@ static char *uri_for(const tde_newdb *n, const char *path, const char *more) {
     const char *name, *value;
   } params[] = {{"tde_instance", n->instance},
                 {"tde_protector", n->protector},
-                {"tde_identity", n->identity}};
+                {"tde_identity", n->identity},
+                {"tde_federated_client_id", n->federated_client_id}};
   char *query = sqlite3_mprintf("?x=y%s", more), *uri;
 
   for (size_t i = 0; i < sizeof(params) / sizeof(params[0]) && query; i++) {

@@ -12,7 +12,8 @@
 typedef struct tde_newdb {
   sqlite3 *from;
   const char *schema;
-  const char *instance, *protector, *identity; /* of the new one; NULL: the defaults */
+  /* Of the new one; NULL: the defaults. */
+  const char *instance, *protector, *identity, *federated_client_id;
   /* What its header says of its source: the event, the key document with the keys that
   ** its content was ever under, the UUID, and the moment whose content it is. */
   const char *event;

@@ -317,6 +317,9 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   r->instance = r->o->instance ? r->o->instance : tde_subject_instance(r->db, 0, NULL, 0);
   c = tde_instance_open(r->instance, 0, &r->inst, st);
   if (c) return tde_class_rc(c);
+  if (r->o->identity && !tde_cloud_identity(tde_instance_cloud(r->inst), r->o->identity, st)) {
+    return tde_class_rc(st->code);
+  }
   if (is_folder(source)) {
     chosen = choose(r, source, st);
     if (!chosen) return SQLITE_CANTOPEN;
@@ -332,6 +335,7 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   if (rc == SQLITE_OK) rc = check_file(r, st);
   if (rc) return rc;
   r->who.identity = r->o->identity;
+  r->who.federated_client_id = r->o->federated_client_id;
   if (!r->who.identity) r->who.identity = tde_instance_default_identity(r->inst);
   look(r);
   return SQLITE_OK;
@@ -402,7 +406,7 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     if (source) sqlite3_result_error_nomem(ctx);
     return;
   }
-  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1), "keys instance identity at uuid", &st);
+  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1), "keys instance identity federated_client_id at uuid", &st);
   if (rc == SQLITE_OK) rc = prepare(r, source, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
@@ -417,16 +421,28 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
 
 /* ---- tde_restore(source, path [, options]) ---- */
 
-/* Opens the backup for reading, asking for its key under the id it was found as. */
+/* The backup's URI, asking for its key under the id it was found as. */
+static char *source_uri(const restore *r) {
+  const struct {
+    const char *name, *value;
+  } params[] = {{"tde_instance", r->instance},
+                {"tde_key", r->n == 1 ? r->needed[0].as : NULL},
+                {"tde_identity", r->who.identity},
+                {"tde_federated_client_id", r->who.federated_client_id}};
+  char *query = sqlite3_mprintf("?x=y"), *uri;
+
+  for (size_t i = 0; i < sizeof(params) / sizeof(params[0]) && query; i++) {
+    char *value = params[i].value ? tde_uri_value(params[i].value) : NULL;
+    if (value) query = sqlite3_mprintf("%z&%s=%z", query, params[i].name, value);
+  }
+  uri = query ? tde_uri_of(r->v.path, query) : NULL;
+  sqlite3_free(query);
+  return uri;
+}
+
+/* Opens the backup for reading. */
 static int open_source(restore *r, sqlite3 **db, tde_status *st) {
-  char *instance = tde_uri_value(r->instance ? r->instance : "");
-  char *as = tde_uri_value(r->n == 1 ? r->needed[0].as : "");
-  char *identity = tde_uri_value(r->who.identity ? r->who.identity : "");
-  char *query = instance && as && identity
-                    ? sqlite3_mprintf("?tde_instance=%s&tde_key=%s&tde_identity=%s", instance, as,
-                                      identity)
-                    : NULL;
-  char *uri = query ? tde_uri_of(r->v.path, query) : NULL;
+  char *uri = source_uri(r);
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
   tde_file *f = NULL;
   int rc = uri && info
@@ -447,10 +463,6 @@ static int open_source(restore *r, sqlite3 **db, tde_status *st) {
   }
   sqlite3_free(info);
   sqlite3_free(uri);
-  sqlite3_free(query);
-  sqlite3_free(instance);
-  sqlite3_free(identity);
-  sqlite3_free(as);
   return rc;
 }
 
@@ -501,6 +513,7 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     n.instance = r->instance;
     n.protector = r->o->protector;
     n.identity = r->o->identity;
+    n.federated_client_id = r->o->federated_client_id;
     n.source = r->v.doc;
     n.source_uuid = r->v.head.uuid;
     n.source_time = backup_time(r->v.path, r->v.doc);
@@ -527,8 +540,8 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     if (path) sqlite3_result_error_nomem(ctx);
     return;
   }
-  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 2), "keys instance identity protector at uuid",
-             &st);
+  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 2),
+             "keys instance identity federated_client_id protector at uuid", &st);
   if (rc == SQLITE_OK) rc = run_restore(r, source, path, &pages, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);

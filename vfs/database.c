@@ -781,6 +781,26 @@ static int one_of_two(const tde_file *f, const char *name, const char *param, co
   return SQLITE_MISUSE;
 }
 
+/* A misspelt parameter would be passed over, and with it a key or an instance. */
+static int check_names(const tde_file *f, const char *name) {
+  static const char *const known[] = {"tde_instance",  "tde_protector", "tde_identity",
+                                      "tde_base",      "tde_key",       "tde_federated_client_id",
+                                      "tde_functions", "tde_plain",     "tde_damaged",
+                                      "tde_map"};
+  const char *key;
+
+  for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
+    size_t k = 0;
+    if (strncmp(key, "tde_", 4) != 0) continue;
+    while (k < sizeof(known) / sizeof(known[0]) && strcmp(key, known[k]) != 0) k++;
+    if (k < sizeof(known) / sizeof(known[0])) continue;
+    tde_log(TDE_LOG_ERROR, "%s: there is no URI parameter %s; README.md lists them", tde_path_of(f),
+            key);
+    return SQLITE_MISUSE;
+  }
+  return SQLITE_OK;
+}
+
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
   int rc, oom = 0;
@@ -790,7 +810,10 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
   db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
-  rc = one_of_two(f, name, "tde_plain", "refuse", "allow", &db->plain_allowed);
+  rc = check_names(f, name);
+  if (rc == SQLITE_OK) {
+    rc = one_of_two(f, name, "tde_plain", "refuse", "allow", &db->plain_allowed);
+  }
   if (rc == SQLITE_OK) {
     rc = one_of_two(f, name, "tde_damaged", "refuse", "zeros", &db->damaged_zeros);
   }
@@ -799,6 +822,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->params.instance = copy_param(name, "tde_instance", &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
+  db->params.federated_client_id = copy_param(name, "tde_federated_client_id", &oom);
   db->as_key = copy_param(name, "tde_key", &oom);
   if (db->as_key && db->as_key[0]) db->params.as_key = db->as_key;
   if (oom) return SQLITE_NOMEM;
@@ -831,6 +855,7 @@ void tde_db_close(tde_file *f) {
   sqlite3_free(db->params.instance);
   sqlite3_free(db->params.protector);
   sqlite3_free(db->params.identity);
+  sqlite3_free(db->params.federated_client_id);
   sqlite3_free(db->as_key);
   sqlite3_free(db);
   f->db = NULL;

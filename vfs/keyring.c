@@ -143,6 +143,7 @@ void tde_key_params_clear(tde_key_params *p) {
   free(p->instance);
   free(p->protector);
   free(p->identity);
+  free(p->federated_client_id);
   free(p->as_key);
   memset(p, 0, sizeof(*p));
 }
@@ -156,7 +157,8 @@ static int copy_one(char **to, const char *from) {
 static int copy_params(tde_key_params *to, const tde_key_params *from) {
   memset(to, 0, sizeof(*to));
   if (copy_one(&to->path, from->path) && copy_one(&to->vfs, from->vfs) &&
-      copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity)) {
+      copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity) &&
+      copy_one(&to->federated_client_id, from->federated_client_id)) {
     return 1;
   }
   tde_key_params_clear(to);

@@ -23,7 +23,8 @@ typedef struct tde_key_params {
   char *vfs;       /* the name of the VFS below */
   char *instance;  /* tde_instance= */
   char *protector; /* tde_protector=, for a new database */
-  char *identity;  /* tde_identity=, for a new database */
+  char *identity;  /* tde_identity=, for a new database, or with as_key */
+  char *federated_client_id; /* tde_federated_client_id=, likewise */
   char *as_key;    /* a revalidation asks under this key id */
 } tde_key_params;
 

@@ -20,6 +20,7 @@ static const tde_instance *instance;
 static tde_key_info protector;
 static char wrapped[2 * TDE_WRAPPED_MAX];
 static const uint8_t uuid[TDE_UUID_BYTES] = {1, 2, 3};
+static const tde_keydoc_asker nobody = {NULL, NULL};
 static uint8_t *dek, *dek_again;
 
 static void make_instance(void) {
@@ -36,7 +37,7 @@ static void make_instance(void) {
   dek = tde_secret_alloc(TDE_KEY_BYTES);
   dek_again = tde_secret_alloc(TDE_KEY_BYTES);
   FUZZ_ASSERT(dek && dek_again);
-  FUZZ_ASSERT(tde_keydoc_create(instance, NULL, NULL, uuid, dek, &doc, &st) == TDE_OK);
+  FUZZ_ASSERT(tde_keydoc_create(instance, NULL, &nobody, uuid, dek, &doc, &st) == TDE_OK);
   FUZZ_ASSERT(tde_keydoc_protector(doc, &protector, &st) == TDE_OK);
   FUZZ_ASSERT(tde_keydoc_text(doc, &text, &n, &st) == TDE_OK);
   FUZZ_ASSERT(tde_json_parse(text, n, "text", &root, &st) == TDE_OK);

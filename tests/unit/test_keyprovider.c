@@ -43,6 +43,7 @@
 extern char **environ;
 static char root_dir[256];
 static const uint8_t uuid[TDE_UUID_BYTES] = "0123456789abcde";
+static const tde_keydoc_asker nobody = {NULL, NULL};
 
 /* Google's Project Wycheproof, rsa_oaep_2048_sha256_mgf1sha256, tcId 7: a
 ** message of 32 bytes, e0 to ff, without a label. */
@@ -1615,7 +1616,7 @@ static void keydoc_create_and_unwrap(void) {
   tde_status st;
   char *text = NULL;
   size_t n = 0;
-  REQUIRE(tde_keydoc_create(inst, NULL, "myself", uuid, dek, &doc, &st) == TDE_OK);
+  REQUIRE(tde_keydoc_create(inst, NULL, &(tde_keydoc_asker){"myself", NULL}, uuid, dek, &doc, &st) == TDE_OK);
   CHECK(!tde_all_zero(dek, TDE_KEY_BYTES) && strcmp(tde_keydoc_mode(doc), "inherit") == 0);
   CHECK(tde_keydoc_epoch(doc) == 1 && tde_keydoc_protector(doc, &info, &st) == TDE_OK);
   CHECK(strcmp(info.version, smk_version(inst)) == 0 && strcmp(info.type, "RSA-3072") == 0);
@@ -1626,14 +1627,14 @@ static void keydoc_create_and_unwrap(void) {
   tde_keydoc_free(doc);
   tde_keydoc_free(again);
   free(text);
-  CHECK(tde_keydoc_create(inst, "local:smk", NULL, uuid, second, &doc, &st) == TDE_OK);
+  CHECK(tde_keydoc_create(inst, "local:smk", &nobody, uuid, second, &doc, &st) == TDE_OK);
   CHECK(!tde_equal(dek, second, 32) && strcmp(tde_keydoc_mode(doc), "database") == 0);
   tde_keydoc_free(doc);
   /* Failures leave nothing behind. */
-  CHECK(tde_keydoc_create(inst, "local:none", NULL, uuid, dek, &doc, &st) == TDE_MISSING);
+  CHECK(tde_keydoc_create(inst, "local:none", &nobody, uuid, dek, &doc, &st) == TDE_MISSING);
   CHECK(doc == NULL && tde_all_zero(dek, 32) && strcmp(st.key_id, "local:none") == 0);
-  CHECK(tde_keydoc_create(inst, "nobody:x", NULL, uuid, dek, &doc, &st) == TDE_UNSUPPORTED);
-  CHECK(tde_keydoc_create(inst, NULL, "\xff", uuid, dek, &doc, &st) != TDE_OK && doc == NULL);
+  CHECK(tde_keydoc_create(inst, "nobody:x", &nobody, uuid, dek, &doc, &st) == TDE_UNSUPPORTED);
+  CHECK(tde_keydoc_create(inst, NULL, &(tde_keydoc_asker){"\xff", NULL}, uuid, dek, &doc, &st) != TDE_OK && doc == NULL);
   tde_secret_free(dek);
   tde_secret_free(got);
   tde_secret_free(second);
@@ -1645,7 +1646,7 @@ static tde_json *real_json(const tde_instance *inst, uint8_t *dek) {
   tde_json *j = NULL;
   char *text = NULL;
   size_t n = 0;
-  CHECK(tde_keydoc_create(inst, NULL, NULL, uuid, dek, &doc, NULL) == TDE_OK);
+  CHECK(tde_keydoc_create(inst, NULL, &nobody, uuid, dek, &doc, NULL) == TDE_OK);
   CHECK(tde_keydoc_text(doc, &text, &n, NULL) == TDE_OK);
   CHECK(tde_json_parse(text, n, "x", &j, NULL) == TDE_OK);
   tde_keydoc_free(doc);
@@ -1804,7 +1805,7 @@ static void json_out_of_memory(void) {
     tde_status st;
     fail_at = i;
     allocations = 0;
-    tde_class rc = tde_keydoc_create(inst, NULL, NULL, uuid, dek, &doc, &st);
+    tde_class rc = tde_keydoc_create(inst, NULL, &nobody, uuid, dek, &doc, &st);
     done = fail_at > allocations;
     fail_at = 0;
     CHECK(rc == (done ? TDE_OK : TDE_NOMEM) && (done || (doc == NULL && tde_all_zero(dek, 32))));
@@ -1859,7 +1860,7 @@ static void *crowd_disturber(void *arg) {
 static void crowd_setup(const char *name, uint8_t *dek, char **text) {
   const tde_instance *inst = copied_instance(name);
   tde_keydoc *doc = NULL;
-  CHECK(tde_keydoc_create(inst, NULL, NULL, uuid, dek, &doc, NULL) == TDE_OK);
+  CHECK(tde_keydoc_create(inst, NULL, &nobody, uuid, dek, &doc, NULL) == TDE_OK);
   CHECK(tde_keydoc_text(doc, text, &crowd.doc_n, NULL) == TDE_OK);
   tde_keydoc_free(doc);
   crowd.dir = tde_instance_dir(inst);
