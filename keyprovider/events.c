@@ -205,7 +205,7 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
     return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"audit\" is no object", file);
   }
   const tde_json *path = tde_json_get(obj, "file");
-  if (path != NULL) {
+  if (path != NULL && !tde_json_is_null(path)) {
     const char *text = tde_json_get_text(obj, "file");
     if (text == NULL || text[0] != '/' || strlen(text) >= sizeof out->file - 16) {
       return bad(st, file, "file", "is no absolute path");
@@ -237,7 +237,7 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
 static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
   struct stat by_name;
   for (;;) {
-    int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+    int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0600);
     if (fd < 0) return -1;
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       struct timespec nap = {0, LOCK_NAP_MS * 1000000L};

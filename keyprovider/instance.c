@@ -528,7 +528,12 @@ static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, 
   if (rc != TDE_OK) rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
   tde_secret_free(old);
   if (rc == TDE_OK) rc = change(ctx, root, st);
-  if (rc == TDE_OK) rc = read_root(root, file, &draft, st);
+  /* The file was sound: what is wrong now is what was to be put into it. */
+  if (rc == TDE_OK && read_root(root, file, &draft, &inner) != TDE_OK) {
+    rc = inner.code == TDE_NOMEM ? nomem(st)
+                                 : tde_fail(st, TDE_MISUSE, "give another value; nothing was changed",
+                                            "%s", inner.message);
+  }
   if (rc == TDE_OK) {
     *text = tde_json_pretty(root, n);
     if (*text == NULL) rc = nomem(st);

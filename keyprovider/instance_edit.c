@@ -21,6 +21,17 @@ static tde_class nomem(tde_status *st) {
   return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
 }
 
+/* Before a change: where the audit is required, it must be possible to tell. */
+static tde_class announce(const char *path, const char *event, const char *key_id,
+                          const char *version, tde_status *st) {
+  const tde_instance *inst;
+  tde_event e;
+  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  if (rc != TDE_OK) return rc;
+  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, NULL);
+  return tde_event_announce(tde_instance_audit(inst), &e, st);
+}
+
 /* Emits what was done to the instance's own sink. */
 static void tell(const char *path, const char *event, const char *key_id, const char *version) {
   const tde_instance *inst;
@@ -110,6 +121,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
     rc = probe(inst, key_id, identity, &info, st);
     if (rc == TDE_OK) tde_key_full_id(&info, full);
   }
+  if (rc == TDE_OK) rc = announce(path, "set-instance-protector", full, "", st);
   if (rc == TDE_OK) rc = tde_instance_change(path, apply_protector, &change, st);
   if (rc == TDE_OK) tell(path, "set-instance-protector", full, "");
   return rc;
@@ -158,6 +170,7 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
     rc = tde_fail(st, TDE_DISABLED, "enable the key version first",
                   "the key %.300s is disabled: it could read nothing", info->base_id);
   }
+  if (rc == TDE_OK) rc = announce(path, "add-instance-key", info->base_id, info->version, st);
   if (rc == TDE_OK) rc = tde_instance_change(path, apply_add, info, st);
   if (rc == TDE_OK) tell(path, "add-instance-key", info->base_id, info->version);
   return rc;
@@ -208,6 +221,7 @@ tde_class tde_instance_remove_key(const char *path, const char *key, int *remove
   removal r = {key, protector, 0};
   tde_class rc = tde_instance_open(path, 0, &inst, st);
   if (rc == TDE_OK) rc = tde_instance_protector(inst, protector, st);
+  if (rc == TDE_OK) rc = announce(path, "remove-instance-key", key, "", st);
   if (rc == TDE_OK) rc = tde_instance_change(path, apply_removal, &r, st);
   *removed = r.removed;
   if (rc == TDE_OK) tell(path, "remove-instance-key", key, "");
@@ -222,6 +236,7 @@ tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info 
     rc = tde_fail(st, TDE_MISUSE, "choose another name",
                   "the name smk is that of the service-managed key");
   }
+  if (rc == TDE_OK) rc = announce(path, "new-local-key", "", "", st);
   if (rc == TDE_OK) rc = tde_local_create(tde_instance_dir(inst), name, info, st);
   if (rc == TDE_OK) tell(path, "new-local-key", info->base_id, info->version);
   return rc;
@@ -263,7 +278,8 @@ tde_class tde_instance_set_policy(const char *path, const char *name, int64_t va
                       "%s is a number of seconds from %lld to %lld, not %lld", name,
                       (long long)item->min, (long long)item->max, (long long)value);
     }
-    tde_class rc = tde_instance_change(path, apply_policy, &s, st);
+    tde_class rc = announce(path, "set-policy", "", "", st);
+    if (rc == TDE_OK) rc = tde_instance_change(path, apply_policy, &s, st);
     if (rc == TDE_OK) tell(path, "set-policy", "", "");
     return rc;
   }
@@ -291,27 +307,98 @@ static tde_class apply_audit(void *ctx, tde_json *root, tde_status *st) {
   return failed ? nomem(st) : TDE_OK;
 }
 
-/* Parses json (NULL: none) and makes the change. */
-static tde_class change_json(const char *path, const char *name, const char *json,
-                             tde_class (*apply)(void *, tde_json *, tde_status *),
-                             const char *event, tde_status *st) {
-  setting s = {.name = name};
+/* names: with a blank between them. */
+static int is_one_of(const char *name, const char *names) {
+  size_t n = strlen(name);
+  if (n == 0 || strchr(name, ' ') != NULL) return 0;
+  for (const char *at = strstr(names, name); at != NULL; at = strstr(at + 1, name)) {
+    if ((at == names || at[-1] == ' ') && (at[n] == ' ' || at[n] == 0)) return 1;
+  }
+  return 0;
+}
+
+/* A member that does not exist is a misspelt one, which would be passed over. (A secret in
+** the file itself has an error of its own: cloud.c.) */
+static tde_class check_members(const tde_json *value, const char *what, const char *names,
+                               tde_status *st) {
+  for (size_t i = 0; i < tde_json_members(value); i++) {
+    const char *name = tde_json_member_name(value, i);
+    if (!is_one_of(name, names) && !is_one_of(name, "secret client_secret password certificate")) {
+      return tde_fail(st, TDE_MISUSE, names, "%s has no member \"%.60s\"; it has the ones named here",
+                      what, name);
+    }
+  }
+  return TDE_OK;
+}
+
+/* Parses json (NULL: none) as an object with these members. */
+static tde_class parse_setting(setting *s, const char *json, const char *what, const char *names,
+                               tde_status *st) {
   tde_class rc = TDE_OK;
-  if (json != NULL) rc = tde_json_parse(json, strlen(json), "argument", &s.value, st);
+  if (json == NULL) return TDE_OK;
+  rc = tde_json_parse(json, strlen(json), "argument", &s->value, st);
   if (rc == TDE_CORRUPT) rc = tde_fail(st, TDE_MISUSE, "give a JSON object", "%s", st->message);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply, &s, st);
-  tde_json_free(s.value);
-  if (rc == TDE_OK) tell(path, event, "", "");
-  return rc;
+  if (rc == TDE_OK && !tde_json_is_object(s->value)) {
+    rc = tde_fail(st, TDE_MISUSE, names, "%s is no JSON object; its members are the ones named here",
+                  what);
+  }
+  return rc == TDE_OK ? check_members(s->value, what, names, st) : rc;
 }
 
 tde_class tde_instance_set_identity(const char *path, const char *name, const char *json,
                                     tde_status *st) {
-  return change_json(path, name, json, apply_identity, "set-instance-identity", st);
+  static const char names[] =
+      "kind tenant client_id via secret_env secret_file certificate_file token_file";
+  setting s = {.name = name};
+  tde_class rc = parse_setting(&s, json, "the identity", names, st);
+  if (rc == TDE_OK) rc = announce(path, "set-instance-identity", "", "", st);
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_identity, &s, st);
+  tde_json_free(s.value);
+  if (rc == TDE_OK) tell(path, "set-instance-identity", "", "");
+  return rc;
+}
+
+/* The sink to be: where it is required, it can be written. (The old one need not: it may be
+** what is to be mended.) */
+static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st) {
+  tde_json *root = tde_json_object();
+  tde_audit audit;
+  tde_event e;
+  tde_status inner;
+  tde_class rc = tde_json_set_json(root, "audit", tde_json_copy(value)) ? nomem(st) : TDE_OK;
+  tde_status_clear(&inner);
+  if (rc == TDE_OK && tde_audit_read(root, dir, &audit, &inner) == TDE_OK) {
+    tde_event_fill(&e, "set-audit", NULL, dir, "", "", NULL);
+    rc = tde_event_announce(&audit, &e, st);
+  } /* else the change itself tells what is wrong */
+  tde_json_free(root);
+  return rc;
+}
+
+/* The sink that was there hears of it, too. */
+static void tell_old_sink(const tde_audit *old, const char *path) {
+  const tde_instance *inst;
+  tde_event e;
+  if (tde_instance_open(path, 0, &inst, NULL) != TDE_OK) return;
+  if (old->file[0] == 0 || strcmp(old->file, tde_instance_audit(inst)->file) == 0) return;
+  tde_event_fill(&e, "set-audit", NULL, tde_instance_dir(inst), "", "", NULL);
+  (void)tde_event_emit(old, &e, NULL);
 }
 
 tde_class tde_instance_set_audit(const char *path, const char *json, tde_status *st) {
-  return change_json(path, "audit", json, apply_audit, "set-audit", st);
+  const tde_instance *inst;
+  tde_audit old;
+  setting s = {.name = "audit"};
+  tde_class rc = parse_setting(&s, json, "the audit", "file max_bytes keep sync syslog required", st);
+  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
+  if (rc == TDE_OK) old = *tde_instance_audit(inst);
+  if (rc == TDE_OK && s.value != NULL) rc = try_sink(s.value, tde_instance_dir(inst), st);
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_audit, &s, st);
+  tde_json_free(s.value);
+  if (rc != TDE_OK) return rc;
+  tell_old_sink(&old, path);
+  tell(path, "set-audit", "", "");
+  return TDE_OK;
 }
 
 /* ---- showing ---- */

@@ -318,8 +318,38 @@ tde_json *tde_json_null(void) {
 
 /* The *_new functions take the value over, also when they fail, and fail on a
 ** NULL container or value: so a chain of builders needs one check at its end. */
+/* Bytes of the UTF-8 character at s (RFC 3629); 0: there is none. */
+static size_t utf8_at(const unsigned char *s) {
+  size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : 4;
+  if (n == 4 && (s[0] < 0xf0 || s[0] > 0xf4)) return 0;
+  for (size_t i = 1; i < n; i++) {
+    if ((s[i] & 0xc0) != 0x80) return 0;
+  }
+  if (n == 3 && ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f))) return 0;
+  if (n == 4 && ((s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))) return 0;
+  return n;
+}
+
+/* JSON has no other text than UTF-8, but paths are bytes: what is none becomes U+FFFD. */
+static json_t *string_of(const char *v) {
+  static const char replacement[] = "\xef\xbf\xbd";
+  json_t *j = json_string(v);
+  if (j != NULL) return j;
+  char *clean = malloc(3 * strlen(v) + 1), *to = clean;
+  for (const unsigned char *s = (const unsigned char *)v; clean != NULL && *s != 0;) {
+    size_t n = utf8_at(s);
+    memcpy(to, n > 0 ? (const char *)s : replacement, n > 0 ? n : 3);
+    to += n > 0 ? n : 3;
+    s += n > 0 ? n : 1;
+  }
+  if (clean != NULL) *to = 0;
+  if (clean != NULL) j = json_string(clean);
+  free(clean);
+  return j;
+}
+
 int tde_json_set_text(tde_json *obj, const char *name, const char *v) {
-  return json_object_set_new(lib(obj), name, v != NULL ? json_string(v) : json_null());
+  return json_object_set_new(lib(obj), name, v != NULL ? string_of(v) : json_null());
 }
 
 int tde_json_set_int(tde_json *obj, const char *name, int64_t v) {

@@ -162,6 +162,9 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
   tde_class rc = TDE_OK;
   *out = NULL;
   memset(dek, 0, TDE_KEY_BYTES);
+  if (who.identity != NULL) {
+    if (!tde_cloud_identity(tde_instance_cloud(inst), who.identity, st)) return TDE_MISCONFIGURED;
+  }
   if (protector == NULL) {
     mode = "inherit";
     rc = tde_instance_protector(inst, inherited, st);

@@ -405,10 +405,10 @@ static void instance_settings(void) {
   refused(dir, tde_instance_set_identity(dir, "robot", "{\"kind\":", &st), TDE_MISUSE, &st,
           "give a JSON object", &before);
   refused(dir, tde_instance_set_identity(dir, "robot", "{\"kind\":\"wish\"}", &st),
-          TDE_MISCONFIGURED, &st, "", &before);
-  refused(dir, tde_instance_set_audit(dir, "{\"file\":\"here\"}", &st), TDE_MISCONFIGURED, &st, "",
-          &before);
-  refused(dir, tde_instance_set_audit(dir, "[]", &st), TDE_MISCONFIGURED, &st, "", &before);
+          TDE_MISUSE, &st, "give another value", &before);
+  refused(dir, tde_instance_set_audit(dir, "{\"file\":\"here\"}", &st), TDE_MISUSE, &st,
+          "give another value", &before);
+  refused(dir, tde_instance_set_audit(dir, "[]", &st), TDE_MISUSE, &st, "max_bytes", &before);
   tde_secret_free(before);
   CHECK(tde_instance_set_identity(dir, "robot", NULL, &st) == TDE_OK);
   CHECK(tde_instance_set_audit(dir, NULL, &st) == TDE_OK);
