@@ -631,16 +631,19 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   return rc;
 }
 
-/* The full path, as it is listed. */
-static char *full_path(const char *path) {
-  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
-  char *full = vfs ? sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1) : NULL, *copy = NULL;
+/* The full path, as it is listed: the caller's, NULL with st set. */
+static char *full_path(const char *path, tde_status *st) {
+  tde_place place;
+  char *full;
 
-  if (full && (vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) == SQLITE_OK) {
-    copy = sqlite3_mprintf("%s", full);
+  if (tde_place_begin(&place, path, 1, st)) {
+    tde_place_end(&place);
+    return NULL;
   }
-  sqlite3_free(full);
-  return copy;
+  full = sqlite3_mprintf("%s", place.target);
+  tde_place_end(&place);
+  if (!full) (void)out_of_memory(st);
+  return full;
 }
 
 void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
@@ -662,7 +665,8 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
     memset(w, 0, sizeof(*w));
     w->b.db = sqlite3_context_db_handle(ctx);
     w->o = &o;
-    w->path = full_path(path);
+    w->path = full_path(path, &st);
+    if (!w->path) rc = tde_class_rc(st.code);
     for (int i = 0; w->path && i < EPOCH_TRIES; i++) {
       tde_json_free(w->b.answer);
       w->b.answer = NULL;

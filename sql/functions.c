@@ -375,9 +375,17 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 /* ---- tde_default([on]) ---- */
 
 static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  int on = argc > 0 ? sqlite3_value_int(argv[0]) != 0 : 1;
-  int rc = tde_vfs_make_default(on);
+  int on = argc > 0 ? sqlite3_value_int(argv[0]) : 1, rc;
+  tde_status st;
 
+  /* What is misspelt must not switch it off: the next database would be plain. */
+  if (argc > 0 && (sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER || (on != 0 && on != 1))) {
+    tde_status_clear(&st);
+    tde_fail(&st, TDE_MISUSE, "give 0 or 1", "tde_default: the argument is neither 0 nor 1");
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
+  rc = tde_vfs_make_default(on);
   if (rc) {
     sqlite3_result_error_code(ctx, rc);
   } else {

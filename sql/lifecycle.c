@@ -50,8 +50,8 @@ static int create_under(tde_file *f, const char *key_id, tde_status *st) {
   int rc = tde_file_make_header(f, key_id, NULL, st);
 
   if (rc && st->code == TDE_OK) {
-    tde_fail(st, TDE_IO, "try again", "the database's header could not be made (SQLite code %d)",
-             rc);
+    tde_fail(st, TDE_IO, "try again", "the database's header could not be made: %s",
+             sqlite3_errstr(rc));
   }
   return rc;
 }
@@ -271,9 +271,15 @@ static int set_identity(void *ctx, tde_change *c, tde_status *st) {
 void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_keydoc_asker who = {tde_arg_text(argc, argv, 0), tde_arg_text(argc, argv, 1)};
   tde_status st;
-  int rc = tde_change_run(sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, 2),
-                          "set-identity", set_identity, &who, &st);
+  int rc;
 
+  if (((who.identity && !who.identity[0]) ||
+       (who.federated_client_id && !who.federated_client_id[0])) &&
+      bad_argument(ctx, "tde_set_identity: a name is empty", "NULL stands for none")) {
+    return;
+  }
+  rc = tde_change_run(sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, 2), "set-identity",
+                      set_identity, &who, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
   } else {
@@ -292,31 +298,44 @@ static tde_class edit_auto_rotation(void *ctx, tde_keydoc *doc, tde_status *st) 
              : TDE_OK;
 }
 
+typedef struct rotation_switch {
+  int on, was;
+} rotation_switch;
+
 static int switch_auto_rotation(void *ctx, tde_change *c, tde_status *st) {
-  return tde_change_commit(c, edit_auto_rotation, ctx, 1, 0, NULL, st);
+  rotation_switch *s = ctx;
+
+  s->was = c->info->facts.auto_rotation;
+  return tde_change_commit(c, edit_auto_rotation, &s->on, 1, 0, NULL, st);
 }
 
 void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = tde_arg_text(argc, argv, 1);
-  int on = sqlite3_value_int(argv[0]) != 0, rc;
-  tde_status st;
+  rotation_switch s = {sqlite3_value_int(argv[0]) != 0, 0}, back = {0, 0};
+  tde_status st, ignored;
   tde_json *j;
+  int rc;
 
   if (sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER &&
       bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
     return;
   }
-  rc = tde_change_run(db, schema, on ? "auto-rotation-on" : "auto-rotation-off",
-                      switch_auto_rotation, &on, &st);
+  rc = tde_change_run(db, schema, s.on ? "auto-rotation-on" : "auto-rotation-off",
+                      switch_auto_rotation, &s, &st);
   /* The first look is now: whoever switches it on sees that it works. */
-  if (rc == SQLITE_OK && on) rc = tde_change_auto_rotate(db, schema, &st);
+  if (rc == SQLITE_OK && s.on) {
+    rc = tde_change_auto_rotate(db, schema, &st);
+    if (rc && !s.was) {
+      (void)tde_change_run(db, schema, "auto-rotation-off", switch_auto_rotation, &back, &ignored);
+    }
+  }
   if (rc) {
     tde_result_status(ctx, rc, &st);
     return;
   }
   j = tde_json_object();
-  tde_result_json(ctx, j, tde_json_set_bool(j, "auto_rotation", on));
+  tde_result_json(ctx, j, tde_json_set_bool(j, "auto_rotation", s.on));
 }
 
 /* ---- tde_revalidate([key_id [, schema]]) ---- */

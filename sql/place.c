@@ -13,6 +13,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/crypto.h"
 #include "../vfs/tdevfs.h"
+#include "subject.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -65,6 +66,7 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
 
   memset(p, 0, sizeof(*p));
   if (!vfs) return SQLITE_ERROR;
+  if (tde_is_uri(path, st)) return SQLITE_MISUSE;
   c = tde_random(r, sizeof(r), st);
   if (c) return tde_class_rc(c);
   tde_hex(r, sizeof(r), hex);
@@ -72,7 +74,8 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   if (!full) return nomem(st);
   if ((vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) != SQLITE_OK) {
     sqlite3_free(full);
-    tde_fail(st, TDE_MISUSE, NULL, "the path %s can not be resolved", path);
+    tde_fail(st, TDE_MISUSE, "check the path; it may be too long", "the path %.200s can not be resolved",
+             path);
     return SQLITE_CANTOPEN;
   }
   p->target = sqlite3_mprintf("%s", full);

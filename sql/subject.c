@@ -57,6 +57,13 @@ int tde_subject_key(const char *key, tde_status *st) {
   return p && p->parse_id(key, base, version, st) == TDE_OK;
 }
 
+int tde_is_uri(const char *path, tde_status *st) {
+  if (strncmp(path, "file:", 5) != 0) return 0;
+  tde_fail(st, TDE_MISUSE, "give the path; ./file:... is a file of such a name",
+           "%.200s is a URI, which is not taken here", path);
+  return 1;
+}
+
 const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i) {
   const char *named = tde_arg_text(argc, argv, i);
   tde_file *f = NULL;

@@ -25,6 +25,9 @@ int tde_is_thumbprint(const char *key);
 /* Does this name a key: the id of some provider's, or a thumbprint? False with st set. */
 int tde_subject_key(const char *key, tde_status *st);
 
+/* Is this a URI where a path is wanted? Then st is set. */
+int tde_is_uri(const char *path, tde_status *st);
+
 /* The path that names the instance of this call: argument i; else what the main
 ** database's URI says; else NULL, the default one. */
 const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i);

@@ -35,9 +35,11 @@ static int is_schema(sqlite3 *db, const char *name) {
 }
 
 static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
-  int rc = tde_header_peek(v->path, vfs, &v->head);
   tde_class c;
+  int rc;
 
+  if (!v->schema && tde_is_uri(v->path, st)) return SQLITE_MISUSE;
+  rc = tde_header_peek(v->path, vfs, &v->head);
   if (rc == SQLITE_NOTADB) {
     tde_fail(st, TDE_NOT_ENCRYPTED, "check the file's name",
              "%s: no header of an encrypted database is to be found in it", v->path);

@@ -663,7 +663,7 @@ static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_stat
   rc = next_slot(f, &h, 1);
   if (rc) {
     tde_fail(st, TDE_IO, "check the disk; the header in force is untouched",
-             "%s: the new header could not be written (SQLite code %d)", tde_path_of(f), rc);
+             "%s: the new header could not be written: %s", tde_path_of(f), sqlite3_errstr(rc));
     return rc;
   }
   if (*doc) {
@@ -716,8 +716,8 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
     rc = not_online(db, st);
   } else if (rc) {
-    tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read (SQLite code %d)",
-             tde_path_of(f), rc);
+    tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read: %s", tde_path_of(f),
+             sqlite3_errstr(rc));
   }
   if (rc == SQLITE_OK) {
     if (mutate) rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));

@@ -179,6 +179,17 @@ static int run_step(step *p, uint64_t *next, int *end) {
   return rc;
 }
 
+static const char *remedy_of(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_BUSY:
+      return "try again when others write less";
+    case SQLITE_FULL:
+      return "make room on the disk, then run tde_rotate_dek() again: it goes on";
+    default:
+      return "check the disk, then run tde_rotate_dek() again";
+  }
+}
+
 int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st) {
   exclusion x;
   step p;
@@ -211,10 +222,8 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
   tde_wipe(p.records, (READ_UNITS + 1) * (size_t)p.record);
   sqlite3_free(p.records);
   if (rc && st && st->code == TDE_OK) {
-    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-             (rc & 0xff) == SQLITE_BUSY ? "try again when others write less"
-                                        : "check the disk, then run tde_rotate_dek() again",
-             "%s: units could not be sealed anew (SQLite code %d)", f->path, rc);
+    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, remedy_of(rc),
+             "%s: units could not be sealed anew: %s", f->path, sqlite3_errstr(rc));
   }
   return rc;
 }
@@ -276,20 +285,17 @@ static int settle_logs(tde_file *f) {
 
 int tde_file_reseal_end(tde_file *f, tde_status *st) {
   exclusion x;
-  int rc, busy;
+  int rc;
 
   tde_file_enter(f);
   rc = keep_writers_out(f, &x);
   if (rc == SQLITE_OK) rc = settle_logs(f);
   let_writers_in(f, &x);
   tde_file_leave(f);
-  busy = (rc & 0xff) == SQLITE_BUSY;
   if (rc) {
-    tde_fail(st, busy ? TDE_BUSY : TDE_IO,
-             busy ? "try again when others write less"
-                  : "check the disk, then run tde_rotate_dek() again",
-             "%s: every page is under the new key, but the logs could not be settled (SQLite code %d)",
-             f->path, rc);
+    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, remedy_of(rc),
+             "%s: every page is under the new key, but the logs could not be settled: %s", f->path,
+             sqlite3_errstr(rc));
   }
   return rc;
 }
