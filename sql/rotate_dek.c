@@ -79,6 +79,36 @@ static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status 
   return cls;
 }
 
+/* A read through SQLite: a hot journal that somebody left is rolled back before the
+** units are looked at, and a WAL connection has its index. */
+static int read_something(rotation *r) {
+  char *sql = sqlite3_mprintf("SELECT count(*) FROM \"%w\".sqlite_schema", r->schema);
+  int rc = sql ? sqlite3_exec(r->db, sql, NULL, NULL, NULL) : SQLITE_NOMEM;
+
+  sqlite3_free(sql);
+  return rc;
+}
+
+/* An outage during a checkpoint leaves units torn that the WAL has whole: it is
+** brought into the file before the units are looked at. (SQLITE_BUSY: another
+** connection is at it.) */
+static int checkpoint(rotation *r, tde_status *st) {
+  int rc = read_something(r);
+
+  for (int i = 0; rc == SQLITE_OK && i < CHECKPOINT_TRIES; i++) {
+    rc = sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+    if (rc != SQLITE_BUSY) break;
+    (void)sqlite3_sleep(CHECKPOINT_PAUSE_MS);
+    if (i + 1 < CHECKPOINT_TRIES) rc = SQLITE_OK;
+  }
+  if (rc) {
+    tde_fail(st, rc == SQLITE_INTERRUPT || rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
+             "run tde_rotate_dek() again", "the log could not be brought into the database: %s",
+             sqlite3_errmsg(r->db));
+  }
+  return rc;
+}
+
 /* The logs are brought into the file, which SQLite does in no transaction. */
 static int no_transaction(const rotation *r, tde_change *c, tde_status *st) {
   if (sqlite3_txn_state(r->db, r->schema) == SQLITE_TXN_NONE) return SQLITE_OK;
@@ -106,7 +136,9 @@ static int begin(void *ctx, tde_change *c, tde_status *st) {
     b->dek = dek;
     b->units = r->units;
     b->now = (int64_t)time(NULL);
-    rc = tde_class_rc(prepare(c, dek, b, st));
+    /* Who can not do this can not go on: nothing is begun then. */
+    rc = checkpoint(r, st);
+    if (rc == SQLITE_OK) rc = tde_class_rc(prepare(c, dek, b, st));
     if (rc == SQLITE_OK) rc = tde_change_commit(c, edit_begin, b, 0, 1, NULL, st);
   }
   tde_secret_free(dek);
@@ -138,36 +170,6 @@ static int note(void *ctx, tde_change *c, tde_status *st) {
   const progress *p = ctx;
   return goes_on(p->r, c->doc) ? tde_change_commit(c, edit_progress, ctx, 1, 0, NULL, st)
                                : SQLITE_OK;
-}
-
-/* A read through SQLite: a hot journal that somebody left is rolled back before the
-** units are looked at, and a WAL connection has its index. */
-static int read_something(rotation *r) {
-  char *sql = sqlite3_mprintf("SELECT count(*) FROM \"%w\".sqlite_schema", r->schema);
-  int rc = sql ? sqlite3_exec(r->db, sql, NULL, NULL, NULL) : SQLITE_NOMEM;
-
-  sqlite3_free(sql);
-  return rc;
-}
-
-/* An outage during a checkpoint leaves units torn that the WAL has whole: it is
-** brought into the file before the units are looked at. (SQLITE_BUSY: another
-** connection is at it.) */
-static int checkpoint(rotation *r, tde_status *st) {
-  int rc = read_something(r);
-
-  for (int i = 0; rc == SQLITE_OK && i < CHECKPOINT_TRIES; i++) {
-    rc = sqlite3_wal_checkpoint_v2(r->db, r->schema, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
-    if (rc != SQLITE_BUSY) break;
-    (void)sqlite3_sleep(CHECKPOINT_PAUSE_MS);
-    if (i + 1 < CHECKPOINT_TRIES) rc = SQLITE_OK;
-  }
-  if (rc) {
-    tde_fail(st, rc == SQLITE_INTERRUPT || rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-             "run tde_rotate_dek() again", "the log could not be brought into the database: %s",
-             sqlite3_errmsg(r->db));
-  }
-  return rc;
 }
 
 static int sweep(rotation *r, tde_status *st) {
