@@ -68,9 +68,9 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
   if (c == TDE_OK) c = tde_instance_open(params->instance, 0, &inst, st);
   if (c == TDE_OK && params->as_key) {
     tde_keydoc_asker_of(kd, &who);
-    if (params->identity) {
-      who.identity = params->identity;
-      who.federated_client_id = params->federated_client_id;
+    if (params->as_identity || params->as_federated) {
+      who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);
+      who.federated_client_id = params->as_federated;
     }
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
   } else if (c == TDE_OK) {

@@ -32,12 +32,13 @@ static tde_class announce(const char *path, const char *event, const char *key_i
   return tde_event_announce(tde_instance_audit(inst), &e, st);
 }
 
-/* Emits what was done to the instance's own sink. */
-static void tell(const char *path, const char *event, const char *key_id, const char *version) {
+/* Tells the instance's own sink how a change ended. */
+static void tell(const char *path, const char *event, const char *key_id, const char *version,
+                 tde_class rc, const tde_status *st) {
   const tde_instance *inst;
   tde_event e;
   if (tde_instance_open(path, 0, &inst, NULL) != TDE_OK) return;
-  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, NULL);
+  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, rc != TDE_OK ? st : NULL);
   tde_event_emit(tde_instance_audit(inst), &e, NULL);
 }
 
@@ -122,8 +123,9 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
     if (rc == TDE_OK) tde_key_full_id(&info, full);
   }
   if (rc == TDE_OK) rc = announce(path, "set-instance-protector", full, "", st);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply_protector, &change, st);
-  if (rc == TDE_OK) tell(path, "set-instance-protector", full, "");
+  if (rc != TDE_OK) return rc;
+  rc = tde_instance_change(path, apply_protector, &change, st);
+  tell(path, "set-instance-protector", full, "", rc, st);
   return rc;
 }
 
@@ -171,8 +173,9 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
                   "the key %.300s is disabled: it could read nothing", info->base_id);
   }
   if (rc == TDE_OK) rc = announce(path, "add-instance-key", info->base_id, info->version, st);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply_add, info, st);
-  if (rc == TDE_OK) tell(path, "add-instance-key", info->base_id, info->version);
+  if (rc != TDE_OK) return rc;
+  rc = tde_instance_change(path, apply_add, info, st);
+  tell(path, "add-instance-key", info->base_id, info->version, rc, st);
   return rc;
 }
 
@@ -222,9 +225,11 @@ tde_class tde_instance_remove_key(const char *path, const char *key, int *remove
   tde_class rc = tde_instance_open(path, 0, &inst, st);
   if (rc == TDE_OK) rc = tde_instance_protector(inst, protector, st);
   if (rc == TDE_OK) rc = announce(path, "remove-instance-key", key, "", st);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply_removal, &r, st);
+  *removed = 0;
+  if (rc != TDE_OK) return rc;
+  rc = tde_instance_change(path, apply_removal, &r, st);
   *removed = r.removed;
-  if (rc == TDE_OK) tell(path, "remove-instance-key", key, "");
+  tell(path, "remove-instance-key", key, "", rc, st);
   return rc;
 }
 
@@ -236,9 +241,12 @@ tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info 
     rc = tde_fail(st, TDE_MISUSE, "choose another name",
                   "the name smk is that of the service-managed key");
   }
-  if (rc == TDE_OK) rc = announce(path, "new-local-key", "", "", st);
-  if (rc == TDE_OK) rc = tde_local_create(tde_instance_dir(inst), name, info, st);
-  if (rc == TDE_OK) tell(path, "new-local-key", info->base_id, info->version);
+  char id[TDE_KEY_ID_MAX];
+  snprintf(id, sizeof id, "local:%.200s", name);
+  if (rc == TDE_OK) rc = announce(path, "new-local-key", id, "", st);
+  if (rc != TDE_OK) return rc;
+  rc = tde_local_create(tde_instance_dir(inst), name, info, st);
+  tell(path, "new-local-key", id, rc == TDE_OK ? info->version : "", rc, st);
   return rc;
 }
 
@@ -279,8 +287,9 @@ tde_class tde_instance_set_policy(const char *path, const char *name, int64_t va
                       (long long)item->min, (long long)item->max, (long long)value);
     }
     tde_class rc = announce(path, "set-policy", "", "", st);
-    if (rc == TDE_OK) rc = tde_instance_change(path, apply_policy, &s, st);
-    if (rc == TDE_OK) tell(path, "set-policy", "", "");
+    if (rc != TDE_OK) return rc;
+    rc = tde_instance_change(path, apply_policy, &s, st);
+    tell(path, "set-policy", "", "", rc, st);
     return rc;
   }
   return tde_fail(st, TDE_MISUSE, names, "the policy has no member %.60s; it has the ones named here",
@@ -352,9 +361,11 @@ tde_class tde_instance_set_identity(const char *path, const char *name, const ch
   setting s = {.name = name};
   tde_class rc = parse_setting(&s, json, "the identity", names, st);
   if (rc == TDE_OK) rc = announce(path, "set-instance-identity", "", "", st);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply_identity, &s, st);
+  if (rc == TDE_OK) {
+    rc = tde_instance_change(path, apply_identity, &s, st);
+    tell(path, "set-instance-identity", "", "", rc, st);
+  }
   tde_json_free(s.value);
-  if (rc == TDE_OK) tell(path, "set-instance-identity", "", "");
   return rc;
 }
 
@@ -395,10 +406,9 @@ tde_class tde_instance_set_audit(const char *path, const char *json, tde_status 
   if (rc == TDE_OK && s.value != NULL) rc = try_sink(s.value, tde_instance_dir(inst), st);
   if (rc == TDE_OK) rc = tde_instance_change(path, apply_audit, &s, st);
   tde_json_free(s.value);
-  if (rc != TDE_OK) return rc;
-  tell_old_sink(&old, path);
-  tell(path, "set-audit", "", "");
-  return TDE_OK;
+  if (rc == TDE_OK) tell_old_sink(&old, path);
+  if (rc == TDE_OK) tell(path, "set-audit", "", "", rc, st);
+  return rc;
 }
 
 /* ---- showing ---- */

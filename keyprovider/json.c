@@ -316,8 +316,6 @@ tde_json *tde_json_null(void) {
   return ours(json_null());
 }
 
-/* The *_new functions take the value over, also when they fail, and fail on a
-** NULL container or value: so a chain of builders needs one check at its end. */
 /* Bytes of the UTF-8 character at s (RFC 3629); 0: there is none. */
 static size_t utf8_at(const unsigned char *s) {
   size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : 4;
@@ -348,6 +346,8 @@ static json_t *string_of(const char *v) {
   return j;
 }
 
+/* The *_new functions take the value over, also when they fail, and fail on a
+** NULL container or value: so a chain of builders needs one check at its end. */
 int tde_json_set_text(tde_json *obj, const char *name, const char *v) {
   return json_object_set_new(lib(obj), name, v != NULL ? string_of(v) : json_null());
 }

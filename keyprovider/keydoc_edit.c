@@ -152,6 +152,12 @@ static tde_class new_document(const tde_op *op, const char *mode, const tde_keyd
   return rc;
 }
 
+/* Nobody is there who could be federated. */
+static tde_class no_identity(const tde_instance *inst, tde_status *st) {
+  (void)tde_cloud_identity(tde_instance_cloud(inst), tde_instance_default_identity(inst), st);
+  return TDE_MISCONFIGURED;
+}
+
 tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
                             const tde_keydoc_asker *asker, const uint8_t uuid[TDE_UUID_BYTES],
                             uint8_t *dek, tde_keydoc **out, tde_status *st) {
@@ -176,6 +182,7 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
   /* One that is federated has a name. */
   if (who.identity == NULL && who.federated_client_id != NULL) {
     who.identity = tde_instance_asker(inst);
+    if (who.identity == NULL) return no_identity(inst, st);
   }
   if (rc == TDE_OK) rc = tde_random(dek, TDE_KEY_BYTES, st);
   if (rc == TDE_OK) rc = tde_keydoc_wrap(inst, protector, &who, uuid, dek, &wrap, st);

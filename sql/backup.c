@@ -331,13 +331,16 @@ static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
   return bad ? out_of_memory(st) : TDE_OK;
 }
 
-/* Who is to ask for a copy's key: as the options say, otherwise as for the source's. Who is
-** federated has a name. */
+/* Who is to ask for a copy's key: as the options say, otherwise as for the source's, if the
+** instance knows that one. Who is federated has a name. */
 static tde_keydoc_asker asker_for(const tde_options *o, const tde_keydoc *doc,
                                   const tde_instance *inst) {
   tde_keydoc_asker who;
 
   tde_keydoc_asker_of(doc, &who);
+  if (who.identity && !tde_cloud_identity(tde_instance_cloud(inst), who.identity, NULL)) {
+    memset(&who, 0, sizeof(who));
+  }
   if (o->identity || o->federated_client_id) who.federated_client_id = o->federated_client_id;
   if (o->identity) who.identity = o->identity;
   if (!who.identity && who.federated_client_id) who.identity = tde_instance_asker(inst);
@@ -387,15 +390,6 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   return cls;
 }
 
-/* An identity that is named must be there; so must one that is to be federated. */
-static int check_identity(const tde_instance *inst, const tde_options *o, tde_status *st) {
-  const char *name = o->identity ? o->identity : tde_instance_default_identity(inst);
-
-  if (!o->identity && !o->federated_client_id) return SQLITE_OK;
-  return tde_cloud_identity(tde_instance_cloud(inst), name, st) ? SQLITE_OK
-                                                                : tde_class_rc(st->code);
-}
-
 static int may_have_another(tde_change *c, tde_status *st) {
   tde_json *list = living(c->doc, "");
   size_t n = tde_json_count(list);
@@ -435,7 +429,9 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
     rc = tde_class_rc(tde_instance_open(
         w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &w->inst, st));
   }
-  if (rc == SQLITE_OK) rc = check_identity(w->inst, w->o, st);
+  if (rc == SQLITE_OK) {
+    rc = tde_options_identity(w->o, w->inst, asker_for(w->o, c->doc, w->inst).identity, st);
+  }
   if (rc == SQLITE_OK) rc = ready(c, &k.settled, st);
   if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
@@ -711,9 +707,10 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
   tde_key_full_id(&c->protector, full);
   n.instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
   rc = tde_class_rc(tde_instance_open(n.instance, 0, &inst, st));
-  if (rc == SQLITE_OK) rc = check_identity(inst, w->o, st);
   if (rc) return rc;
   who = asker_for(w->o, c->doc, inst);
+  rc = tde_options_identity(w->o, inst, who.identity, st);
+  if (rc) return rc;
   n.protector = w->o->protector;
   n.identity = who.identity;
   n.federated_client_id = who.federated_client_id;

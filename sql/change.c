@@ -72,7 +72,7 @@ static int may_change(const tde_change *c, tde_status *st) {
 
 static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
                  tde_status *st) {
-  const char *text;
+  char *text;
   size_t n = 0;
   tde_class cls;
   int rc;
@@ -92,7 +92,8 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   if (rc == SQLITE_OK && !reading) rc = may_change(c, st);
   if (rc) return rc;
   text = tde_file_keydoc(c->f, &n);
-  cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : TDE_INTERNAL;
+  cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;
+  free(text);
   if (cls == TDE_OK) cls = tde_keydoc_protector(c->doc, &c->protector, st);
   if (cls == TDE_OK) c->subject = c->protector;
   if (cls == TDE_OK) cls = tde_instance_open(tde_file_instance(c->f), 0, &c->inst, st);

@@ -96,6 +96,9 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
       return fail(c, rc, TDE_IO, MAKE_ROOM, text);
     case SQLITE_NOTADB:
       return fail(c, rc, TDE_MISUSE, "name an SQLite database", text);
+    case SQLITE_MISUSE:
+      return fail(c, rc, TDE_MISUSE, "a URI parameter or its value does not exist; README.md lists them",
+                  text);
     default:
       return fail(c, rc, TDE_IO, CHECK_PATH, text);
   }
@@ -377,7 +380,7 @@ static int keep_access(conversion *c) {
   if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
       chown(c->place.temp, sb.st_uid, sb.st_gid) != 0 && (c->in_place || geteuid() == 0)) {
     return fail(c, SQLITE_PERM, TDE_MISUSE, "let its owner do it, or name another file for it",
-                "its owner can not be kept");
+                "its owner and group can not be kept");
   }
   return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
 }

@@ -199,15 +199,16 @@ static int put_origin(tde_json *j, const tde_json *root) {
 /* What the key document says beside keys. */
 static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   size_t n = 0;
-  const char *text = tde_file_keydoc(f, &n);
+  char *text = tde_file_keydoc(f, &n);
   tde_keydoc *doc = NULL;
   const tde_json *root, *rotation, *regen;
   tde_json *o;
   const tde_instance *inst;
   int64_t checked;
-  int bad = 0;
+  int bad = text ? tde_keydoc_parse(text, n, &doc, NULL) != TDE_OK : 1;
 
-  if (!text || tde_keydoc_parse(text, n, &doc, NULL)) return 0;
+  free(text);
+  if (bad) return 0;
   root = tde_keydoc_json(doc);
   rotation = tde_json_get(root, "auto_rotation");
   o = tde_json_object();
@@ -375,8 +376,9 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 /* ---- tde_default([on]) ---- */
 
 static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  int on = argc > 0 ? sqlite3_value_int(argv[0]) : 1, rc;
+  sqlite3_int64 on = argc > 0 ? sqlite3_value_int64(argv[0]) : 1;
   tde_status st;
+  int rc;
 
   /* What is misspelt must not switch it off: the next database would be plain. */
   if (argc > 0 && (sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER || (on != 0 && on != 1))) {
@@ -385,7 +387,7 @@ static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }
-  rc = tde_vfs_make_default(on);
+  rc = tde_vfs_make_default((int)on);
   if (rc) {
     sqlite3_result_error_code(ctx, rc);
   } else {

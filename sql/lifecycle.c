@@ -6,6 +6,7 @@
 */
 #include "lifecycle.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -64,9 +65,10 @@ static int is_new(tde_file *f, tde_file_info *info) {
 static int protector_in_force(tde_file *f, tde_key_info *out, tde_status *st) {
   tde_keydoc *doc = NULL;
   size_t n = 0;
-  const char *text = tde_file_keydoc(f, &n);
-  tde_class c = text ? tde_keydoc_parse(text, n, &doc, st) : TDE_INTERNAL;
+  char *text = tde_file_keydoc(f, &n);
+  tde_class c = text ? tde_keydoc_parse(text, n, &doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;
 
+  free(text);
   if (c == TDE_OK) c = tde_keydoc_protector(doc, out, st);
   tde_keydoc_free(doc);
   return tde_class_rc(c);

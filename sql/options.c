@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../vfs/tdevfs.h"
+
 SQLITE_EXTENSION_INIT3
 
 static int bad(tde_status *st, const char *name, const char *what) {
@@ -102,4 +104,12 @@ int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *
 void tde_options_end(tde_options *o) {
   tde_json_free(o->json);
   memset(o, 0, sizeof(*o));
+}
+
+int tde_options_identity(const tde_options *o, const tde_instance *inst, const char *who,
+                         tde_status *st) {
+  if (!o->identity && !o->federated_client_id) return SQLITE_OK;
+  if (!who) who = tde_instance_default_identity(inst);
+  return tde_cloud_identity(tde_instance_cloud(inst), who, st) ? SQLITE_OK
+                                                               : tde_class_rc(st->code);
 }

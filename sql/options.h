@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "../ext/base/status.h"
+#include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
 #include "sqlite3ext.h"
 
@@ -24,5 +25,10 @@ typedef struct tde_options {
 int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *allowed,
                      tde_status *st);
 void tde_options_end(tde_options *o);
+
+/* An identity that the options name, or that is to be federated by them (who; NULL: the
+** instance's default one), must be there. An SQLite code. */
+int tde_options_identity(const tde_options *o, const tde_instance *inst, const char *who,
+                         tde_status *st);
 
 #endif

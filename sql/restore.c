@@ -215,11 +215,16 @@ static int is_of(const restore *r, const uint8_t uuid[TDE_UUID_BYTES]) {
 }
 
 typedef struct candidate {
-  char *path;
+  char *path, *unread; /* one that could not be looked at */
   int64_t time;
   uint8_t uuid[TDE_UUID_BYTES], other[TDE_UUID_BYTES];
   int found, several; /* backups of more than one database */
 } candidate;
+
+static int is_regular(const char *path) {
+  struct stat sb;
+  return stat(path, &sb) == 0 && S_ISREG(sb.st_mode);
+}
 
 /* Is this file of the folder a better choice? Only what was made as a backup counts: others
 ** may be in use. */
@@ -227,8 +232,13 @@ static void consider(restore *r, const char *path, candidate *best) {
   tde_peek peek;
   tde_keydoc *doc = NULL;
   int64_t t;
+  int rc;
 
-  if (tde_header_peek(path, NULL, &peek)) return;
+  rc = tde_header_peek(path, NULL, &peek);
+  if (rc && rc != SQLITE_NOTADB && is_regular(path) && !best->unread) {
+    best->unread = sqlite3_mprintf("%s", path);
+  }
+  if (rc) return;
   if (tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) == TDE_OK &&
       tde_json_get(tde_keydoc_json(doc), "backup") && is_of(r, peek.uuid)) {
     if (!best->found) {
@@ -276,8 +286,15 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
     return NULL;
   }
   (void)closedir(d);
-  if (best.several) {
+  if (best.unread) {
+    tde_fail(st, TDE_IO, "name the backup itself, or take that file out of the folder",
+             "%.200s can not be read, or its header is damaged: it may be the newest backup",
+             best.unread);
+  } else if (best.several) {
     tell_several(folder, &best, st);
+  }
+  if (best.unread || best.several) {
+    sqlite3_free(best.unread);
     sqlite3_free(best.path);
     return NULL;
   }
@@ -317,9 +334,8 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   r->instance = r->o->instance ? r->o->instance : tde_subject_instance(r->db, 0, NULL, 0);
   c = tde_instance_open(r->instance, 0, &r->inst, st);
   if (c) return tde_class_rc(c);
-  if (r->o->identity && !tde_cloud_identity(tde_instance_cloud(r->inst), r->o->identity, st)) {
-    return tde_class_rc(st->code);
-  }
+  rc = tde_options_identity(r->o, r->inst, r->o->identity, st);
+  if (rc) return rc;
   if (is_folder(source)) {
     chosen = choose(r, source, st);
     if (!chosen) return SQLITE_CANTOPEN;
@@ -336,7 +352,10 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   if (rc) return rc;
   r->who.identity = r->o->identity;
   r->who.federated_client_id = r->o->federated_client_id;
-  if (!r->who.identity) r->who.identity = tde_instance_default_identity(r->inst);
+  if (!r->who.identity) {
+    r->who.identity = r->o->federated_client_id ? tde_instance_asker(r->inst)
+                                                : tde_instance_default_identity(r->inst);
+  }
   look(r);
   return SQLITE_OK;
 }

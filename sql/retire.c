@@ -93,7 +93,12 @@ static void check_open_databases(retire *r) {
   int n = 0;
 
   r->bad |= tde_open_databases(&list, &n) != SQLITE_OK;
-  for (int i = 0; i < n && !r->bad; i++) check_file(r, list[i].path, list[i].vfs);
+  for (int i = 0; i < n && !r->bad; i++) {
+    check_file(r, list[i].path, list[i].vfs);
+    if (list[i].moved) {
+      add(r, r->unchecked, list[i].path, "error", "was moved or replaced since it was opened");
+    }
+  }
   tde_open_databases_free(list, n);
 }
 
@@ -105,10 +110,10 @@ static void check_folder(retire *r, const char *folder, int depth);
 static void check_entry(retire *r, const char *path, int depth) {
   struct stat itself, sb;
 
-  if (lstat(path, &itself) != 0 || stat(path, &sb) != 0) {
-    if (errno != ENOENT || S_ISLNK(itself.st_mode)) {
-      add(r, r->unchecked, path, "error", strerror(errno));
-    }
+  if (lstat(path, &itself) != 0) {
+    if (errno != ENOENT) add(r, r->unchecked, path, "error", strerror(errno));
+  } else if (stat(path, &sb) != 0) {
+    add(r, r->unchecked, path, "error", strerror(errno));
   } else if (S_ISDIR(sb.st_mode) && S_ISLNK(itself.st_mode)) {
     add(r, r->unchecked, path, "error", "a link to a folder: look at that by itself");
   } else if (S_ISDIR(sb.st_mode)) {

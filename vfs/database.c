@@ -801,6 +801,15 @@ static int check_names(const tde_file *f, const char *name) {
   return SQLITE_OK;
 }
 
+/* Asks for the key as the URI's tde_key= says, with the identity beside it. */
+static void ask_as_opened(tde_db *db) {
+  int named = db->as_key && db->as_key[0];
+
+  db->params.as_key = named ? db->as_key : NULL;
+  db->params.as_identity = named ? db->params.identity : NULL;
+  db->params.as_federated = named ? db->params.federated_client_id : NULL;
+}
+
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
   int rc, oom = 0;
@@ -824,7 +833,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->params.identity = copy_param(name, "tde_identity", &oom);
   db->params.federated_client_id = copy_param(name, "tde_federated_client_id", &oom);
   db->as_key = copy_param(name, "tde_key", &oom);
-  if (db->as_key && db->as_key[0]) db->params.as_key = db->as_key;
+  ask_as_opened(db);
   if (oom) return SQLITE_NOMEM;
   db->params.path = (char *)f->path; /* borrowed, as is the name of the VFS */
   db->params.vfs = (char *)f->lower_vfs->zName;
@@ -994,9 +1003,12 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
 
   tde_file_enter(f);
   if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
-  if (as_key) db->params.as_key = (char *)as_key;
+  if (as_key) {
+    db->params.as_key = (char *)as_key;
+    db->params.as_identity = db->params.as_federated = NULL; /* the header's */
+  }
   rc = load(f, 1, 1);
-  db->params.as_key = db->as_key && db->as_key[0] ? db->as_key : NULL;
+  ask_as_opened(db);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
     rc = not_online(db, st);
     /* One denial is no loss yet: the lease says when it is. */

@@ -625,17 +625,23 @@ static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status
   return c;
 }
 
-/* Asks for a busy entry's DEKs, and applies the answer. as_key: the key id to ask
-** under, or NULL. */
-static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced, char *as_key,
-                         tde_status *st) {
+/* How a call asks is its caller's, not the entry's. */
+static void ask_as(tde_key_params *params, const tde_key_params *caller) {
+  params->as_key = caller ? caller->as_key : NULL;
+  params->as_identity = caller ? caller->as_identity : NULL;
+  params->as_federated = caller ? caller->as_federated : NULL;
+}
+
+/* Asks for a busy entry's DEKs, and applies the answer. */
+static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
+                         const tde_key_params *caller, tde_status *st) {
   fetched got;
   int first = k->lease.checked_at == 0;
   tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
 
   tde_status_clear(st);
-  params.as_key = as_key;
+  ask_as(&params, caller);
   c = fetch(source, &params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
   if (c) st->code = c;
   if (first) {
@@ -679,7 +685,7 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
   if (p == PLAN_FAIL) c = not_live(k, st);
   if (p != PLAN_ASK) return c;
   pthread_mutex_unlock(&ring_lock);
-  c = ask_all(k, source, forced, params->as_key, st);
+  c = ask_all(k, source, forced, params, st);
   pthread_mutex_lock(&ring_lock);
   if (c == TDE_OK && !atomic_load(&k->live)) c = not_live(k, st);
   if (c && !keeps_entry(c)) {
@@ -689,13 +695,13 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
   return c;
 }
 
-static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh, char *as_key,
-                          fetched *got, tde_status *st);
+static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
+                          const tde_key_params *caller, fetched *got, tde_status *st);
 
 /* A revalidation of a live entry: its protector is asked at once. The lock is held
 ** on entry and on return. */
-static tde_class ask_live_now(tde_keys *k, const tde_key_source *source, char *as_key,
-                              tde_status *st) {
+static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
+                              const tde_key_params *caller, tde_status *st) {
   fetched got = {0};
   tde_class c;
 
@@ -703,7 +709,7 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source, char *a
   set_busy(k);
   pthread_mutex_unlock(&ring_lock);
   tde_status_clear(st);
-  c = ask_live(k, source, 1, as_key, &got, st);
+  c = ask_live(k, source, 1, caller, &got, st);
   tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
   (void)apply(k, source, c, 0, &got, st);
   fetched_clear(&got);
@@ -733,7 +739,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
   *out = find_live(header, facts, params);
-  if (*out && forced) c = ask_live_now(*out, source, params->as_key, st);
+  if (*out && forced) c = ask_live_now(*out, source, params, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   pthread_mutex_unlock(&ring_lock);
   return c;
@@ -1018,15 +1024,15 @@ static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
 }
 
 /* Asks about a live DEK. fresh: whatever was heard a moment ago. */
-static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh, char *as_key,
-                          fetched *got, tde_status *st) {
+static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
+                          const tde_key_params *caller, fetched *got, tde_status *st) {
   uint8_t key[TDE_HASH_BYTES];
-  int named = !as_key && recent_key(k, key);
+  int named = !(caller && caller->as_key) && recent_key(k, key);
   tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
 
   if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
-  params.as_key = as_key;
+  ask_as(&params, caller);
   c = fetch(source, &params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
   if (c == TDE_OK) c = compare(k, got, st);
   fetched_clear(got);

@@ -23,9 +23,10 @@ typedef struct tde_key_params {
   char *vfs;       /* the name of the VFS below */
   char *instance;  /* tde_instance= */
   char *protector; /* tde_protector=, for a new database */
-  char *identity;  /* tde_identity=, for a new database, or with as_key */
+  char *identity;  /* tde_identity=, for a new database */
   char *federated_client_id; /* tde_federated_client_id=, likewise */
-  char *as_key;    /* a revalidation asks under this key id */
+  /* This call asks under this key id, as this identity where one is named. */
+  char *as_key, *as_identity, *as_federated;
 } tde_key_params;
 
 /* What the key document says, without any key. */

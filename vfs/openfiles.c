@@ -165,6 +165,18 @@ static int is_first(const tde_file *f, const tde_file *bucket) {
   return bucket == f;
 }
 
+/* Is a file of f's path, from f on, another than the one of that name now? */
+static int any_moved(const tde_file *f, const char *path) {
+  for (; f; f = f->next_open) {
+    int moved = 0;
+    if (strcmp(f->path, path) != 0) continue;
+    if (LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
+      return 1;
+    }
+  }
+  return 0;
+}
+
 /* Puts the paths into out, or counts them alone. -1: no memory. The lock is held. */
 static int list_paths(tde_open_database *out) {
   int n = 0;
@@ -174,6 +186,7 @@ static int list_paths(tde_open_database *out) {
       if (!is_first(f, buckets[b])) continue;
       if (out) {
         out[n].vfs = f->lower_vfs->zName;
+        out[n].moved = any_moved(f, f->path);
         out[n].path = sqlite3_mprintf("%s", f->path);
         if (!out[n].path) return -1;
       }

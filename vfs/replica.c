@@ -121,6 +121,7 @@ static int copy_units(target *t) {
   t->unread = rc != SQLITE_OK;
   if (rc) return rc;
   rc = tde_snapshot_take(t->f, &sink, 0, r->settled, &r->size, &r->wal);
+  t->unread = rc != SQLITE_OK && !t->failed;
   r->end(r->ctx);
   if (rc == SQLITE_OK) rc = write_run(t);
   r->units = (r->size + t->f->s.geo.unit - 1) / t->f->s.geo.unit;
@@ -157,6 +158,11 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
   int busy = (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED;
 
   if (st->code) return;
+  if (rc == SQLITE_LOCKED) {
+    tde_fail(st, TDE_BUSY, "try again, or use a connection without a shared cache",
+             "%s: a connection with the same cache wrote meanwhile", f->path);
+    return;
+  }
   if (f->db->last.code && (rc & 0xff) != SQLITE_FULL) {
     *st = f->db->last;
     return;

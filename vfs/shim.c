@@ -22,6 +22,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -1195,7 +1196,14 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   tde_file_leave(f);
 }
 
-const char *tde_file_keydoc(tde_file *f, size_t *n) {
+char *tde_file_keydoc(tde_file *f, size_t *n) {
+  char *doc = NULL;
+
+  tde_file_enter(f);
   *n = f->db->header.ndoc;
-  return f->db->header.doc;
+  if (f->db->header.doc) doc = malloc(*n + 1);
+  if (doc) memcpy(doc, f->db->header.doc, *n);
+  if (doc) doc[*n] = 0;
+  tde_file_leave(f);
+  return doc;
 }

@@ -361,9 +361,12 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   snap s;
   int rc = SQLITE_OK, opened;
 
-  if (f->db->shm_open || f->db->wal || !f->db->header.unit_size) return SQLITE_OK;
+  tde_file_enter(f);
   rc = snap_init(&s, f, sink);
-  if (rc == SQLITE_OK) rc = measure(&s);
+  if (rc == SQLITE_OK && !f->db->shm_open && !f->db->wal && f->db->header.unit_size) {
+    rc = measure(&s);
+  }
+  tde_file_leave(f);
   s.units = s.file_units;
   for (uint64_t i = 1; rc == SQLITE_OK && i < s.file_units; i++) {
     tde_file_enter(f);
@@ -406,22 +409,21 @@ int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t count
   int rc;
 
   *size = 0;
+  tde_file_enter(f);
   *wal = f->db->shm_open || f->db->wal;
-  if (!f->db->header.unit_size) return SQLITE_OK;
   rc = snap_init(&s, f, sink);
   s.counter = counter;
-  if (rc == SQLITE_OK) {
-    tde_file_enter(f);
-    rc = look(&s, settled);
-    tde_file_leave(f);
-  }
+  if (rc == SQLITE_OK && f->db->header.unit_size) rc = look(&s, settled);
+  tde_file_leave(f);
   for (uint64_t i = 0; rc == SQLITE_OK && i < s.units; i++) {
     tde_file_enter(f);
     rc = written_beside(&s) ? SQLITE_LOCKED : hand_over(&s, i);
     tde_file_leave(f);
     if (rc == SQLITE_OK) rc = step(&s, i + 1);
   }
+  tde_file_enter(f);
   if (rc == SQLITE_OK && written_beside(&s)) rc = SQLITE_LOCKED;
+  tde_file_leave(f);
   if (rc == SQLITE_OK && sink->progress) (void)sink->progress(sink->ctx, s.units, s.units);
   *size = s.size;
   snap_free(&s);

@@ -70,8 +70,8 @@ const char *tde_vfs_base_name(void);
 /* Facts of an open database. With refresh the header is read anew. */
 void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
 
-/* The key document in force: borrowed until the next header change. */
-const char *tde_file_keydoc(tde_file *f, size_t *n);
+/* The key document in force: malloc'd, the caller's; NULL: there is none, or no memory. */
+char *tde_file_keydoc(tde_file *f, size_t *n);
 
 /* The header of a file that need not be open, its newest whole slot, not verified.
 ** No key is needed. doc: malloc'd, NULL when there is none: SQLITE_NOTADB, or
@@ -91,6 +91,7 @@ int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
 typedef struct tde_open_database {
   char *path;
   const char *vfs; /* below */
+  int moved;       /* some connection's file has no longer this name */
 } tde_open_database;
 int tde_open_databases(tde_open_database **out, int *n);
 void tde_open_databases_free(tde_open_database *list, int n);

@@ -33,6 +33,7 @@ typedef struct verifier {
   tde_verify_result *out;
   uint32_t *pages; /* page numbers in live WAL frames, ascending */
   uint64_t npages;
+  uint32_t unit;      /* of the database file */
   uint32_t page_size; /* of the WAL; 0: none */
   uint32_t count;     /* pages of the database, as the last commit in the WAL has it */
   uint32_t frames;    /* which ended with this one */
@@ -100,7 +101,7 @@ static void check_length(tde_file *f, const uint8_t *page1, uint64_t units, uint
 
   if (page == 1) page = 65536;
   if (wal_holds_frames(f) || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
-  if (page >= 512 && (uint64_t)count * page > units * f->s.geo.unit) {
+  if (page >= 512 && (uint64_t)count * page > units * v->unit) {
     v->out->truncated = rest == 0;
     v->out->torn = rest != 0;
   }
@@ -112,8 +113,8 @@ static int by_number(const void *a, const void *b) {
 }
 
 /* True when the WAL holds every page that unit i has a part of. */
-static int superseded(const tde_file *f, const verifier *v, uint64_t i) {
-  uint64_t from = i * f->s.geo.unit, to = from + f->s.geo.unit - 1;
+static int superseded(const verifier *v, uint64_t i) {
+  uint64_t from = i * v->unit, to = from + v->unit - 1;
 
   if (!v->npages) return 0;
   for (uint64_t p = from / v->page_size; p <= to / v->page_size; p++) {
@@ -132,7 +133,7 @@ static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) 
   if (f->db->index && (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
     return; /* somebody has committed since: the next run will see */
   }
-  for (uint64_t p = units * f->s.geo.unit / v->page_size; p < v->count; p++) {
+  for (uint64_t p = units * v->unit / v->page_size; p < v->count; p++) {
     uint32_t number = (uint32_t)(p + 1);
     if (p * v->page_size == TDE_HOLE_START) continue;
     if (bsearch(&number, v->pages, v->npages, sizeof(number), by_number)) continue;
@@ -141,16 +142,27 @@ static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) 
   }
 }
 
-static int verify_main(tde_file *f, verifier *v) {
-  tde_sealed *s = &f->s;
+/* How long the file is, in units and bytes behind them; v->unit 0: it has none yet. */
+static int measure(tde_file *f, verifier *v, uint64_t *units, uint64_t *rest) {
   sqlite3_int64 lower = 0;
-  uint64_t units, rest;
-  uint32_t n = s->geo.unit + TDE_UNIT_OVERHEAD;
-  uint8_t *b;
-  int rc = LOWER(f)->xFileSize(f->lower, &lower);
+  int rc;
 
-  if (rc || !f->db->header.unit_size) return rc;
-  units = tde_units_in(&s->geo, (uint64_t)lower, &rest);
+  tde_file_enter(f);
+  rc = LOWER(f)->xFileSize(f->lower, &lower);
+  v->unit = f->db->header.unit_size ? f->s.geo.unit : 0;
+  *units = v->unit ? tde_units_in(&f->s.geo, (uint64_t)lower, rest) : 0;
+  tde_file_leave(f);
+  return rc;
+}
+
+static int verify_main(tde_file *f, verifier *v) {
+  uint64_t units, rest = 0;
+  uint32_t n;
+  uint8_t *b;
+  int rc = measure(f, v, &units, &rest);
+
+  if (rc || !v->unit) return rc;
+  n = v->unit + TDE_UNIT_OVERHEAD;
   v->all += units;
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
@@ -159,7 +171,7 @@ static int verify_main(tde_file *f, verifier *v) {
     if (rc) break;
     if (c && c != TDE_TAMPERED && c != TDE_TORN && c != TDE_TRUNCATED) {
       rc = tde_class_rc(c);
-    } else if (c && superseded(f, v, i)) {
+    } else if (c && superseded(v, i)) {
       v->out->superseded++;
     } else if (c) {
       rc = report_bad(v, "main", i, c);
@@ -178,6 +190,7 @@ static int verify_main(tde_file *f, verifier *v) {
 typedef struct wal_walk {
   uint64_t last; /* the last frame that counts; without shared memory it is */
   uint8_t salt[TDE_SALT_BYTES]; /* of the generation that is verified */
+  const uint8_t *plain; /* the record that was opened */
   int known;     /* not known: the unbroken chain of authentic frames is taken */
   int broken;    /* a record did not open */
 } wal_walk;
@@ -193,7 +206,7 @@ static void note_frame(verifier *v, uint64_t i, const uint8_t *frame) {
 
 /* SQLITE_LOCKED: a connection with the same cache, which our read transaction does not keep
 ** from it, began the log anew. */
-static int open_frame(tde_file *w, const wal_walk *k, uint64_t i, uint8_t *b, tde_class *c) {
+static int open_frame(tde_file *w, wal_walk *k, uint64_t i, uint8_t *b, tde_class *c) {
   tde_sealed *s = &w->s;
   uint32_t got;
   int torn, rc;
@@ -201,6 +214,7 @@ static int open_frame(tde_file *w, const wal_walk *k, uint64_t i, uint8_t *b, td
   *c = TDE_TAMPERED;
   tde_file_enter(w->db->file);
   rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
+  k->plain = b + tde_record_size(&s->geo, i);
   if (rc == SQLITE_OK) *c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
   if (rc == SQLITE_OK && *c && tde_log_begun_anew(w, k->salt)) rc = SQLITE_LOCKED;
@@ -210,7 +224,6 @@ static int open_frame(tde_file *w, const wal_walk *k, uint64_t i, uint8_t *b, td
 
 /* One record of the WAL. b: record, then plaintext. */
 static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
-  tde_sealed *s = &w->s;
   tde_class c;
   int rc = open_frame(w, k, i, b, &c), counts = k->known ? i <= k->last : !k->broken;
 
@@ -218,7 +231,7 @@ static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
   if (c == TDE_OK && counts) {
     v->out->wal_units++;
-    if (i > 0) note_frame(v, i, b + tde_record_size(&s->geo, i));
+    if (i > 0) note_frame(v, i, k->plain);
     return SQLITE_OK;
   }
   if (c && k->known && counts) return report_bad(v, "wal", i, c);
@@ -232,25 +245,26 @@ static int verify_wal(tde_file *f, verifier *v) {
   tde_file *w = f->db->wal;
   sqlite3_int64 lower = 0;
   wal_walk k = {.last = 0};
-  uint64_t units, rest;
+  uint64_t units = 0, rest;
   uint32_t n;
   uint8_t *b;
-  int rc;
+  int rc, valid;
 
   /* In this order: another connection may be appending, and then the file is
   ** longer than the index says, never shorter. */
   tde_file_enter(f);
   rc = tde_log_refresh(w);
   memcpy(k.salt, w->s.salt, sizeof(k.salt));
-  tde_file_leave(f);
   k.last = tde_wal_index(f, NULL);
   k.known = f->db->index != NULL;
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
-  if (rc || lower == 0 || !w->gen.valid) return rc;
-  units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
-  v->all += units;
-  v->page_size = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
+  valid = rc == SQLITE_OK && lower > 0 && w->gen.valid;
   n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
+  if (valid) units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
+  tde_file_leave(f);
+  if (!valid) return rc;
+  v->all += units;
+  v->page_size = n - TDE_UNIT_OVERHEAD - TDE_WAL_FRAME_HEAD;
   v->pages = sqlite3_malloc64((units + 1) * sizeof(*v->pages));
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!v->pages || !b) rc = SQLITE_NOMEM;

@@ -198,8 +198,9 @@ static void check_header(const session *se) {
   const scene *s = se->a.s;
   tde_file *f = NULL;
   tde_file_info info;
-  const char *doc;
+  char *doc;
   size_t n = 0;
+  int written = 0;
 
   if (se->a.forged || se->a.mixed || se->a.crossed || se->emptied) return;
   if (sqlite3_file_control(se->db, "main", TDE_FCNTL_FILE, &f) != SQLITE_OK || !f) return;
@@ -212,10 +213,11 @@ static void check_header(const session *se) {
         n == h->ndoc && memcmp(doc, h->doc, n) == 0 &&
         memcmp(info.uuid, h->uuid, sizeof(info.uuid)) == 0 &&
         (info.unit_size == h->unit_size || info.unit_size == s->unit)) {
-      return;
+      written = 1;
     }
   }
-  FUZZ_ASSERT(!"a header that nobody wrote is in force");
+  free(doc);
+  FUZZ_ASSERT(written && "a header that nobody wrote is in force");
 }
 
 /* ---- what is done ---- */
