@@ -670,7 +670,8 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
   if (k) {
     take_ref(k);
     *(is_busy(k) ? &k->next_policy : &k->policy) = *policy;
-    p = plan_absent(k, h, facts, forced);
+    /* Who asks in a way of its own has not been answered yet. */
+    p = plan_absent(k, h, facts, forced || params->as_key != NULL);
   } else {
     k = new_entry(h->uuid, params, policy);
     if (k && !note_header(k, h, facts)) {
