@@ -54,6 +54,30 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
   return c;
 }
 
+/* Is the key a service's, which an instance that cannot be read says nothing about? */
+static int is_remote(const tde_keydoc *kd) {
+  const tde_provider *p;
+  tde_key_info info;
+
+  if (tde_keydoc_protector(kd, &info, NULL) != TDE_OK) return 0;
+  p = tde_provider_find(info.base_id, NULL);
+  return p && p->reply;
+}
+
+/* Opening a database never makes an instance: a missing one means that the key is
+** elsewhere, and the error says so. Of a key service's key it is no denial: the directory
+** may be back in a moment, as an identity's file may. */
+static tde_class instance_of(const tde_key_params *params, const tde_keydoc *kd,
+                             const tde_instance **inst, tde_status *st) {
+  tde_class c = tde_instance_open(params->instance, 0, inst, st);
+
+  if ((c == TDE_DENIED || c == TDE_MISSING) && is_remote(kd)) {
+    c = TDE_MISCONFIGURED;
+    if (st) st->code = c;
+  }
+  return c;
+}
+
 static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
                              const uint8_t uuid[TDE_UUID_BYTES], const char *doc, size_t ndoc,
                              uint32_t epoch, uint8_t *dek, tde_status *st) {
@@ -63,9 +87,7 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
   (void)ctx;
-  /* Opening a database never makes an instance: a missing one means that the
-  ** key is elsewhere, and the error says so. */
-  if (c == TDE_OK) c = tde_instance_open(params->instance, 0, &inst, st);
+  if (c == TDE_OK) c = instance_of(params, kd, &inst, st);
   if (c == TDE_OK && params->as_key) {
     tde_keydoc_asker_of(kd, &who);
     if (params->as_identity || params->as_federated) {

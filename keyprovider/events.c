@@ -232,6 +232,12 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 
+/* Not left to close(): a child forked meanwhile shares the description, and the lock. */
+static void unlock(int fd) {
+  (void)flock(fd, LOCK_UN);
+  close(fd);
+}
+
 /* Opens and locks the file that has the name now; -1 with errno. *is: what it is under the
 ** lock. *waited: ms spent so far. */
 static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
@@ -255,7 +261,7 @@ static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
         is->st_dev == by_name.st_dev) {
       return fd;
     }
-    close(fd);
+    unlock(fd);
     if (*waited >= LOCK_WAIT_MS) {
       errno = EWOULDBLOCK;
       return -1;
@@ -288,6 +294,17 @@ static int write_line(int fd, const char *line, size_t n, int sync) {
   return done < 0 || (sync && fdatasync(fd) != 0) ? -1 : 0;
 }
 
+/* A new file that root makes is for whoever wrote the one before. */
+static void adopt(const tde_audit *a, int fd) {
+  char before[1100];
+  struct stat sb;
+  snprintf(before, sizeof before, "%s.1", a->file);
+  if (geteuid() != 0 || lstat(before, &sb) != 0 || !S_ISREG(sb.st_mode)) return;
+  if (fchown(fd, sb.st_uid, sb.st_gid) != 0) {
+    tde_log(TDE_LOG_WARNING, "the audit file %s could not be given to its owner", a->file);
+  }
+}
+
 /* Opens, locked, a file with room for n bytes more. Another process may fill the new file
 ** between a rotation and the lock, so that is looked at again. TDE_OK: *out is the caller's
 ** to close. */
@@ -297,16 +314,17 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
     int fd = open_locked(a, &waited, &sb);
     if (fd < 0) return file_failed(a, "cannot be opened", st);
     if (!S_ISREG(sb.st_mode)) {
-      close(fd);
+      unlock(fd);
       errno = EINVAL;
       return file_failed(a, "is no regular file", st);
     }
+    if (sb.st_size == 0) adopt(a, fd);
     if (sb.st_size == 0 || sb.st_size + (int64_t)n <= a->max_bytes) {
       *out = fd;
       return TDE_OK;
     }
     int rotated = rotate(a), saved = errno;
-    close(fd);
+    unlock(fd);
     errno = saved;
     if (rotated != 0) return file_failed(a, "cannot be rotated", st);
   }
@@ -321,7 +339,7 @@ static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_sta
   if (failed && before >= 0 && ftruncate(fd, before) != 0) {
     tde_log(TDE_LOG_WARNING, "the audit file %s may end with half a line", a->file);
   }
-  close(fd); /* gives up the lock, too */
+  unlock(fd);
   errno = saved;
   return failed ? file_failed(a, "cannot be written", st) : TDE_OK;
 }

@@ -180,6 +180,15 @@ static int take_place(int dirfd, const char *temp, const char *name) {
   return renameat(dirfd, temp, dirfd, name);
 }
 
+/* What root makes in another's directory is that one's: the owner of the file that it
+** replaces, otherwise of the directory. */
+static int give_away(int dirfd, int fd, const char *name) {
+  struct stat sb;
+  if (geteuid() != 0) return 0;
+  if (fstatat(dirfd, name, &sb, 0) != 0 && fstat(dirfd, &sb) != 0) return -1;
+  return fchown(fd, sb.st_uid, sb.st_gid);
+}
+
 static tde_class put_file(const char *dir, const char *name, const char *text, size_t n,
                           int (*take)(int, const char *, const char *), tde_status *st) {
   uint8_t salt[8];
@@ -197,7 +206,7 @@ static tde_class put_file(const char *dir, const char *name, const char *text, s
     close(dirfd);
     return rc;
   }
-  int bad = write_all(fd, text, n), err = errno;
+  int bad = give_away(dirfd, fd, name) != 0 || write_all(fd, text, n) != 0 ? -1 : 0, err = errno;
   if (close(fd) != 0 && !bad) bad = -1, err = errno;
   if (!bad && take(dirfd, temp, name) != 0) bad = -1, err = errno;
   if (!bad && fsync(dirfd) != 0) bad = -1, err = errno;

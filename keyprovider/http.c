@@ -411,6 +411,10 @@ static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t le
   long connect = x->cloud != NULL ? x->cloud->connect_ms : 5000;
   CURLcode rc = curl_easy_setopt(curl, CURLOPT_URL, x->req->url);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075700
+  /* Where the deadline comes while names are being resolved, that is not waited for. */
+  if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_QUICK_EXIT, 1L);
+#endif
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_USERAGENT, "sqlite-tde/" TDE_VERSION);
   if (rc == CURLE_OK) {

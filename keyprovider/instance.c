@@ -406,11 +406,21 @@ static tde_class make_dirs(const char *dir, int parents, tde_status *st) {
 
 /* Takes the lock file, or gives up: then the work is merely done twice.
 ** Returns a descriptor or -1. */
+/* A lock that root makes is for the directory's owner, too. */
+static void give_away(int fd, const char *dir) {
+  struct stat sb, owner;
+  if (geteuid() != 0 || fstat(fd, &sb) != 0 || sb.st_uid != 0 || stat(dir, &owner) != 0) return;
+  if (owner.st_uid != 0 && fchown(fd, owner.st_uid, owner.st_gid) != 0) {
+    tde_log(TDE_LOG_WARNING, "the lock of the instance %s could not be given to its owner", dir);
+  }
+}
+
 static int lock_take(const char *dir) {
   char path[FILE_PATH_MAX];
   snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);
   int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
   if (fd < 0) return -1;
+  give_away(fd, dir);
   for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
     struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
     if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {

@@ -28,7 +28,6 @@
 #include "jwt.h"
 #include "request.h"
 
-#define EXCHANGE_RESOURCE "api://AzureADTokenExchange"
 #define ASSERTION_TYPE "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 #define SECRET_TEXT_MAX 4096
 #define FILE_TOKEN_MAX 32000
@@ -454,6 +453,19 @@ static tde_class make_key(const tde_token_flow *f, const tde_op *op, const tde_i
   return tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash an identity");
 }
 
+/* For whom a managed identity's token is issued that is exchanged for another one: by cloud
+** (Microsoft Entra, "Workload identity federation": audiences). */
+static const char *exchange_resource(const tde_token_flow *f) {
+  if (strstr(f->authority, "//login.microsoftonline.us") != NULL) {
+    return "api://AzureADTokenExchangeUSGov";
+  }
+  if (strstr(f->authority, "//login.partner.microsoftonline.cn") != NULL ||
+      strstr(f->authority, "//login.chinacloudapi.cn") != NULL) {
+    return "api://AzureADTokenExchangeChina";
+  }
+  return "api://AzureADTokenExchange";
+}
+
 tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const char *resource,
                                    tde_status *st) {
   const tde_cloud *c = tde_instance_cloud(op->instance);
@@ -475,7 +487,7 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
   if (rc == TDE_OK) rc = resolve_tenant(f, st);
   if (rc == TDE_OK) rc = make_key(f, op, &f->id, f->resource, &f->outer, st);
   if (rc == TDE_OK && f->id.kind == TDE_ID_FEDERATED) {
-    rc = make_key(f, op, &f->via, EXCHANGE_RESOURCE, &f->inner, st);
+    rc = make_key(f, op, &f->via, exchange_resource(f), &f->inner, st);
   }
   if (rc == TDE_OK) return f;
   free(f);
@@ -659,6 +671,13 @@ static tde_step ended(tde_token_flow *f, const tde_status *st) {
   return TDE_STEP_FAILED;
 }
 
+/* Nothing was asked, as st says. In an outage what is still good of the token serves. */
+static tde_step not_asked(tde_token_flow *f, const tde_status *st) {
+  int outage = st != NULL && tde_class_is_outage(st->code);
+  ended(f, st);
+  return outage && old_token(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
+}
+
 /* The request for the outer token, whose claim is ours. A federated one needs
 ** the managed identity's token first. */
 static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
@@ -666,13 +685,13 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
   f->asking_inner = 0;
   if (f->id.kind == TDE_ID_FEDERATED && f->inner.text == NULL) {
     outcome o = want_token(&f->inner, f->deadline, st);
-    if (o == FAILED) return ended(f, st);
+    if (o == FAILED) return not_asked(f, st);
     if (o == LEAD) {
       f->asking_inner = 1;
-      rc = ask_managed(f, &f->via, EXCHANGE_RESOURCE, req, st);
+      rc = ask_managed(f, &f->via, exchange_resource(f), req, st);
       hurry(req, &f->inner);
       hurry(req, &f->outer);
-      return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
+      return rc == TDE_OK ? TDE_STEP_SEND : not_asked(f, st);
     }
   }
   if (is_managed(&f->id)) {
@@ -681,7 +700,7 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
     rc = ask_authority(f, req, st);
   }
   hurry(req, &f->outer);
-  return rc == TDE_OK ? TDE_STEP_SEND : ended(f, st);
+  return rc == TDE_OK ? TDE_STEP_SEND : not_asked(f, st);
 }
 
 /* The request under way failed as st says. In an outage, what is still good of
