@@ -306,19 +306,30 @@ static int gather(update *u) {
   return rc;
 }
 
-/* DEK epochs that the secondary does not know yet. *new: there were some. */
-static int hand_down_epochs(update *u, int *fresh) {
+/* An older copy of one of the two came back, and was given another DEK of that number. */
+static tde_class other_dek(const update *u, uint32_t epoch, tde_status *st) {
+  return tde_fail(st, TDE_MISUSE, "remove it, and create it anew with tde_create_secondary()",
+                  "%s: its DEK of epoch %u is another than its primary's", u->to->path,
+                  (unsigned)epoch);
+}
+
+/* DEK epochs that the secondary does not know yet. *fresh: there were some. */
+static int hand_down_epochs(update *u, int *fresh, tde_status *st) {
   tde_db *a = u->from->db, *b = u->to->db;
-  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class c = dek ? TDE_OK : TDE_NOMEM;
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES), *its = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_class c = dek && its ? TDE_OK : TDE_NOMEM;
 
   *fresh = 0;
   for (int i = 0; c == TDE_OK && i < a->facts.nepochs; i++) {
     uint32_t epoch = a->facts.epochs[i];
-    if (tde_keys_has(b->keys, epoch)) continue;
-    *fresh = 1;
     c = tde_keys_dek(a->keys, epoch, dek);
-    if (c == TDE_OK) c = tde_keys_add_epoch(b->keys, epoch, dek, 0);
+    if (c == TDE_OK && !tde_keys_has(b->keys, epoch)) {
+      *fresh = 1;
+      c = tde_keys_add_epoch(b->keys, epoch, dek, 0);
+    } else if (c == TDE_OK) {
+      c = tde_keys_dek(b->keys, epoch, its);
+      if (c == TDE_OK && !tde_equal(dek, its, TDE_KEY_BYTES)) c = other_dek(u, epoch, st);
+    }
   }
   for (int i = 0; c == TDE_OK && i < b->facts.nepochs; i++) {
     int known = 0;
@@ -327,19 +338,20 @@ static int hand_down_epochs(update *u, int *fresh) {
   }
   if (a->facts.epoch != b->facts.epoch) *fresh = 1;
   tde_secret_free(dek);
+  tde_secret_free(its);
   return tde_class_rc(c);
 }
 
-/* The log counts from here on. Where there are new DEK epochs, the header names them
-** before a unit of theirs is written, and forgets old ones after. */
+/* Where there are new DEK epochs, the header names them before the log counts, which
+** whoever finds it applies, and forgets old ones after. */
 static int apply(update *u, tde_mutation before, tde_mutation after, tde_status *st) {
-  int fresh, rc = hand_down_epochs(u, &fresh);
+  int fresh, rc = hand_down_epochs(u, &fresh, st);
 
+  if (rc == SQLITE_OK && fresh) rc = tde_file_update_header(u->to, before, u->r->ctx, 0, st);
   if (rc == SQLITE_OK) rc = tde_redo_commit(&u->log);
   if (rc) return rc;
   u->committed = 1;
-  if (fresh) rc = tde_file_update_header(u->to, before, u->r->ctx, 0, st);
-  if (rc == SQLITE_OK) rc = tde_redo_apply(&u->log);
+  rc = tde_redo_apply(&u->log);
   if (rc == SQLITE_OK) rc = tde_file_update_header(u->to, after, u->r->ctx, 1, st);
   if (rc == SQLITE_OK) rc = tde_redo_void(&u->log);
   return rc;
