@@ -11,6 +11,7 @@ typedef struct tde_cryptor {
   uint8_t role;
   uint32_t current; /* the epoch that new units are sealed under */
   tde_keys *keys;   /* borrowed; NULL for a temp file */
+  unsigned replaced; /* tde_keys_replaced when the AEADs were made */
   int n, last;
   struct {
     uint32_t epoch;

@@ -143,7 +143,11 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
     /* Status shows whose file it is, although nothing verified that. */
     memcpy(db->header.uuid, h->uuid, TDE_UUID_BYTES);
     if (keys && keys != db->keys) {
-      tde_db_wipe(db);
+      for (int r = 0; r < TDE_ROLE_KEYS; r++) {
+        uint32_t current = db->crypt[r].current;
+        tde_cryptor_clear(&db->crypt[r]);
+        tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, current);
+      }
       tde_keyring_release(db->keys);
       db->keys = keys;
     }
@@ -380,34 +384,41 @@ int tde_db_freshen(tde_file *f) {
 }
 
 /* A unit of an epoch that is not known: another process gave the database a new
-** DEK. Only keys that verify a newer header of this very database are taken. */
-int tde_db_learn_epoch(void *ctx, uint32_t epoch) {
+** DEK. Only keys that verify a newer header of this very database are taken. TDE_WRONG_KEY:
+** nobody wrote under it; other classes: why its key is not to be had. */
+tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
   tde_db *db = f->db;
   tde_slots *both;
   tde_header h;
   tde_key_facts *facts;
-  int known = 0;
+  tde_class c = TDE_WRONG_KEY;
 
-  if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return 0;
+  if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return TDE_WRONG_KEY;
   both = tde_slots_new();
   facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
   if (both && facts && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK)
     (void)tde_slots_newest(both, &h);
-  if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0 &&
-      tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL) == TDE_OK) {
+  if (!both || !facts) c = TDE_NOMEM;
+  if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0) {
+    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL);
+    if (c && c != TDE_NOMEM && !tde_class_is_outage(c) && !tde_class_is_denial(c)) {
+      c = TDE_WRONG_KEY; /* nobody's header */
+    }
+  }
+  if (c == TDE_OK) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) {
       db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
     }
     take_header(db, &h, db->keys);
-    known = tde_keys_has(db->keys, epoch);
+    if (!tde_keys_has(db->keys, epoch)) c = TDE_WRONG_KEY;
   }
   tde_header_clear(&h);
   sqlite3_free(facts);
   tde_slots_free(both);
-  return known;
+  return c;
 }
 
 /* Tells the key ring what header is in force, as it is on disk. */

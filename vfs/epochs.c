@@ -118,6 +118,8 @@ tde_class tde_epochs_install(tde_epochs *s, const tde_key_facts *named, tde_epoc
   if (!e) {
     tde_class c = add(s, named, from->epoch, &e);
     if (c) return c;
+  } else if (!e->dek || !tde_equal(e->dek, from->dek, TDE_KEY_BYTES)) {
+    atomic_fetch_add(&s->replaced, 1);
   }
   tde_epoch_wipe(e);
   e->stale = 0;

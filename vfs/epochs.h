@@ -11,6 +11,8 @@
 #ifndef TDE_EPOCHS_H
 #define TDE_EPOCHS_H
 
+#include <stdatomic.h>
+
 #include "../ext/base/crypto.h"
 #include "keysource.h"
 #include "role.h"
@@ -35,6 +37,7 @@ typedef struct tde_epochs {
   int n;
   tde_epoch_keys of[TDE_EPOCHS_MAX];
   tde_retired_nonces *old; /* of epochs that the database has left behind */
+  atomic_uint replaced;    /* how often an epoch's keys became others: AEADs of it are void */
 } tde_epochs;
 
 /* Derives an epoch's keys from its DEK, which is copied (FORMAT.md, Keys). The caller

@@ -61,6 +61,10 @@ void tde_keyring_known_slots(const uint8_t *const slot[2], int known[2]);
 ** is by itself.) */
 void tde_keyring_note_other(tde_keys *keys, const tde_header *other);
 
+/* How often an epoch's keys became others (an older copy of the file came back, and was
+** given another DEK of the same number): an AEAD from before is not to be used. */
+unsigned tde_keys_replaced(const tde_keys *keys);
+
 /* True while the DEK is at hand. One load: for each transaction. */
 int tde_keys_live(const tde_keys *keys);
 /* True when what was under way at the loss may not go on any more. */

@@ -108,8 +108,9 @@ tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *recor
   tde_aead *aead;
   tde_class c = tde_cryptor_get(s->crypt, epoch, &aead);
 
-  if (c == TDE_WRONG_KEY && s->hooks->learn && s->hooks->learn(s->ctx, epoch)) {
-    c = tde_cryptor_get(s->crypt, epoch, &aead);
+  if (c == TDE_WRONG_KEY && s->hooks->learn) {
+    c = s->hooks->learn(s->ctx, epoch);
+    if (c == TDE_OK) c = tde_cryptor_get(s->crypt, epoch, &aead);
   }
   if (c == TDE_WRONG_KEY) c = TDE_TAMPERED; /* an epoch nobody wrote */
   if (c == TDE_OK) c = tde_unit_open(aead, &at, record, tde_unit_size(&s->geo, i), out);

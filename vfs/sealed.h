@@ -41,9 +41,10 @@ typedef struct tde_sealed_hooks {
   int (*salvage)(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
   /* A unit that does not open: log it, and say what the read returns. */
   int (*bad)(void *ctx, uint64_t index, tde_class c);
-  /* A record names a DEK epoch that is not known. True when it is now. NULL: no
-  ** other epochs in this role. */
-  int (*learn)(void *ctx, uint32_t epoch);
+  /* A record names a DEK epoch that is not known: TDE_OK when it is now, TDE_WRONG_KEY:
+  ** there is none, other classes: its key is not to be had. NULL: no other epochs in this
+  ** role. */
+  tde_class (*learn)(void *ctx, uint32_t epoch);
   /* Copies from a map of the lower file what of it is mapped. Asked only for whole pages
   ** that SQLite reads, as far as `mapped` says. */
   int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);

@@ -403,6 +403,12 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   return rc;
 }
 
+/* The key was lost while this connection had a transaction: what it derived goes with its
+** end. */
+static void forget_lost(tde_db *db) {
+  if (db->keys && !tde_keys_live(db->keys) && !tde_db_in_transaction(db)) tde_db_wipe(db);
+}
+
 static int do_main_unlock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   int rc = SQLITE_OK, rc2;
@@ -421,6 +427,7 @@ static int do_main_unlock(sqlite3_file *pf, int level) {
   }
   rc2 = LOWER(f)->xUnlock(f->lower, level);
   if (rc2 == SQLITE_OK && level < f->db->lock) set_lock(f->db, level);
+  if (!f->plain) forget_lost(f->db);
   return rc ? rc : rc2;
 }
 
@@ -543,6 +550,14 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   return rc;
 }
 
+/* Does this connection hold the WAL's write lock? */
+static void note_writing(tde_db *db, int rc, int flags) {
+  if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK) && (flags & SQLITE_SHM_EXCLUSIVE)) {
+    db->wal_writing = 1;
+  }
+  if (flags & SQLITE_SHM_UNLOCK) db->wal_writing = 0;
+}
+
 static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_file *f = file_of(pf);
   int rc;
@@ -558,6 +573,8 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   if (f->plain) return rc;
   tde_sealed_forget(&f->s);
   if (rc == SQLITE_OK) f->db->shm_locks += flags & SQLITE_SHM_LOCK ? n : -n;
+  if (offset == TDE_SHM_WRITE) note_writing(f->db, rc, flags);
+  if (flags & SQLITE_SHM_UNLOCK) forget_lost(f->db);
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
     if (offset == TDE_SHM_CKPT && (flags & SQLITE_SHM_EXCLUSIVE)) {
       /* A checkpoint writes the database: under the newest epoch. */
@@ -1180,7 +1197,8 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   memset(out, 0, sizeof(*out));
   tde_file_enter(f);
   if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
-  if (refresh && db->lock < SQLITE_LOCK_RESERVED) (void)tde_db_load(f, 1);
+  /* Not under a write transaction, whose units are sealed as it began. */
+  if (refresh && db->lock < SQLITE_LOCK_RESERVED && !db->wal_writing) (void)tde_db_load(f, 1);
   out->state = db->state;
   out->last = db->last;
   out->format_version = db->header.version ? db->header.version : TDE_FORMAT_VERSION;

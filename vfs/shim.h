@@ -34,6 +34,7 @@ typedef struct tde_db {
   int read_only;
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
+  int wal_writing;                  /* ... the one to write is among them */
   uint64_t seen_sequence[2];        /* of both slots when the header was read */
   int shm_open;                     /* xShmMap was called: WAL readers may be about */
   const volatile char *index;       /* the wal-index's first region, while it is mapped */
@@ -174,7 +175,7 @@ void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 ** out->doc NULL: there is none. vfs: the VFS below, by name. */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 /* A unit of an epoch that is not known (ctx: the main file): is it now? */
-int tde_db_learn_epoch(void *ctx, uint32_t epoch);
+tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 
 /* guard.c: records that several pages share, twice on disk. ctx: the main file. */
