@@ -449,6 +449,13 @@ static sqlite3 *open_for_job(const tde_key_params *params) {
   return db;
 }
 
+/* A look in the future was made by a clock that was wrong. */
+static int is_due(int64_t checked, int64_t every) {
+  int64_t now = (int64_t)time(NULL);
+
+  return checked > now || now - checked >= every;
+}
+
 void tde_change_job(const tde_key_facts *facts, const tde_key_params *params) {
   const tde_instance *inst;
   tde_key_info out;
@@ -459,7 +466,7 @@ void tde_change_job(const tde_key_facts *facts, const tde_key_params *params) {
   if (facts->secondary || tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) return;
   follow = has_moved(facts, inst);
   rotate = facts->auto_rotation &&
-           (int64_t)time(NULL) - facts->rotation_checked >= tde_instance_policy(inst)->rotation_s;
+           is_due(facts->rotation_checked, tde_instance_policy(inst)->rotation_s);
   if (!follow && !rotate) return;
   db = open_for_job(params);
   if (!db) {

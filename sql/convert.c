@@ -296,7 +296,8 @@ static int copy_pages(conversion *c) {
 
   if (rc == SQLITE_OK) {
     rc = open_db(c, c->place.temp, c->encrypting ? c->params : "?",
-                 c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(), SQLITE_OPEN_READWRITE, &c->to);
+                 c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
+                 SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &c->to);
   }
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
   if (rc == SQLITE_OK) {
