@@ -195,6 +195,14 @@ const tde_suffix *tde_cloud_suffix(const tde_cloud *c, const char *host) {
   return NULL;
 }
 
+/* "7.4", "7.6-preview.2", "2025-07-01". One that the vault does not know makes it refuse
+** everything as it refuses a wrapped key that is not its own. */
+static int api_version_valid(const char *text) {
+  size_t n = strspn(text, "0123456789");
+  if (strncmp(text, "7.", 2) == 0) return strspn(text + 2, "0123456789") > 0;
+  return n == 4 && text[4] == '-' && strlen(text) >= 10;
+}
+
 static tde_class read_azure(const reader *root, tde_cloud *c) {
   reader r;
   int given = 0;
@@ -204,6 +212,9 @@ static tde_class read_azure(const reader *root, tde_cloud *c) {
   if (rc == TDE_OK) rc = endpoint(&r, "imds_endpoint", c->imds_endpoint, &given);
   if (rc == TDE_OK) rc = path_text(&r, "ca_file", c->ca_file);
   if (rc == TDE_OK) rc = name_text(&r, "api_version", c->api_version, sizeof c->api_version);
+  if (rc == TDE_OK && !api_version_valid(c->api_version)) {
+    rc = bad_member(&r, "api_version", "is not of the form 7.N, or a date such as 2025-07-01");
+  }
   return rc == TDE_OK ? read_suffixes(&r, c) : rc;
 }
 

@@ -158,16 +158,15 @@ static int write_all(int fd, const char *text, size_t n) {
   return fchmod(fd, 0600) == 0 && fsync(fd) == 0 ? 0 : -1;
 }
 
-/* Gives the finished file its name without replacing another. */
+/* Gives the finished file its name without replacing another, in one step: a second name
+** that a crash leaves would keep a key that is deleted under the first one. */
 static int take_name(int dirfd, const char *temp, const char *name) {
-  if (linkat(dirfd, temp, dirfd, name, 0) == 0) {
-    /* A second name that stays behind is untidy, not wrong. */
-    unlinkat(dirfd, temp, 0);
-    return 0;
-  }
-  if (errno == EEXIST) return -1;
-  /* A file system without hard links. */
-  return renameat2(dirfd, temp, dirfd, name, RENAME_NOREPLACE);
+  if (renameat2(dirfd, temp, dirfd, name, RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  /* A file system that knows no such rename. */
+  if (linkat(dirfd, temp, dirfd, name, 0) != 0) return -1;
+  unlinkat(dirfd, temp, 0);
+  return 0;
 }
 
 /* The finished file in the place of another, whose mode it keeps. */
@@ -224,6 +223,13 @@ tde_class tde_file_create(const char *dir, const char *name, const char *text, s
 
 tde_class tde_file_replace(const char *dir, const char *name, const char *text, size_t n,
                            tde_status *st) {
+  char path[TDE_PATH_MAX + 128];
+  struct stat sb;
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  if (lstat(path, &sb) == 0 && S_ISLNK(sb.st_mode)) {
+    return tde_fail(st, TDE_MISCONFIGURED, "change the instance whose file it points to, or copy that",
+                    "%s is a symbolic link, which a change would replace", path);
+  }
   return put_file(dir, name, text, n, take_place, st);
 }
 

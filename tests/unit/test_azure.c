@@ -1301,6 +1301,7 @@ static void configuration(void) {
       ",\"azure\":{\"authority\":\"https://u@login.example\"}",
       ",\"azure\":{\"authority\":5}",
       ",\"azure\":{\"api_version\":\"7.4&x=y\"}",
+      ",\"azure\":{\"api_version\":\"9.9\"}", ",\"azure\":{\"api_version\":\"latest\"}",
       ",\"azure\":{\"vault_suffixes\":\"x.y\"}",
       ",\"azure\":{\"vault_suffixes\":[\"net\"]}",
       ",\"azure\":{\"vault_suffixes\":[\".azure.net\"]}",
