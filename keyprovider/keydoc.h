@@ -46,10 +46,10 @@ tde_class tde_keydoc_text(const tde_keydoc *doc, char **text, size_t *n, tde_sta
 ** memory), wraps it under protector (NULL: the instance's default, mode
 ** "inherit"), and checks that the wrap unwraps to the same DEK. protector may
 ** name a version or none. TDE_DISABLED: the key is disabled, expired or not yet
-** active, so it must not wrap. who: asks for it; where it says no identity, that is the
-** instance's default. On failure dek is wiped and *out is NULL. */
+** active, so it must not wrap. asker: who asks for it; where it says no identity, that is
+** the instance's default. On failure dek is wiped and *out is NULL. */
 tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
-                            const tde_keydoc_asker *who, const uint8_t uuid[TDE_UUID_BYTES],
+                            const tde_keydoc_asker *asker, const uint8_t uuid[TDE_UUID_BYTES],
                             uint8_t *dek, tde_keydoc **out, tde_status *st);
 
 /* Unwraps the DEK of one epoch through its provider into dek (secret memory).

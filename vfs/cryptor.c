@@ -12,7 +12,8 @@ void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, uint32_t cu
   c->role = (uint8_t)role;
   c->keys = keys;
   c->current = current;
-  if (keys) c->replaced = tde_keys_replaced(keys);
+  c->replaced = keys ? tde_keys_replaced(keys) : NULL;
+  if (c->replaced) c->seen = atomic_load_explicit(c->replaced, memory_order_acquire);
 }
 
 tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st) {
@@ -52,9 +53,9 @@ static void make_room(tde_cryptor *c) {
 tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
   tde_class rc;
 
-  if (c->keys && c->replaced != tde_keys_replaced(c->keys)) {
+  if (c->replaced && c->seen != atomic_load_explicit(c->replaced, memory_order_acquire)) {
     tde_cryptor_wipe(c);
-    c->replaced = tde_keys_replaced(c->keys);
+    c->seen = atomic_load_explicit(c->replaced, memory_order_acquire);
   }
   if (c->last < c->n && c->list[c->last].epoch == epoch) {
     *out = c->list[c->last].aead;

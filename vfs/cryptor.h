@@ -11,7 +11,8 @@ typedef struct tde_cryptor {
   uint8_t role;
   uint32_t current; /* the epoch that new units are sealed under */
   tde_keys *keys;   /* borrowed; NULL for a temp file */
-  unsigned replaced; /* tde_keys_replaced when the AEADs were made */
+  const atomic_uint *replaced; /* tde_keys_replaced; NULL for a temp file */
+  unsigned seen;               /* that, when the AEADs were made */
   int n, last;
   struct {
     uint32_t epoch;

@@ -866,8 +866,8 @@ void tde_keys_abandon_epochs(tde_keys *keys, const tde_key_facts *facts) {
 
 /* ---- using the keys ---- */
 
-unsigned tde_keys_replaced(const tde_keys *keys) {
-  return atomic_load_explicit(&((tde_keys *)keys)->epochs.replaced, memory_order_acquire);
+const atomic_uint *tde_keys_replaced(const tde_keys *keys) {
+  return &keys->epochs.replaced;
 }
 
 int tde_keys_live(const tde_keys *keys) {

@@ -19,6 +19,8 @@
 #ifndef TDE_KEYRING_H
 #define TDE_KEYRING_H
 
+#include <stdatomic.h>
+
 #include "../ext/base/crypto.h"
 #include "header.h"
 #include "keysource.h"
@@ -61,9 +63,10 @@ void tde_keyring_known_slots(const uint8_t *const slot[2], int known[2]);
 ** is by itself.) */
 void tde_keyring_note_other(tde_keys *keys, const tde_header *other);
 
-/* How often an epoch's keys became others (an older copy of the file came back, and was
-** given another DEK of the same number): an AEAD from before is not to be used. */
-unsigned tde_keys_replaced(const tde_keys *keys);
+/* Counts how often an epoch's keys became others (an older copy of the file came back, and was
+** given another DEK of the same number): an AEAD from before is not to be used. The counter
+** lives as long as the keys: it is looked at for each unit. */
+const atomic_uint *tde_keys_replaced(const tde_keys *keys);
 
 /* True while the DEK is at hand. One load: for each transaction. */
 int tde_keys_live(const tde_keys *keys);

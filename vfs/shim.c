@@ -574,7 +574,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   tde_sealed_forget(&f->s);
   if (rc == SQLITE_OK) f->db->shm_locks += flags & SQLITE_SHM_LOCK ? n : -n;
   if (offset == TDE_SHM_WRITE) note_writing(f->db, rc, flags);
-  if (flags & SQLITE_SHM_UNLOCK) forget_lost(f->db);
+  if (f->db->shm_locks == 0) forget_lost(f->db);
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
     if (offset == TDE_SHM_CKPT && (flags & SQLITE_SHM_EXCLUSIVE)) {
       /* A checkpoint writes the database: under the newest epoch. */
