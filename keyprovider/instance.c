@@ -404,8 +404,6 @@ static tde_class make_dirs(const char *dir, int parents, tde_status *st) {
   return tde_dir_make(path, st);
 }
 
-/* Takes the lock file, or gives up: then the work is merely done twice.
-** Returns a descriptor or -1. */
 /* A lock that root makes is for the directory's owner, too. */
 static void give_away(int fd, const char *dir) {
   struct stat sb, owner;
@@ -415,6 +413,8 @@ static void give_away(int fd, const char *dir) {
   }
 }
 
+/* Takes the lock file, or gives up: then the work is merely done twice.
+** Returns a descriptor or -1. */
 static int lock_take(const char *dir) {
   char path[FILE_PATH_MAX];
   snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);

@@ -316,23 +316,14 @@ static tde_class apply_audit(void *ctx, tde_json *root, tde_status *st) {
   return failed ? nomem(st) : TDE_OK;
 }
 
-/* names: with a blank between them. */
-static int is_one_of(const char *name, const char *names) {
-  size_t n = strlen(name);
-  if (n == 0 || strchr(name, ' ') != NULL) return 0;
-  for (const char *at = strstr(names, name); at != NULL; at = strstr(at + 1, name)) {
-    if ((at == names || at[-1] == ' ') && (at[n] == ' ' || at[n] == 0)) return 1;
-  }
-  return 0;
-}
-
 /* A member that does not exist is a misspelt one, which would be passed over. (A secret in
 ** the file itself has an error of its own: cloud.c.) */
 static tde_class check_members(const tde_json *value, const char *what, const char *names,
                                tde_status *st) {
   for (size_t i = 0; i < tde_json_members(value); i++) {
     const char *name = tde_json_member_name(value, i);
-    if (!is_one_of(name, names) && !is_one_of(name, "secret client_secret password certificate")) {
+    if (!tde_is_one_of(name, names) &&
+        !tde_is_one_of(name, "secret client_secret password certificate")) {
       return tde_fail(st, TDE_MISUSE, names, "%s has no member \"%.60s\"; it has the ones named here",
                       what, name);
     }

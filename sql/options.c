@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../ext/base/bytes.h"
 #include "../vfs/tdevfs.h"
 
 SQLITE_EXTENSION_INIT3
@@ -16,17 +17,6 @@ static int bad(tde_status *st, const char *name, const char *what) {
            "give the options as a JSON object, e.g. json_object('protector', '...')",
            "the option \"%.60s\" %s", name, what);
   return SQLITE_MISUSE;
-}
-
-/* allowed: names with a blank between them. */
-static int is_allowed(const char *name, const char *allowed) {
-  size_t n = strlen(name);
-
-  if (!n || strchr(name, ' ')) return 0;
-  for (const char *p = strstr(allowed, name); p; p = strstr(p + 1, name)) {
-    if ((p == allowed || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return 1;
-  }
-  return 0;
 }
 
 /* A Unix time, or a date that SQLite understands. */
@@ -91,7 +81,7 @@ int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *
   }
   for (size_t i = 0; i < tde_json_members(o->json) && rc == SQLITE_OK; i++) {
     const char *name = tde_json_member_name(o->json, i);
-    if (!name || !is_allowed(name, allowed)) {
+    if (!name || !tde_is_one_of(name, allowed)) {
       tde_fail(st, TDE_MISUSE, allowed, "there is no option \"%.60s\" here; there are those named",
                name ? name : "");
       return SQLITE_MISUSE;

@@ -11,7 +11,6 @@
 */
 #include "restore.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -188,13 +187,14 @@ static int64_t backup_time(const char *path, const tde_keydoc *doc) {
 }
 
 static int is_uuid(const char *text) {
-  static const char form[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+  static const size_t groups[] = {8, 4, 4, 4, 12}; /* RFC 4122, section 3 */
 
-  if (strlen(text) != sizeof(form) - 1) return 0;
-  for (size_t i = 0; i < sizeof(form) - 1; i++) {
-    if (form[i] == '-' ? text[i] != '-' : !isxdigit((unsigned char)text[i])) return 0;
+  for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+    if (i && *text++ != '-') return 0;
+    if (strspn(text, "0123456789abcdefABCDEF") < groups[i]) return 0;
+    text += groups[i];
   }
-  return 1;
+  return *text == 0;
 }
 
 static int check_given(const restore *r, tde_status *st) {

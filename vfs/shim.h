@@ -174,7 +174,8 @@ void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 /* The newest whole header slot of a file that is not open here, not verified;
 ** out->doc NULL: there is none. vfs: the VFS below, by name. */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
-/* A unit of an epoch that is not known (ctx: the main file): is it now? */
+/* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_WRONG_KEY:
+** there are none; other classes: why they are not to be had. */
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 

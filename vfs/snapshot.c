@@ -17,7 +17,7 @@
 ** With a shared cache, other connections of this process work in the same file, whose
 ** threads are kept out while one unit is taken. They may write in the middle of the read
 ** transaction: in a rollback mode that ends the snapshot (SQLITE_LOCKED); in a WAL it is
-** behind M.
+** behind M, unless they begin the log anew, which ends the snapshot, too.
 */
 #include "snapshot.h"
 

@@ -33,8 +33,8 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink);
 ** snapshot's own), whatever the journal mode is: *wal tells. settled: a checkpoint just
 ** brought all of the log into the file. A unit that does not open is SQLITE_IOERR_DATA,
 ** with f's status saying which. SQLITE_LOCKED: a connection with the same cache wrote.
-** SQLITE_BUSY_SNAPSHOT: pages are in a log whose index this
-** connection does not share (locking_mode=EXCLUSIVE, or no right to the wal-index). */
+** SQLITE_BUSY_SNAPSHOT: pages are in a log whose index this connection does not share
+** (locking_mode=EXCLUSIVE, or no right to the wal-index). */
 int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t counter, int settled,
                       uint64_t *size, int *wal);
 

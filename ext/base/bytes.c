@@ -121,3 +121,12 @@ long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
   if (bits & ((1u << nbits) - 1)) return -1;
   return (long)nout;
 }
+
+int tde_is_one_of(const char *name, const char *names) {
+  size_t n = strlen(name);
+  if (n == 0 || strchr(name, ' ') != NULL) return 0;
+  for (const char *at = strstr(names, name); at != NULL; at = strstr(at + 1, name)) {
+    if ((at == names || at[-1] == ' ') && (at[n] == ' ' || at[n] == 0)) return 1;
+  }
+  return 0;
+}

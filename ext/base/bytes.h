@@ -1,5 +1,5 @@
 /*
-** bytes.h: integers in fixed byte order, hexadecimal and base64url.
+** bytes.h: integers in fixed byte order, hexadecimal and base64url, names in a list.
 **
 ** Pure functions; none allocates. Nothing here is for secrets except where
 ** the name says so.
@@ -33,5 +33,8 @@ void tde_base64url(const uint8_t *p, size_t n, char *out);
 /* Strict decoding: no padding, no white space, no stray bits. Returns the
 ** number of bytes, or -1 when malformed or longer than cap. */
 long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap);
+
+/* True when name is one of names, which stand with one blank between them. */
+int tde_is_one_of(const char *name, const char *names);
 
 #endif
