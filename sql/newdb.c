@@ -41,21 +41,12 @@ static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
 }
 
 static char *uri_for(const tde_newdb *n, const char *path, const char *more) {
-  const struct {
-    const char *name, *value;
-  } params[] = {{"tde_instance", n->instance},
-                {"tde_protector", n->protector},
-                {"tde_identity", n->identity},
-                {"tde_federated_client_id", n->federated_client_id}};
-  char *query = sqlite3_mprintf("?x=y%s", more), *uri;
+  const tde_uri_param params[] = {{"tde_instance", n->instance},
+                                  {"tde_protector", n->protector},
+                                  {"tde_identity", n->identity},
+                                  {"tde_federated_client_id", n->federated_client_id}};
 
-  for (size_t i = 0; i < sizeof(params) / sizeof(params[0]) && query; i++) {
-    char *value = params[i].value ? tde_uri_value(params[i].value) : NULL;
-    if (value) query = sqlite3_mprintf("%z&%s=%z", query, params[i].name, value);
-  }
-  uri = query ? tde_uri_of(path, query) : NULL;
-  sqlite3_free(query);
-  return uri;
+  return tde_uri_with(path, more, params, sizeof(params) / sizeof(params[0]));
 }
 
 static int open_new(const tde_newdb *n, const char *path, const char *more, int flags, sqlite3 **db,

@@ -442,21 +442,12 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
 
 /* The backup's URI, asking for its key under the id it was found as. */
 static char *source_uri(const restore *r) {
-  const struct {
-    const char *name, *value;
-  } params[] = {{"tde_instance", r->instance},
-                {"tde_key", r->n == 1 ? r->needed[0].as : NULL},
-                {"tde_identity", r->who.identity},
-                {"tde_federated_client_id", r->who.federated_client_id}};
-  char *query = sqlite3_mprintf("?x=y"), *uri;
+  const tde_uri_param params[] = {{"tde_instance", r->instance},
+                                  {"tde_key", r->n == 1 ? r->needed[0].as : NULL},
+                                  {"tde_identity", r->who.identity},
+                                  {"tde_federated_client_id", r->who.federated_client_id}};
 
-  for (size_t i = 0; i < sizeof(params) / sizeof(params[0]) && query; i++) {
-    char *value = params[i].value ? tde_uri_value(params[i].value) : NULL;
-    if (value) query = sqlite3_mprintf("%z&%s=%z", query, params[i].name, value);
-  }
-  uri = query ? tde_uri_of(r->v.path, query) : NULL;
-  sqlite3_free(query);
-  return uri;
+  return tde_uri_with(r->v.path, "", params, sizeof(params) / sizeof(params[0]));
 }
 
 /* Opens the backup for reading. */

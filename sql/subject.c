@@ -107,3 +107,20 @@ char *tde_uri_value(const char *text) {
   }
   return sqlite3_str_finish(out);
 }
+
+char *tde_uri_with(const char *path, const char *more, const tde_uri_param *params, size_t n) {
+  char *query = sqlite3_mprintf("?x=y%s", more), *uri;
+
+  for (size_t i = 0; i < n && query; i++) {
+    char *value = params[i].value ? tde_uri_value(params[i].value) : NULL;
+    if (value) {
+      query = sqlite3_mprintf("%z&%s=%z", query, params[i].name, value);
+    } else if (params[i].value) { /* without it, another key or identity would be taken */
+      sqlite3_free(query);
+      query = NULL;
+    }
+  }
+  uri = query ? tde_uri_of(path, query) : NULL;
+  sqlite3_free(query);
+  return uri;
+}

@@ -37,5 +37,11 @@ const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, in
 char *tde_uri_of(const char *path, const char *params);
 /* A text as the value of a URI's parameter; likewise. */
 char *tde_uri_value(const char *text);
+/* The same with more ("&a=b" or "") and n parameters, whose values are escaped; one
+** whose value is NULL is left out. */
+typedef struct tde_uri_param {
+  const char *name, *value;
+} tde_uri_param;
+char *tde_uri_with(const char *path, const char *more, const tde_uri_param *params, size_t n);
 
 #endif
