@@ -4,7 +4,10 @@
 ** Both are logs that SQLite writes anew again and again in one file. Each time
 ** is a generation: a random salt in the file's prefix, bound into every unit,
 ** so that what an older generation left behind does not open. The prefix also
-** carries the DEK epoch and the protector's thumbprint of that moment.
+** carries the DEK epoch and the protector's thumbprint of that moment. All units of the
+** generation are sealed under that epoch, whoever writes them: a connection that joins
+** it may have slept through a regeneration, and know an older epoch, which is forgotten,
+** or a newer one. An epoch is not forgotten before its generations are gone (reseal.c).
 **
 ** What SQLite expects of a log is to find its end by itself: the first frame
 ** or record whose checksum fails. So where SQLite looks for the end, a unit
@@ -90,6 +93,7 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   }
   if (c) return tde_class_rc(c); /* not checked is not void */
   memcpy(f->s.salt, p->salt, TDE_SALT_BYTES);
+  f->s.epoch = p->epoch;
   memcpy(f->gen.seen, b, TDE_PREFIX_BYTES);
   tde_geometry_init(&f->s.geo, f->role, p->unit_size);
   f->gen.valid = 1;
@@ -240,7 +244,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   memcpy(f->s.salt, p.salt, TDE_SALT_BYTES);
   memcpy(f->gen.seen, f->s.prefix, TDE_PREFIX_BYTES);
   tde_geometry_init(&f->s.geo, f->role, unit);
-  f->s.crypt->current = p.epoch;
+  f->s.epoch = p.epoch;
   f->s.prefix_pending = 1;
   f->gen.valid = f->gen.checked = 1;
   f->gen.commit = f->gen.indexed = 0;

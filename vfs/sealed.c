@@ -320,13 +320,14 @@ static void note_own(tde_sealed *s, uint64_t i) {
 ** behind them). */
 static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
   uint32_t n = tde_unit_size(&s->geo, i), pad = n - len;
+  uint32_t epoch = s->epoch ? s->epoch : s->crypt->current;
   tde_unit_place at = place_of(s, i);
   tde_aead *aead;
   uint8_t *slot, *to;
   tde_class c;
   int append, rc;
 
-  c = tde_cryptor_get(s->crypt, s->crypt->current, &aead);
+  c = tde_cryptor_get(s->crypt, epoch, &aead);
   if (c) return rc_of(c);
   rc = run_place(s, i, &slot, &append);
   if (rc) return rc;
@@ -337,7 +338,7 @@ static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) 
     if (rc) return rc;
     to = s->scratch;
   }
-  c = tde_unit_seal(aead, &at, s->crypt->current, pad, pt, to, n);
+  c = tde_unit_seal(aead, &at, epoch, pad, pt, to, n);
   if (c) return rc_of(c);
   if (!append) memcpy(slot, to, n + TDE_UNIT_OVERHEAD);
   s->counters->units_sealed++;

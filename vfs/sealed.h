@@ -58,6 +58,8 @@ typedef struct tde_sealed {
   tde_cryptor *crypt;
   tde_counters *counters;
   uint8_t salt[TDE_SALT_BYTES];     /* of this generation; zeros: none */
+  uint32_t epoch;                   /* of this generation: its units are sealed under it.
+                                    ** 0: under the current one */
   uint8_t prefix[TDE_PREFIX_BYTES]; /* written in front of unit 0 */
   uint8_t prefix_pending;
 
