@@ -210,12 +210,13 @@ static int sweep(rotation *r, tde_status *st) {
 
 /* ---- 4 and 5 ---- */
 
-/* Is there a log with frames? An error must not pass for "no". */
+/* Is there a log of another epoch? An error must not pass for "no". Others may have begun
+** the next one meanwhile, which is of the epoch of now. */
 static int look_at_log(rotation *r, int *in_use, tde_status *st) {
   tde_log_view log;
   int rc = tde_file_log(r->f, 0, &log);
 
-  *in_use = rc == SQLITE_OK && log.exists && log.stamped && log.units;
+  *in_use = rc == SQLITE_OK && log.exists && log.stamped && log.epoch != r->epoch;
   if (rc) {
     tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "run tde_rotate_dek() again",
              "every page is under the new key, but the log cannot be looked at: %s",

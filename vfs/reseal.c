@@ -3,7 +3,8 @@
 **
 ** The header names the new epoch first, so that every writer seals under it from
 ** then on: writers look at the header when they take RESERVED or the checkpoint
-** lock, and when they begin a WAL generation. Then this sweep goes through the
+** lock, and when they begin a WAL generation; who joins one seals under its epoch. Then
+** this sweep goes through the
 ** file in steps. A step holds the lock that keeps other writers of the database
 ** file out (RESERVED; in WAL mode the checkpoint lock), never one that readers
 ** need: what a reader sees does not change, and one who meets a record half
@@ -39,8 +40,26 @@ SQLITE_EXTENSION_INIT3
 
 typedef struct exclusion {
   enum { NOTHING_TAKEN, RESERVED_TAKEN, CKPT_TAKEN } what;
+  int write_taken; /* the WAL's write lock, too */
   int before;
 } exclusion;
+
+/* One of the wal-index's locks, waited for as the connection's busy handler wants. */
+static int take_shm(tde_file *f, int lock) {
+  tde_db *db = f->db;
+  int rc;
+
+  do {
+    rc = LOWER(f)->xShmLock(f->lower, lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
+  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
+  if (rc == SQLITE_OK) db->shm_locks++;
+  return rc;
+}
+
+static void give_shm(tde_file *f, int lock) {
+  (void)LOWER(f)->xShmLock(f->lower, lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+  f->db->shm_locks--;
+}
 
 static int keep_writers_out(tde_file *f, exclusion *x) {
   tde_db *db = f->db;
@@ -54,19 +73,29 @@ static int keep_writers_out(tde_file *f, exclusion *x) {
     x->what = RESERVED_TAKEN;
     return tde_db_freshen(f);
   }
-  do {
-    rc = LOWER(f)->xShmLock(f->lower, TDE_SHM_CKPT, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
-  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
+  rc = take_shm(f, TDE_SHM_CKPT);
   if (rc) return rc;
   x->what = CKPT_TAKEN;
-  db->shm_locks++;
   return tde_db_freshen(f);
 }
 
+/* Writers of the WAL, too: who began a generation by the header of before, and was slow, has
+** written it by now, and the next one begins by that of now. SQLite takes the locks in this
+** order. */
+static int keep_log_writers_out(tde_file *f, exclusion *x) {
+  int rc = keep_writers_out(f, x);
+
+  if (rc == SQLITE_OK && x->what == CKPT_TAKEN) {
+    rc = take_shm(f, TDE_SHM_WRITE);
+    x->write_taken = rc == SQLITE_OK;
+  }
+  return rc;
+}
+
 static void let_writers_in(tde_file *f, const exclusion *x) {
+  if (x->write_taken) give_shm(f, TDE_SHM_WRITE);
   if (x->what == CKPT_TAKEN) {
-    (void)LOWER(f)->xShmLock(f->lower, TDE_SHM_CKPT, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
-    f->db->shm_locks--;
+    give_shm(f, TDE_SHM_CKPT);
   } else if (x->what == RESERVED_TAKEN) {
     tde_db_unreserve(f, x->before);
   }
@@ -230,20 +259,21 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
 
 /* ---- the end ---- */
 
-/* Empties a rollback journal of an epoch that goes. Whoever could still roll it back has had
-** the occasion: it was no hot one (the outage came before its header was synced), and
-** SQLite would write over it. */
-static int void_stale(tde_file *f, sqlite3_file *log) {
+/* A log of an epoch that goes. A rollback journal is emptied: whoever could still roll it back
+** has had the occasion: it was no hot one (the outage came before its header was synced),
+** and SQLite would write over it. A WAL may hold what was committed: the epoch stays. */
+static int void_stale(tde_file *f, sqlite3_file *log, tde_role role) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_prefix p;
   int rc = log->pMethods->xRead(log, b, (int)TDE_PREFIX_BYTES, 0);
 
   if (rc) return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc;
-  switch (tde_prefix_parse(b, TDE_ROLE_JOURNAL, &p)) {
+  switch (tde_prefix_parse(b, role, &p)) {
     case TDE_PREFIX_UNKNOWN: /* not looked at is not another one */
       return SQLITE_IOERR_NOMEM;
     case TDE_PREFIX_OK:
-      return p.epoch == f->db->facts.epoch ? SQLITE_OK : log->pMethods->xTruncate(log, 0);
+      if (p.epoch == f->db->facts.epoch) break;
+      return role == TDE_ROLE_WAL ? SQLITE_BUSY : log->pMethods->xTruncate(log, 0);
     case TDE_PREFIX_NONE:
     case TDE_PREFIX_FOREIGN:
       break;
@@ -259,7 +289,7 @@ static int settle_log(tde_file *f, const char *suffix, int kind) {
 
   if (name) lower = tde_lower_open(f->lower_vfs, name, kind | SQLITE_OPEN_READWRITE, NULL, &rc);
   if (lower) {
-    rc = kind == SQLITE_OPEN_MAIN_JOURNAL ? void_stale(f, lower) : SQLITE_OK;
+    rc = void_stale(f, lower, kind == SQLITE_OPEN_WAL ? TDE_ROLE_WAL : TDE_ROLE_JOURNAL);
     if (rc == SQLITE_OK) rc = lower->pMethods->xSync(lower, SQLITE_SYNC_NORMAL);
     (void)tde_lower_close(lower);
   } else if ((rc & 0xff) == SQLITE_CANTOPEN &&
@@ -288,7 +318,7 @@ int tde_file_reseal_end(tde_file *f, tde_status *st) {
   int rc;
 
   tde_file_enter(f);
-  rc = keep_writers_out(f, &x);
+  rc = keep_log_writers_out(f, &x);
   if (rc == SQLITE_OK) rc = settle_logs(f);
   let_writers_in(f, &x);
   tde_file_leave(f);
