@@ -126,6 +126,21 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   db->head_valid = 0;
 }
 
+/* Is this header the newest whole one that the file has now? */
+static int is_on_disk(tde_db *db, const tde_header *h) {
+  tde_slots *both = tde_slots_new();
+  tde_header now;
+  int same;
+
+  memset(&now, 0, sizeof(now));
+  same = both && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK &&
+         tde_slots_newest(both, &now) == TDE_OK && now.doc &&
+         memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
+  tde_header_clear(&now);
+  tde_slots_free(both);
+  return same;
+}
+
 /* Unlocks one slot; on success it is in force. forced: a revalidation. */
 static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   tde_keys *keys = NULL;
@@ -138,6 +153,12 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   if (c == TDE_WRONG_KEY) { /* or another database stands in this one's place */
     c = tde_keyring_unlock(&tde_source, &db->params, h, forced, &db->facts, &keys, &db->last);
     if (keys && keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
+  }
+  if (c == TDE_OK) {
+    uint64_t ahead = tde_keyring_ahead(keys, h);
+    if (ahead && is_on_disk(db, h)) {
+      c = tde_keyring_go_back(keys, h, ahead, &db->facts, &db->last);
+    }
   }
   if (c) {
     /* Status shows whose file it is, although nothing verified that. */

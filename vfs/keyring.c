@@ -499,6 +499,12 @@ static int is_ahead(const tde_keys *k, const tde_header *h, const tde_key_facts 
   return k->refs > 0 && tde_epochs_ahead(&k->epochs, h->epoch, facts);
 }
 
+/* Read before the header that the entry goes by was written, or of an older copy: see
+** tde_keyring_ahead. */
+static int is_older(const tde_keys *k, const tde_header *h) {
+  return k->header.doc && h->sequence < k->header.sequence;
+}
+
 /* A live entry of this protector whose DEK verifies this header, with a
 ** reference; or NULL. */
 static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
@@ -512,7 +518,7 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
     if (tde_epochs_missing(&k->epochs, facts, lacking)) continue;
     e = tde_epochs_find(&k->epochs, h->epoch);
     if (!e || tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
-    if (!is_busy(k) && !note_header(k, h, facts)) continue;
+    if (!is_busy(k) && !(k->refs > 0 && is_older(k, h)) && !note_header(k, h, facts)) continue;
     take_ref(k);
     return k;
   }
@@ -795,7 +801,8 @@ static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_fac
                     "the key document names no key for epoch %u", h->epoch);
   }
   c = check_header(h, e->mac_key, facts->key_id, st);
-  if (c || is_busy(k)) return c; /* busy: the next check takes it */
+  /* Busy: the next check takes it. */
+  if (c || is_busy(k) || (!proved && is_older(k, h))) return c;
   if (!proved && k->header.doc && !same_protector(&k->facts, facts)) {
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
@@ -837,6 +844,32 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   if (c == TDE_OK) c = take_header(keys, header, facts, proved, st);
   pthread_mutex_unlock(&ring_lock);
   fetched_clear(&got);
+  return c;
+}
+
+uint64_t tde_keyring_ahead(const tde_keys *keys, const tde_header *h) {
+  uint64_t at;
+
+  pthread_mutex_lock(&ring_lock);
+  at = is_older(keys, h) ? keys->header.sequence : 0;
+  pthread_mutex_unlock(&ring_lock);
+  return at;
+}
+
+tde_class tde_keyring_go_back(tde_keys *keys, const tde_header *header, uint64_t from,
+                              const tde_key_facts *facts, tde_status *st) {
+  tde_class c = TDE_OK;
+
+  pthread_mutex_lock(&ring_lock);
+  /* Gone on meanwhile: then the file has a newer one again. */
+  if (keys->header.doc && keys->header.sequence == from && !is_busy(keys)) {
+    if (!same_protector(&keys->facts, facts)) keys->lease.due_at = tde_now_ms();
+    c = note_header(keys, header, facts)
+            ? TDE_OK
+            : tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
+    publish(keys);
+  }
+  pthread_mutex_unlock(&ring_lock);
   return c;
 }
 

@@ -41,11 +41,22 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
 /* Another header of the database whose live keys these are: its HMAC must
 ** verify. The key service is asked for DEK epochs that are new in it alone. From
 ** here on the entry's protector is this header's; unless it was proved just now
-** (by whoever wrote the header), it is asked soon. TDE_WRONG_KEY: another database,
-** or forged. */
+** (by whoever wrote the header), it is asked soon. A header that is older than the
+** entry's is verified, and the entry stays as it is (tde_keyring_ahead), unless proved.
+** TDE_WRONG_KEY: another database, or forged. */
 tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
                              const tde_key_params *params, const tde_header *header, int proved,
                              tde_key_facts *facts, tde_status *st);
+
+/* An older header than the entry's was read before that one was written, by a thread that
+** was slow: the newer one's epochs are in use, and the entry must not go back. Or it is of
+** an older copy of the file, put back in its place: the entry must. The file itself tells.
+** Returns the entry's sequence number where it is ahead of h, else 0. Who then finds h in
+** force in the file still, read anew, says so with tde_keyring_go_back, which does nothing if
+** the entry has gone on from there meanwhile. h has been verified (follow, unlock). */
+uint64_t tde_keyring_ahead(const tde_keys *keys, const tde_header *h);
+tde_class tde_keyring_go_back(tde_keys *keys, const tde_header *header, uint64_t from,
+                              const tde_key_facts *facts, tde_status *st);
 
 /* Takes a fresh DEK (secret memory; copied, the caller still frees its own)
 ** of a database being created into the ring. */

@@ -494,9 +494,43 @@ static void a_pending_epoch_stays(void) {
   CHECK(!tde_keys_has(k, 2) && tde_keys_has(k, 1));
   REQUIRE(tde_keys_add_epoch(k, 2, dek, 0) == TDE_OK);
   CHECK(tde_keys_has(k, 2));
-  REQUIRE(tde_keyring_follow(k, &source, &params, &h[0], 1, &facts, NULL) == TDE_OK);
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[0], 0, &facts, NULL) == TDE_OK);
+  CHECK(tde_keys_has(k, 2)); /* a thread that was slow read the header of before */
+  REQUIRE(tde_keyring_go_back(k, &h[0], tde_keyring_ahead(k, &h[0]), &facts, NULL) == TDE_OK);
   CHECK(!tde_keys_has(k, 2)); /* of a state that the file has left */
   tde_keyring_release(again);
+  tde_keyring_release(k);
+  for (int i = 0; i < 3; i++) tde_header_clear(&h[i]);
+  for (int i = 0; i < 3; i++) free(slot[i]);
+}
+
+/* An entry goes back to an older header if the file did, and nobody was faster. */
+static void an_older_header_waits_for_the_file(void) {
+  uint8_t *slot[3] = {make_slot(14, "key:a A", 1), make_slot(14, "key:a A", 2),
+                      make_slot(14, "key:a A", 3)};
+  tde_key_facts facts;
+  tde_slot_info info;
+  tde_header h[3];
+  tde_keys *k = NULL, *again = NULL;
+  uint64_t ahead;
+  begin();
+  for (int i = 0; i < 3; i++) REQUIRE(tde_slot_parse(slot[i], &h[i], &info) == TDE_OK);
+  REQUIRE(unlock(&h[1], 0, &k, NULL) == TDE_OK);
+  CHECK(tde_keyring_ahead(k, &h[1]) == 0 && tde_keyring_ahead(k, &h[2]) == 0);
+  REQUIRE(unlock(&h[0], 0, &again, NULL) == TDE_OK && again == k); /* another who opens it */
+  ahead = tde_keyring_ahead(k, &h[0]);
+  CHECK(ahead == 2);
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[2], 0, &facts, NULL) == TDE_OK);
+  REQUIRE(tde_keyring_go_back(k, &h[0], ahead, &facts, NULL) == TDE_OK);
+  CHECK(tde_keyring_ahead(k, &h[0]) == 3); /* it had gone on */
+  REQUIRE(tde_keyring_go_back(k, &h[0], 3, &facts, NULL) == TDE_OK);
+  CHECK(tde_keyring_ahead(k, &h[0]) == 0);
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  REQUIRE(unlock(&h[1], 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  REQUIRE(unlock(&h[0], 0, &k, NULL) == TDE_OK); /* nobody uses it: nobody is overtaken */
+  CHECK(tde_keyring_ahead(k, &h[0]) == 0);
   tde_keyring_release(k);
   for (int i = 0; i < 3; i++) tde_header_clear(&h[i]);
   for (int i = 0; i < 3; i++) free(slot[i]);
@@ -606,6 +640,7 @@ int main(int argc, char **argv) {
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
       {"a_pending_epoch_stays", a_pending_epoch_stays},
+      {"an_older_header_waits_for_the_file", an_older_header_waits_for_the_file},
       {"policies_of_many_instances", policies_of_many_instances},
       {"only_the_very_bytes_are_known", only_the_very_bytes_are_known},
   };
