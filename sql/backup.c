@@ -381,7 +381,7 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   w->wraps = calloc((size_t)n, sizeof(*w->wraps));
   if (cls == TDE_OK && !w->wraps) cls = out_of_memory(st);
   for (int i = 0; i < n && cls == TDE_OK; i++) {
-    cls = tde_file_dek(c->f, epochs[i], dek, st);
+    cls = tde_change_dek(c, epochs[i], dek, st);
     if (cls == TDE_OK) {
       cls = tde_keydoc_wrap(w->inst, w->o->protector, &who, c->info->uuid, dek, &w->wraps[i], st);
     }
@@ -539,7 +539,7 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
     if (has) continue;
     w->wraps[i] = calloc(1, sizeof(*w->wraps[i]));
     if (!w->wraps[i]) cls = out_of_memory(st);
-    if (cls == TDE_OK) cls = tde_file_dek(c->f, w->epochs[i], dek, st);
+    if (cls == TDE_OK) cls = tde_change_dek(c, w->epochs[i], dek, st);
     if (cls == TDE_OK) {
       cls = tde_keydoc_wrap(inst, full, &who, c->info->uuid, dek, w->wraps[i], st);
     }

@@ -273,6 +273,14 @@ static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
 }
 
+tde_class tde_change_dek(const tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st) {
+  tde_class cls = tde_file_dek(c->f, epoch, dek, st);
+
+  /* The header that c began with named it, and the keys of that one were at hand. */
+  if (cls != TDE_WRONG_KEY) return cls;
+  return tde_fail(st, TDE_BUSY, "try again", "%s: " STALE, c->info->path);
+}
+
 /* Wraps the DEK of every epoch under the new key; each is proved by an unwrap. */
 static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const tde_keydoc_asker *who,
                           tde_status *st) {
@@ -284,7 +292,7 @@ static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const td
   r->wraps = calloc((size_t)r->n, sizeof(*r->wraps));
   if (!dek || !r->wraps) cls = tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   for (int i = 0; cls == TDE_OK && i < r->n; i++) {
-    cls = tde_file_dek(c->f, r->epochs[i], dek, st);
+    cls = tde_change_dek(c, r->epochs[i], dek, st);
     if (cls == TDE_OK) {
       cls = tde_keydoc_wrap(c->inst, i ? full : key_id, who, c->info->uuid, dek, &r->wraps[i], st);
     }

@@ -48,6 +48,9 @@ typedef tde_class (*tde_change_edit)(void *ctx, tde_keydoc *doc, tde_status *st)
 int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose, int both,
                       const tde_key_info *key, tde_status *st);
 
+/* For work: a DEK that the basis names (secret memory, copied). */
+tde_class tde_change_dek(const tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st);
+
 /* ---- the changes; SQLite codes, st tells ---- */
 
 /* Puts the database under key_id. mode: "database" or "inherit". who: asks for it,
