@@ -76,8 +76,8 @@ static const job jobs[] = {
 ** and is interrupted; x begins a transaction as another process, spills pages into the file,
 ** and dies; r reads. What follows the point is done up to GAP calls later, at each. */
 #define GAP 24
-static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",
-                                    "r",  "x",   "xc",  "gh",  "c.P", "T.c", "x.r"};
+static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",  "gc",
+                                    "r",  "x",   "xc",  "gh",  "c.P", "T.c", "T.g", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -248,12 +248,14 @@ static void die_writing(const char *file) {
   _exit(0);
 }
 
-/* Runs this program with an option and a file; its exit status, or -1. */
-static int somebody(char *option, char *file) {
-  char *const argv[] = {"race", option, file, NULL};
+/* Runs this program with an option and a file; its exit status, or -1. rows: for -y. */
+static int somebody(char *option, char *file, long rows) {
+  char number[32];
+  char *const argv[] = {"race", "-n", number, option, file, NULL};
   pid_t pid;
   int status;
 
+  (void)snprintf(number, sizeof(number), "%ld", rows);
   if (posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ) ||
       waitpid(pid, &status, 0) < 0)
     return -1;
@@ -261,14 +263,17 @@ static int somebody(char *option, char *file) {
 }
 
 /* Another process of this program looks at a file: it knows the keys that the header
-** names, and no others. Its exit status: 1 when something is wrong. */
-static void look_afresh(const char *file) {
-  static const char sql[] =
-      "SELECT CASE WHEN integrity_check='ok' THEN tde_verify() ELSE '\"ok\":false '"
-      "||integrity_check END FROM pragma_integrity_check LIMIT 1";
-  char complaint[COMPLAINT] = "";
+** names, and no others. rows: how many it must have; -1: any. Its exit status: 1 when
+** something is wrong. */
+static void look_afresh(const char *file, long rows) {
+  char sql[300], complaint[COMPLAINT] = "";
   sqlite3 *db = NULL;
 
+  (void)snprintf(sql, sizeof(sql),
+                 "SELECT CASE WHEN integrity_check<>'ok' THEN '\"ok\":false '||integrity_check "
+                 "WHEN %ld NOT IN (-1, (SELECT rows FROM n)) THEN '\"ok\":false rows '||"
+                 "(SELECT rows FROM n) ELSE tde_verify() END FROM pragma_integrity_check LIMIT 1",
+                 rows);
   quiet_start();
   if (connect_to(file, NULL, &db) || sqlite3_exec(db, sql, see, complaint, NULL) || complaint[0]) {
     (void)printf("%s: %s\n", file, complaint[0] ? complaint : sqlite3_errmsg(db));
@@ -280,7 +285,7 @@ static void look_afresh(const char *file) {
 
 static int rival_does(sqlite3 *db, char letter) {
   if (letter == 'x') {
-    if (somebody("-x", path)) COMPLAIN("the process that is to die could not be run");
+    if (somebody("-x", path, -1)) COMPLAIN("the process that is to die could not be run");
     return SQLITE_OK;
   }
   return rival_runs(db, letter);
@@ -603,6 +608,22 @@ static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap
   return rc;
 }
 
+/* What would be left if all died now: a close would bring the log into the file by keys that
+** nobody else has. */
+static void inspect_outage(long rows) {
+  static const char *const suffix[] = {"", "-wal", "-tdelog"};
+  char from[400], to[400];
+
+  for (int i = 0; i < 3; i++) {
+    (void)snprintf(from, sizeof(from), "%s%s", path, suffix[i]);
+    (void)snprintf(to, sizeof(to), "%s/left.db%s", root, suffix[i]);
+    (void)unlink(to);
+    if (access(from, F_OK) == 0 && copy_file(from, to)) FAIL("a copy failed");
+  }
+  (void)snprintf(to, sizeof(to), "%s/left.db", root);
+  if (!why[0] && somebody("-y", to, rows)) FAIL("after an outage now this would be lost");
+}
+
 static int changes_keys(const job *j, const char *move) {
   return strpbrk(move, "ghk") || strcmp(j->name, "dek") == 0 || strcmp(j->name, "protector") == 0;
 }
@@ -625,6 +646,7 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
     long want = 60 + shared->commits + (rc == SQLITE_OK && strcmp(j->name, "write") == 0 ? 2 : 0);
     if (last != want) FAIL("%ld rows afterwards; %ld were committed", last, want);
   }
+  if (!why[0] && changes_keys(j, move)) inspect_outage(last);
   if (sqlite3_close(db)) FAIL("could not be closed");
   tell('X');
   if (shared->complaint[0]) FAIL("%s", shared->complaint);
@@ -632,7 +654,7 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
   if (j->makes && rc == SQLITE_OK)
     inspect(file, first < last ? first : last, first < last ? last : first);
   if (!why[0] && changes_keys(j, move) &&
-      (somebody("-y", path) || (j->makes && rc == SQLITE_OK && somebody("-y", file))))
+      (somebody("-y", path, last) || (j->makes && rc == SQLITE_OK && somebody("-y", file, -1))))
     FAIL("who knows no keys but those in the header finds damage");
   if (j->makes && rc && strcmp(j->name, "sync") && access(file, F_OK) == 0)
     FAIL("the job failed, and %s is there", j->makes);
@@ -643,7 +665,7 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
 
 static struct {
   const char *job, *journal, *move;
-  long k, gap;
+  long k, gap, rows;
   int coarse;
 } opt;
 
@@ -708,7 +730,7 @@ static int prepare(void) {
 static int options(int argc, char **argv) {
   int c;
 
-  while ((c = getopt(argc, argv, "s:w:m:k:g:c:x:y:tv")) != -1) {
+  while ((c = getopt(argc, argv, "s:w:m:k:g:c:n:x:y:tv")) != -1) {
     if (c == 's') opt.job = optarg;
     if (c == 'w') opt.journal = optarg;
     if (c == 'm') opt.move = optarg;
@@ -716,7 +738,8 @@ static int options(int argc, char **argv) {
     if (c == 'g') opt.gap = strtol(optarg, NULL, 10);
     if (c == 'c') opt.coarse = (int)strtol(optarg, NULL, 10);
     if (c == 'x') die_writing(optarg);
-    if (c == 'y') look_afresh(optarg);
+    if (c == 'n') opt.rows = strtol(optarg, NULL, 10);
+    if (c == 'y') look_afresh(optarg, opt.rows);
     if (c == 't') threads = 1;
     if (c == 'v') verbose++;
     if (c == '?') {
