@@ -302,19 +302,28 @@ void tde_wal_begin(tde_file *f) {
   f->s.own_from = f->s.own_to = 0;
 }
 
+/* What waits and was not committed is of a transaction that was rolled back: others write
+** these frames next, and what waited must not be read for theirs. */
+static void forget_uncommitted(tde_file *f) {
+  if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
+  tde_sealed_drop(&f->s);
+  f->gen.checked = f->gen.commit = 0;
+  f->s.own_from = f->s.own_to = 0;
+}
+
 /* Under a VFS above that hides powersafe overwrite, SQLite pads a commit with
 ** frames, and cuts the write of the last at a sector boundary; if that VFS also
 ** keeps syncs to itself, half a frame waits here. The second half may come in
 ** any later transaction, so what there is goes out while the lock is held. */
 void tde_wal_end(tde_file *f) {
-  int rc;
+  int rc = SQLITE_OK;
 
-  if (!f->gen.commit || !tde_sealed_pending(&f->s)) return;
-  rc = tde_sealed_flush(&f->s);
+  if (f->gen.commit && tde_sealed_pending(&f->s)) rc = tde_sealed_flush(&f->s);
   /* SQLite does not look at what an unlock returns. The frame repeats the one
   ** before it: who reads it will be told, and a recovery ends before it. */
   if (rc)
     tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
+  if (tde_sealed_pending(&f->s) || f->s.prefix_pending) forget_uncommitted(f);
 }
 
 /* A frame that ends a transaction has the database's pages then in its header, others 0. */
@@ -388,15 +397,16 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   whole = at + n == tde_unit_size(&f->s.geo, i);
   commits = whole && f->gen.commit;
   rc = tde_sealed_write(&f->s, buf, n, off);
-  if (rc) return rc;
-  if (again) {
+  if (rc == SQLITE_OK && again) {
     /* A frame of this transaction is rewritten, its page alone or its header
     ** alone: nothing follows that would complete it, so seal it now; and
     ** write it now when its old form is in the file already. */
-    return waiting && !commits ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
+    rc = waiting && !commits ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
+  } else if (rc == SQLITE_OK) {
+    if (commits) rc = tde_sealed_flush(&f->s);
+    if (rc == SQLITE_OK && whole) note_pages(f, f->gen.commit);
   }
-  if (commits) rc = tde_sealed_flush(&f->s);
-  if (rc == SQLITE_OK && whole) note_pages(f, f->gen.commit);
+  if (rc) f->gen.commit = 0; /* SQLite rolls back */
   return rc;
 }
 
