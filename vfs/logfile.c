@@ -303,8 +303,9 @@ void tde_wal_begin(tde_file *f) {
 }
 
 /* What waits and was not committed is of a transaction that was rolled back: others write
-** these frames next, and what waited must not be read for theirs. */
-static void forget_uncommitted(tde_file *f) {
+** these frames next, and what waited must not be read for theirs, or written over them. */
+void tde_wal_forget(tde_file *f) {
+  if (!tde_sealed_pending(&f->s) && !f->s.prefix_pending) return;
   if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
   tde_sealed_drop(&f->s);
   f->gen.checked = f->gen.commit = 0;
@@ -323,7 +324,7 @@ void tde_wal_end(tde_file *f) {
   ** before it: who reads it will be told, and a recovery ends before it. */
   if (rc)
     tde_log(TDE_LOG_ERROR, "%s: the padding of a commit could not be written (%d)", f->path, rc);
-  if (tde_sealed_pending(&f->s) || f->s.prefix_pending) forget_uncommitted(f);
+  tde_wal_forget(f);
 }
 
 /* A frame that ends a transaction has the database's pages then in its header, others 0. */
@@ -406,7 +407,13 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
     if (commits) rc = tde_sealed_flush(&f->s);
     if (rc == SQLITE_OK && whole) note_pages(f, f->gen.commit);
   }
-  if (rc) f->gen.commit = 0; /* SQLite rolls back */
+  if (rc == SQLITE_OK) return rc;
+  f->gen.commit = 0;
+  /* SQLite rolls back, and goes on with nothing of this transaction (pager.c, pager_error).
+  ** Out of memory it may. */
+  if ((rc & 0xff) == SQLITE_FULL || ((rc & 0xff) == SQLITE_IOERR && rc != SQLITE_IOERR_NOMEM)) {
+    tde_wal_forget(f);
+  }
   return rc;
 }
 

@@ -590,6 +590,9 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
     if (flags & SQLITE_SHM_EXCLUSIVE) f->db->guard_ready = 0;
     if (f->db->wal) {
       f->db->wal->gen.checked = 0;
+      /* After locking_mode=EXCLUSIVE, under which none is taken, a rolled back transaction
+      ** shows here first. */
+      if (!f->db->wal_writing) tde_wal_forget(f->db->wal);
       if (offset == TDE_SHM_WRITE && (flags & SQLITE_SHM_EXCLUSIVE)) tde_wal_begin(f->db->wal);
     }
   }

@@ -211,6 +211,8 @@ int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed);
 void tde_wal_begin(tde_file *f);
 /* The WAL write lock is about to be given up. */
 void tde_wal_end(tde_file *f);
+/* Forgets what waits and was not committed. */
+void tde_wal_forget(tde_file *f);
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);

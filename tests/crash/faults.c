@@ -7,7 +7,8 @@
 **
 **  - the error code is one that fits the fault; what reported SQLITE_OK has
 **    happened;
-**  - the same connection goes on once the fault is gone;
+**  - the same connection goes on once the fault is gone; or the process dies then, and
+**    what was told to be rolled back does not come back;
 **  - after closing it, no file is open and SQLite's memory is all given back
 **    (ASan's leak check covers the rest);
 **  - a new connection finds the state before or after the transaction at work,
@@ -383,8 +384,18 @@ static int code_fits(const kind *k, const job *j, int rc) {
   }
 }
 
-/* The connection that saw the fault goes on without it. */
-static void same_connection(run *r, const job *j) {
+/* The process dies: what the connection took for rolled back stays so, and what it took for
+** committed. */
+static void die(run *r) {
+  if (!r->db || r->stop) return;
+  when = "after the process died";
+  disk_power_fails_at(1); /* nothing that a close would write is written */
+  run_close(r);
+  disk_process_died();
+}
+
+/* The connection that saw the fault goes on without it, or ends without a word. */
+static void same_connection(run *r, const job *j, int dies) {
   if (!r->db || converts(j)) return;
   when = "on the same connection";
   r->stop = 0;
@@ -394,7 +405,11 @@ static void same_connection(run *r, const job *j) {
   /* A failed open or PRAGMA may have left settings behind that this does not
   ** need: what counts is that reading and writing go on. */
   if (run_resolve(r)) return;
-  if (r->committed > 0) run_step(r, 't');
+  if (dies) {
+    die(r);
+  } else if (r->committed > 0) {
+    run_step(r, 't');
+  }
 }
 
 static void new_connection(run *r, const job *j) {
@@ -445,7 +460,9 @@ static int one(const job *j, int k, long nth, int persistent) {
     run_fail(&r, "the error code is %d (%s)", rc, sqlite3_errstr(rc));
   /* A page that was read short stays in the cache as it was read, in plain
   ** SQLite, too. */
-  if (!r.why[0] && rc && (rc & 0xff) != SQLITE_CORRUPT) same_connection(&r, j);
+  if (!r.why[0] && rc && (rc & 0xff) != SQLITE_CORRUPT) {
+    same_connection(&r, j, (kinds[k].disk & (DISK_WRITE | DISK_FULL)) && nth % 2);
+  }
   run_close(&r);
   if (crash_vfs_open_files()) run_fail(&r, "%d files stayed open", crash_vfs_open_files());
   new_connection(&r, j);
