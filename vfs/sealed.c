@@ -862,46 +862,69 @@ int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int f
 
 /* ---- truncation ---- */
 
+/* What waits behind the new end, n units, need not be written; on a full disk it could not be. */
+static void forget_behind(tde_sealed *s, uint64_t n) {
+  if (s->cur_active && s->cur_index >= n) cur_end(s);
+  if (!s->run_units || s->run_first + s->run_units <= n) return;
+  s->size_known = 0;
+  if (s->run_first >= n) {
+    s->run_units = s->run_len = 0;
+    return;
+  }
+  s->run_units = (uint32_t)(n - s->run_first);
+  s->run_len = (uint32_t)(tde_unit_physical(&s->geo, n - 1) + tde_record_size(&s->geo, n - 1) -
+                          tde_unit_physical(&s->geo, s->run_first));
+}
+
+/* Makes unit i, the new last one, say that so many of its bytes count. (One that was the last
+** before keeps the pad of then while the file grows behind it.) */
+static int end_within(tde_sealed *s, uint64_t i, uint32_t keep) {
+  uint32_t len, size = tde_unit_size(&s->geo, i);
+  int rc = load_unit(s, i, &len);
+
+  if (rc == SQLITE_OK && len && len != keep) rc = cur_start(s, i, 0);
+  if (rc == SQLITE_OK && len && len != keep) {
+    if (len > keep) len = keep;
+    memcpy(s->cur, s->plain, len);
+    memset(s->cur + len, 0, size - len);
+    s->cur_hi = keep;
+    rc = put_safely(s, i, s->cur, keep);
+    cur_end(s);
+    if (rc == SQLITE_OK) rc = flush_run(s);
+  }
+  if (s->plain) tde_wipe(s->plain, s->plain_cap);
+  return rc;
+}
+
+static int grow_to(tde_sealed *s, uint64_t size) {
+  static const uint8_t zero = 0;
+  uint32_t at;
+  uint64_t n = tde_unit_at(&s->geo, size - 1, &at) + 1;
+  int rc = s->gap_page && n > s->nunits ? fill_gap(s, n) : tde_sealed_write(s, &zero, 1, size - 1);
+
+  return rc == SQLITE_OK ? tde_sealed_flush(s) : rc;
+}
+
 int tde_sealed_truncate(tde_sealed *s, uint64_t size) {
   uint64_t now, n;
-  uint32_t at, len;
-  int rc = tde_sealed_flush(s);
+  uint32_t at = 0;
+  int rc;
 
+  n = size ? tde_unit_at(&s->geo, size - 1, &at) + 1 : 0;
+  forget_behind(s, n);
+  rc = tde_sealed_flush(s);
   if (rc == SQLITE_OK) rc = tde_sealed_size(s, &now);
   if (rc) return rc;
   cur_end(s);
-  if (size > now) {
-    static const uint8_t zero = 0;
-    n = tde_unit_at(&s->geo, size - 1, &at) + 1;
-    if (s->gap_page && n > s->nunits) {
-      rc = fill_gap(s, n);
-    } else {
-      rc = tde_sealed_write(s, &zero, 1, size - 1);
-    }
-    return rc == SQLITE_OK ? tde_sealed_flush(s) : rc;
-  }
-  n = size ? tde_unit_at(&s->geo, size - 1, &at) + 1 : 0;
+  if (size > now) return grow_to(s, size);
   if (n && tde_unit_start(&s->geo, n) != size) {
-    /* The new last unit is cut: seal it anew with what stays. */
     if (s->geo.role == TDE_ROLE_MAIN) s->small_pages = s->guarding = 1;
-    rc = load_unit(s, n - 1, &len);
-    if (rc == SQLITE_OK && at + 1 < len) {
-      rc = cur_start(s, n - 1, 0);
-      if (rc) return rc;
-      memcpy(s->cur, s->plain, at + 1);
-      memset(s->cur + at + 1, 0, tde_unit_size(&s->geo, n - 1) - at - 1);
-      tde_wipe(s->plain, s->plain_cap);
-      s->cur_hi = at + 1;
-      rc = put_safely(s, n - 1, s->cur, s->cur_hi);
-      cur_end(s);
-      if (rc == SQLITE_OK) rc = flush_run(s);
-    }
-    if (rc) return rc;
+    rc = end_within(s, n - 1, at + 1);
+  } else if (n && (private_file(s) || s->small_pages)) {
+    rc = end_within(s, n - 1, tde_unit_size(&s->geo, n - 1));
   }
-  if (s->hooks->before_write) {
-    rc = s->hooks->before_write(s->ctx);
-    if (rc) return rc;
-  }
+  if (rc == SQLITE_OK && s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
+  if (rc) return rc;
   rc = s->lower->pMethods->xTruncate(s->lower, (sqlite3_int64)tde_lower_size(&s->geo, n));
   s->size_known = 0;
   if (size < s->known_end) s->known_end = size;
