@@ -1155,7 +1155,12 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   return tde_class_rc(c);
 }
 
-const tde_sealed_hooks tde_main_hooks = {journal_first, tde_guard_put,      tde_guard_salvage,
-                                         bad_unit,      tde_db_learn_epoch, tde_map_copy};
-const tde_sealed_hooks tde_log_hooks = {NULL, NULL, NULL, bad_unit, tde_db_learn_epoch, NULL};
-const tde_sealed_hooks tde_temp_hooks = {NULL, NULL, NULL, bad_unit, NULL, NULL};
+const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
+                                         .guard = tde_guard_put,
+                                         .salvage = tde_guard_salvage,
+                                         .absent = tde_wal_has_rest,
+                                         .bad = bad_unit,
+                                         .learn = tde_db_learn_epoch,
+                                         .copy = tde_map_copy};
+const tde_sealed_hooks tde_log_hooks = {.bad = bad_unit, .learn = tde_db_learn_epoch};
+const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit};

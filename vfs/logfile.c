@@ -417,6 +417,57 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
   return rc;
 }
 
+/* Pages smaller than the unit: which of those in unit `index`, but for its bytes lo to hi,
+** does the database count? A bit each. */
+static uint32_t other_pages(const tde_file *f, uint64_t index, uint32_t lo, uint32_t hi) {
+  uint32_t unit = f->s.geo.unit, page = f->s.gap_page, pages = 0, set = 0;
+  uint64_t first = index * (unit / page); /* 0: page 1 */
+
+  if (f->db->index) {
+    (void)tde_wal_index(f, &pages);
+  } else {
+    pages = f->db->wal->gen.pages;
+  }
+  for (uint32_t k = 0; k < unit / page; k++) {
+    int written = k * page >= lo && (k + 1) * page <= hi;
+    if (!written && first + k < pages && (first + k) * page != TDE_HOLE_START) set |= 1u << k;
+  }
+  return set;
+}
+
+/* A checkpoint passed over the pages of a unit at the new end, for an older reader's sake,
+** and writes one of them now: the others are behind what checkpoints have brought into
+** the file. This is rare, so the frames are looked at one by one. */
+int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi) {
+  tde_file *f = ctx, *w = f->db->wal;
+  uint32_t per, lacking, first = 0;
+  sqlite3_int64 lower = 0;
+  uint64_t last, rest;
+  int rc = SQLITE_OK;
+
+  if (!w || !w->gen.valid || !f->s.gap_page || f->s.gap_page >= f->s.geo.unit) {
+    return SQLITE_NOTFOUND;
+  }
+  per = f->s.geo.unit / f->s.gap_page;
+  lacking = other_pages(f, index, lo, hi);
+  if (f->db->index) {
+    last = tde_wal_index(f, NULL);
+    first = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
+  } else { /* nobody else writes */
+    rc = LOWER(w)->xFileSize(w->lower, &lower);
+    last = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
+    last -= last > 0;
+  }
+  for (uint64_t i = last; rc == SQLITE_OK && lacking && i > first; i--) {
+    uint8_t b[4];
+    uint64_t page; /* from 0 */
+    rc = tde_sealed_read(&w->s, b, sizeof(b), tde_unit_start(&w->s.geo, i), 0);
+    page = (uint64_t)tde_get32be(b) - 1;
+    if (page / per == index) lacking &= ~(1u << page % per);
+  }
+  return rc == SQLITE_OK && lacking ? SQLITE_NOTFOUND : rc;
+}
+
 /* ---- rollback journal ---- */
 
 /* The commit in PERSIST mode: SQLite overwrites the header with zeros. Zero

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 
 SQLITE_EXTENSION_INIT3
@@ -393,6 +394,11 @@ static int load_unit(tde_sealed *s, uint64_t i, uint32_t *len) {
   if (c == TDE_TAMPERED && (s->geo.role == TDE_ROLE_WAL || s->geo.role == TDE_ROLE_JOURNAL) &&
       !tde_sealed_own(s, i)) {
     return SQLITE_OK; /* of an older generation: nothing is there */
+  }
+  if (c == TDE_TAMPERED && s->gap_page && record == s->scratch &&
+      tde_all_zero(record, n + TDE_UNIT_OVERHEAD)) {
+    rc = s->hooks->absent(s->ctx, i, s->cur_lo, s->cur_active ? s->cur_hi : 0);
+    if (rc != SQLITE_NOTFOUND) return rc;
   }
   if (c) return s->hooks->bad(s->ctx, i, c);
   *len = n - tde_unit_pad(record);

@@ -39,6 +39,10 @@ typedef struct tde_sealed_hooks {
   int (*guard)(void *ctx, uint64_t index, const uint8_t *record, uint32_t n);
   /* The guard's copy of a record that does not open, or SQLITE_NOTFOUND. */
   int (*salvage)(void *ctx, uint64_t index, uint8_t *record, uint32_t n);
+  /* A main unit's place has no record (fill_gap), and its bytes lo to hi alone are being
+  ** written: SQLITE_OK where the WAL has all the others, SQLITE_NOTFOUND: it has not. Asked
+  ** only while gap_page is set. */
+  int (*absent)(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
   /* A unit that does not open: log it, and say what the read returns. */
   int (*bad)(void *ctx, uint64_t index, tde_class c);
   /* A record names a DEK epoch that is not known: TDE_OK when it is now, TDE_WRONG_KEY:
