@@ -210,14 +210,23 @@ static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
   return off / n < (sqlite3_int64)pages;
 }
 
+/* Is this all of an empty database: page 1 its only one, and in it an empty schema table (SQLite
+** file format, section 1.6: byte 100 is the page's kind, 103 and 104 count its cells)? The
+** rest of the page is not looked at. */
+static int is_empty_schema(const uint8_t *page) {
+  return tde_get32be(page + 28) <= 1 && page[100] == 13 && page[103] == 0 && page[104] == 0;
+}
+
 /* Does the file end within this page, between two of its units? SQLite would
 ** take the rest of the page for zeros. (Page 1 is read with a page size that may
-** not be the file's yet: its header tells.) */
+** not be the file's yet: its header tells. A backup of an empty database into one of larger
+** pages leaves the file that short.) */
 static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 off) {
   uint64_t size = 0;
 
   if ((uint32_t)n <= f->s.geo.unit) return 0;
   if (off == 0 && (page[16] << 8 | page[17]) != (n & 0xffff) + (n >> 16)) return 0;
+  if (off == 0 && is_empty_schema(page)) return 0;
   return tde_sealed_size(&f->s, &size) == SQLITE_OK && size > (uint64_t)off;
 }
 
