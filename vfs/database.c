@@ -330,7 +330,7 @@ static int read_header(tde_file *f, tde_slots *both, int forced) {
   while (!settled) {
     rc = tde_slots_read(f->lower, f->s.counters, both);
     if (rc) return rc;
-    for (int i = 0; i < 2; i++) db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
+    for (int i = 0; i < 2; i++) memcpy(db->seen[i], both->at[i], TDE_SLOT_FIXED);
     settled = choose_slot(db, both, size, forced);
     if (settled) break;
     rc = LOWER(f)->xFileSize(f->lower, &size);
@@ -371,17 +371,20 @@ int tde_db_load(tde_file *f, int wait) {
 }
 
 /* A change of the header goes to the slot that is not in force, so one look at
-** that one's sequence number tells. */
+** that one's fixed part, with its checksum, tells. (Its sequence number alone does not: an older
+** copy of the file may have been put back, and the same numbers come again.) */
 static int freshen(tde_file *f) {
   tde_db *db = f->db;
   int other = !db->header.slot, rc;
-  uint8_t b[8];
+  uint8_t b[TDE_SLOT_FIXED];
 
   if (db->state != TDE_STATE_ONLINE) return SQLITE_OK;
-  rc = LOWER(f)->xRead(f->lower, b, sizeof(b),
-                       (sqlite3_int64)other * TDE_SLOT_STRIDE + TDE_SLOT_SEQUENCE_AT);
+  rc = LOWER(f)->xRead(f->lower, b, sizeof(b), (sqlite3_int64)other * TDE_SLOT_STRIDE);
   db->counters.lower_reads++;
-  if (rc == SQLITE_OK && tde_get64le(b) == db->seen_sequence[other]) return SQLITE_OK;
+  if (rc == SQLITE_OK && db->slot[other].valid &&
+      memcmp(b, db->seen[other], sizeof(b)) == 0) {
+    return SQLITE_OK; /* a slot that is not whole may be so by now, with the same beginning */
+  }
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   rc = tde_db_load(f, 0);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
@@ -430,9 +433,7 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   }
   if (c == TDE_OK) {
     db->facts = *facts;
-    for (int i = 0; i < 2; i++) {
-      db->seen_sequence[i] = tde_slot_sequence(both->at[i]);
-    }
+    for (int i = 0; i < 2; i++) memcpy(db->seen[i], both->at[i], TDE_SLOT_FIXED);
     take_header(db, &h, db->keys);
     if (!tde_keys_has(db->keys, epoch)) c = TDE_WRONG_KEY;
   }

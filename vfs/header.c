@@ -77,10 +77,6 @@ uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]) {
   return ndoc <= TDE_DOC_MAX ? TDE_SLOT_FIXED + ndoc : 0;
 }
 
-uint64_t tde_slot_sequence(const uint8_t *slot) {
-  return tde_get64le(slot + S_SEQ);
-}
-
 const uint8_t *tde_slot_uuid(const uint8_t *slot) {
   return slot + S_UUID;
 }

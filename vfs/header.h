@@ -52,10 +52,8 @@ void tde_header_clear(tde_header *h); /* frees the document */
 ** 0: no magic number, or a length out of range. */
 uint32_t tde_slot_used(const uint8_t fixed[TDE_SLOT_FIXED]);
 
-/* Where a slot's sequence number stands (8 bytes, LE), and the number as it is
-** written there, whatever the rest of the slot looks like. */
+/* Where a slot's sequence number stands (8 bytes, LE). */
 #define TDE_SLOT_SEQUENCE_AT 32u
-uint64_t tde_slot_sequence(const uint8_t *slot);
 /* Where it says whose it is. */
 const uint8_t *tde_slot_uuid(const uint8_t *slot);
 

@@ -35,7 +35,7 @@ typedef struct tde_db {
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
   int wal_writing;                  /* ... the one to write is among them */
-  uint64_t seen_sequence[2];        /* of both slots when the header was read */
+  uint8_t seen[2][TDE_SLOT_FIXED];  /* of both slots when the header was read */
   int shm_open;                     /* xShmMap was called: WAL readers may be about */
   const volatile char *index;       /* the wal-index's first region, while it is mapped */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */

@@ -154,7 +154,7 @@ static int write_from(tde_file *f, const tde_header *h, int slot, tde_keys *keys
   tde_wipe(mac_key, sizeof(mac_key));
   rc = tde_class_rc(c);
   if (rc == SQLITE_OK) {
-    f->db->seen_sequence[slot] = tde_slot_sequence(bytes);
+    memcpy(f->db->seen[slot], bytes, TDE_SLOT_FIXED);
     rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);
   }
   f->s.counters->lower_writes++;
