@@ -659,7 +659,8 @@ static int reserve_once(tde_file *f) {
 
 /* Takes RESERVED for a header change. *before: the level to go back to. It waits
 ** without any lock: a SHARED lock that is held on would keep the writer, who is
-** waited for, from its EXCLUSIVE one. SQLITE_BUSY_RECOVERY: a transaction that a crash
+** waited for, from its EXCLUSIVE one. (In WAL mode connections hold SHARED all the time, and
+** nobody takes EXCLUSIVE for a commit.) SQLITE_BUSY_RECOVERY: a transaction that a crash
 ** cut short is to be rolled back first, by reading through SQLite. */
 int tde_db_reserve(tde_file *f, int *before) {
   tde_db *db = f->db;
@@ -667,9 +668,12 @@ int tde_db_reserve(tde_file *f, int *before) {
 
   *before = db->lock;
   if (db->lock >= SQLITE_LOCK_RESERVED) return SQLITE_OK;
-  if (db->lock == SQLITE_LOCK_SHARED) return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  if (db->lock == SQLITE_LOCK_SHARED && !db->shm_open) {
+    return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+  }
   do {
-    rc = reserve_once(f);
+    rc = db->lock == SQLITE_LOCK_SHARED ? LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED)
+                                        : reserve_once(f);
   } while (rc != SQLITE_BUSY_RECOVERY && (rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
   return rc;
 }
