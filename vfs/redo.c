@@ -189,7 +189,8 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
   r->buf = sqlite3_malloc64(BUF_BYTES);
   if (!r->name || !r->buf) return SQLITE_NOMEM;
   r->lower = open_log(f, r->name, flags, &rc);
-  if (!r->lower) return rc == SQLITE_NOMEM ? rc : SQLITE_NOTFOUND;
+  /* One that is there, and is not to be had, may count. */
+  if (!r->lower) return rc != SQLITE_NOMEM && !tde_redo_exists(f) ? SQLITE_NOTFOUND : rc;
   rc = r->lower->pMethods->xRead(r->lower, head, sizeof(head), 0);
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_NOTFOUND;
   if (rc) return rc;
@@ -274,6 +275,8 @@ static int put_back(tde_redo *r, int only_bad, uint64_t *put) {
   *put = 0;
   for (uint64_t i = 0; rc == SQLITE_OK && i < r->count; i++) {
     rc = read_entry(r, i, &index);
+    /* No unit is of epoch 0: somebody emptied the log. */
+    if (rc == SQLITE_OK && tde_unit_epoch(r->buf + 8) == 0) rc = SQLITE_IOERR_READ;
     if (rc == SQLITE_OK && only_bad && place_opens(f, index, &rc)) continue;
     if (rc) break;
     rc = LOWER(f)->xWrite(f->lower, r->buf + 8, (int)r->record,

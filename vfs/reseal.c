@@ -61,18 +61,37 @@ static void give_shm(tde_file *f, int lock) {
   f->db->shm_locks--;
 }
 
+/* In WAL mode since this connection looked? Byte 18 of page 1 says what writers must know of
+** (SQLite file format, section 1.3). */
+static int is_wal_by_now(tde_file *f, int *wal) {
+  uint8_t version = 0;
+  int rc = tde_sealed_read(&f->s, &version, 1, 18, 0);
+
+  *wal = rc == SQLITE_OK && version == 2;
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc;
+}
+
+/* RESERVED keeps nobody out who writes the database from a WAL. SQLITE_BUSY_RECOVERY: it is
+** to be read through SQLite first, which then has the wal-index, too. */
+static int reserve(tde_file *f, exclusion *x) {
+  int wal = 0, rc = tde_db_reserve(f, &x->before);
+
+  if (rc) return rc;
+  x->what = RESERVED_TAKEN;
+  tde_sealed_forget(&f->s);
+  rc = tde_db_follow(f);
+  if (rc == SQLITE_OK && f->db->state == TDE_STATE_ONLINE) rc = is_wal_by_now(f, &wal);
+  if (rc == SQLITE_OK && wal) rc = SQLITE_BUSY_RECOVERY;
+  return rc == SQLITE_OK ? tde_db_freshen(f) : rc;
+}
+
 static int keep_writers_out(tde_file *f, exclusion *x) {
   tde_db *db = f->db;
   int rc;
 
   memset(x, 0, sizeof(*x));
   if (db->lock >= SQLITE_LOCK_EXCLUSIVE) return SQLITE_OK;
-  if (!db->shm_open) {
-    rc = tde_db_reserve(f, &x->before);
-    if (rc) return rc;
-    x->what = RESERVED_TAKEN;
-    return tde_db_freshen(f);
-  }
+  if (!db->shm_open) return reserve(f, x);
   rc = take_shm(f, TDE_SHM_CKPT);
   if (rc) return rc;
   x->what = CKPT_TAKEN;

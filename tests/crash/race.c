@@ -72,12 +72,12 @@ static const job jobs[] = {
 #define NJOBS (int)(sizeof(jobs) / sizeof(jobs[0]))
 
 /* What the rival does, one letter each: c commits and lets the file grow, d deletes
-** most, v VACUUM, P and T checkpoint, k takes another protector, g another DEK, h begins to
+** most, v VACUUM, P and T checkpoint, w changes to WAL mode, k takes another protector, g another DEK, h begins to
 ** and is interrupted; x begins a transaction as another process, spills pages into the file,
 ** and dies; r reads. What follows the point is done up to GAP calls later, at each. */
 #define GAP 24
 static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",  "gc",
-                                    "r",  "x",   "xc",  "gh",  "c.P", "T.c", "T.g", "x.r"};
+                                    "r",  "x",   "xc",  "gh",  "w.cP", "c.P", "T.c", "T.g", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -176,6 +176,8 @@ static const char *sql_of(char letter) {
       return "BEGIN IMMEDIATE; DELETE FROM t WHERE id>10; UPDATE n SET rows=10; COMMIT";
     case 'v':
       return "VACUUM";
+    case 'w':
+      return "PRAGMA journal_mode=WAL";
     case 'P':
       return "PRAGMA wal_checkpoint(PASSIVE)";
     case 'T':
