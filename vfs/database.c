@@ -1167,5 +1167,6 @@ const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
                                          .bad = bad_unit,
                                          .learn = tde_db_learn_epoch,
                                          .copy = tde_map_copy};
-const tde_sealed_hooks tde_log_hooks = {.bad = bad_unit, .learn = tde_db_learn_epoch};
+const tde_sealed_hooks tde_log_hooks = {
+    .bad = bad_unit, .trim = tde_journal_trim, .learn = tde_db_learn_epoch};
 const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit};

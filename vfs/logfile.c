@@ -503,14 +503,91 @@ int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   return tde_sealed_read(&f->s, buf, n, off, flags);
 }
 
-/* The magic that ends a super-journal's name (pager.c, writeSuperJournal). From
-** here on the other databases' roll-backs look for that name in this file, so
-** it must be in the lower file; and if it can not be written, this journal must
-** not claim it either, or it would take a deleted super-journal for a commit. */
+/* ---- the super-journal's name ----
+**
+** A transaction over several databases has a super-journal; each journal ends with its name
+** (pager.c, writeSuperJournal), sealed here. A plain database of the transaction may be the
+** first to be opened after a crash, through a VFS that knows no keys, and deletes the
+** super-journal when no journal names it: ours would count as committed. So the name stands
+** in plain behind the records, too, in the form and place in which SQLite looks for it:
+**
+**     name | its length (4, BE) | sum of its bytes (4, BE) | journal magic
+**
+** No secret: it stands in the super-journal. And nothing here believes it.
+*/
+#define SUPER_TAIL 16u
+#define SUPER_NAME_MAX 4096u
+
+static uint32_t sum_of(const uint8_t *name, uint32_t n) {
+  uint32_t sum = 0;
+  for (uint32_t i = 0; i < n; i++) sum += (uint32_t)(signed char)name[i]; /* SQLite's are chars */
+  return sum;
+}
+
+int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
+  tde_file *f = ctx;
+  uint8_t tail[SUPER_TAIL], *name;
+  sqlite3_int64 end = *size - (sqlite3_int64)SUPER_TAIL;
+  uint32_t n;
+  int rc;
+
+  if (f->role != TDE_ROLE_JOURNAL || end <= (sqlite3_int64)TDE_PREFIX_BYTES) return SQLITE_OK;
+  rc = LOWER(f)->xRead(f->lower, tail, sizeof(tail), end);
+  if (rc) return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* it is no journal of ours alone */
+  n = tde_get32be(tail);
+  if (memcmp(tail + 8, sqlite_journal_magic, 8) != 0 || n == 0 || n > SUPER_NAME_MAX ||
+      end - (sqlite3_int64)n < (sqlite3_int64)TDE_PREFIX_BYTES) {
+    return SQLITE_OK;
+  }
+  name = sqlite3_malloc64(n);
+  if (!name) return SQLITE_NOMEM;
+  rc = LOWER(f)->xRead(f->lower, name, (int)n, end - (sqlite3_int64)n);
+  if (rc == SQLITE_OK && sum_of(name, n) == tde_get32be(tail + 4)) *size = end - (sqlite3_int64)n;
+  sqlite3_free(name);
+  return rc;
+}
+
+/* The record of the name that ends at `end`, from SQLite's own. *n: its bytes, 0: there is no
+** name to be had. */
+static int read_super_name(tde_file *f, uint64_t end, uint8_t *out, uint32_t *n) {
+  uint8_t head[8];
+  uint32_t len;
+  int rc = end < SUPER_TAIL ? SQLITE_CORRUPT
+                            : tde_sealed_read(&f->s, head, sizeof(head), end - SUPER_TAIL, 0);
+
+  *n = 0;
+  if (rc) return rc;
+  len = tde_get32be(head);
+  if (len == 0 || len > SUPER_NAME_MAX || len + SUPER_TAIL > end) return SQLITE_OK;
+  rc = tde_sealed_read(&f->s, out, len + SUPER_TAIL, end - SUPER_TAIL - len, 0);
+  if (rc == SQLITE_OK && sum_of(out, len) == tde_get32be(head + 4)) *n = len + SUPER_TAIL;
+  return rc;
+}
+
+/* Writes it behind the last record. What an earlier, longer transaction left there goes. */
+static int repeat_super_name(tde_file *f, uint64_t end) {
+  uint8_t *name = sqlite3_malloc64(SUPER_NAME_MAX + SUPER_TAIL);
+  uint32_t n, at;
+  sqlite3_int64 to =
+      (sqlite3_int64)tde_lower_size(&f->s.geo, tde_unit_at(&f->s.geo, end - 1, &at) + 1);
+  int rc = name ? read_super_name(f, end, name, &n) : SQLITE_NOMEM;
+
+  if (rc == SQLITE_OK && n) rc = LOWER(f)->xTruncate(f->lower, to);
+  if (rc == SQLITE_OK && n) rc = LOWER(f)->xWrite(f->lower, name, (int)n, to);
+  f->s.size_known = 0;
+  f->s.counters->lower_writes++;
+  sqlite3_free(name);
+  return rc;
+}
+
+/* The magic that ends the name. From here on the other databases' roll-backs look for that
+** name in this file, so it must be in the lower file; and if it can not be written, this
+** journal must not claim it either, or it would take a deleted super-journal for a commit. */
 static int end_super_name(tde_file *f, uint64_t off) {
   static const uint8_t none[8];
   int rc = tde_sealed_flush(&f->s);
 
+  if (rc == SQLITE_OK) rc = repeat_super_name(f, off + 8);
   if (rc) (void)tde_sealed_write(&f->s, none, sizeof(none), off);
   return rc;
 }

@@ -171,6 +171,7 @@ static int load_size(tde_sealed *s) {
 
   if (s->size_known) return SQLITE_OK;
   rc = s->lower->pMethods->xFileSize(s->lower, &size);
+  if (rc == SQLITE_OK && s->hooks->trim) rc = s->hooks->trim(s->ctx, &size);
   if (rc) return rc;
   s->nunits = tde_units_in(&s->geo, (uint64_t)size, &rest);
   s->tail = (uint32_t)rest;

@@ -45,6 +45,9 @@ typedef struct tde_sealed_hooks {
   int (*absent)(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
   /* A unit that does not open: log it, and say what the read returns. */
   int (*bad)(void *ctx, uint64_t index, tde_class c);
+  /* Takes off *size, of the lower file, what stands behind the records and is none. NULL:
+  ** nothing ever does. */
+  int (*trim)(void *ctx, sqlite3_int64 *size);
   /* A record names a DEK epoch that is not known: TDE_OK when it is now, TDE_WRONG_KEY:
   ** there is none, other classes: its key is not to be had. NULL: no other epochs in this
   ** role. */

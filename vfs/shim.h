@@ -213,6 +213,8 @@ void tde_wal_begin(tde_file *f);
 void tde_wal_end(tde_file *f);
 /* Forgets what waits and was not committed. */
 void tde_wal_forget(tde_file *f);
+/* A hook (sealed.h, trim) of the logs. */
+int tde_journal_trim(void *ctx, sqlite3_int64 *size);
 /* A hook (sealed.h, absent) of the main file. */
 int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);

@@ -42,6 +42,7 @@ HOLE_END = 0x40010000
 OVERHEAD = 48
 MAGIC = b"SQLite-TDE\r\n\x1a\n\0\0"
 MAGIC_WAL = b"SQLite-TDE-WAL\r\n"
+SQLITE_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 MAGIC_JOURNAL = b"SQLite-TDE-JRN\r\n"
 MAIN, WAL, JOURNAL = 1, 2, 3
 INFO = {
@@ -430,6 +431,19 @@ def read_prefix(f, magic, keys):
     return {"epoch": epoch, "unit": unit, "salt": raw[48:64], "thumbprint": raw[64:96].hex()}
 
 
+def records_end(f, role):
+    """Where the records end: a journal's may be followed by the super-journal's name in plain."""
+    size = os.fstat(f.fileno()).st_size
+    if role != JOURNAL or size <= PREFIX + 16:
+        return size
+    n, total, magic = struct.unpack(">II8s", os.pread(f.fileno(), 16, size - 16))
+    if magic != SQLITE_JOURNAL_MAGIC or not 0 < n <= size - 16 - PREFIX:
+        return size
+    name = os.pread(f.fileno(), n, size - 16 - n)
+    chars = sum(b - 256 * (b > 127) for b in name)
+    return size - 16 - n if chars & 0xffffffff == total else size
+
+
 def decode_log(path, out, role, keys, expect):
     """Decodes a WAL or journal. A record that does not open reads as zeros, and
     at the file's end not at all: such are of older generations, or torn."""
@@ -444,12 +458,13 @@ def decode_log(path, out, role, keys, expect):
         if role == JOURNAL and prefix["unit"] != 512:
             raise Bad("the journal's unit size is not 512")
         parts, end, i = [], 0, 0
+        stop = records_end(f, role)
         while True:
             unit = 32 if role == WAL and i == 0 else prefix["unit"]
-            record = f.read(unit + OVERHEAD)
+            record = f.read(min(unit + OVERHEAD, stop - f.tell()))
             if len(record) < unit + OVERHEAD:
                 break
-            last = f.tell() == os.fstat(f.fileno()).st_size
+            last = f.tell() == stop
             got = open_record(record, i, role, prefix["salt"], keys)
             if got is None:
                 parts.append(bytes(unit))
