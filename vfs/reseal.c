@@ -17,7 +17,8 @@
 **  - a step leaves no log behind before it lets other writers in;
 **  - the header forgets the old epoch after no WAL or rollback journal of it is left,
 **    and after that cannot be undone by an outage: SQLite truncates and deletes its logs
-**    without a sync where old content would do no harm;
+**    without a sync where old content would do no harm, and with synchronous=OFF syncs
+**    nothing;
 **  - the sweep holds no state on disk: after a crash it begins at unit 0 and skips
 **    what is done, by the epoch in each record's head.
 */
@@ -339,6 +340,9 @@ int tde_file_reseal_end(tde_file *f, tde_status *st) {
   tde_file_enter(f);
   rc = keep_log_writers_out(f, &x);
   if (rc == SQLITE_OK) rc = settle_logs(f);
+  /* Others may have written without a sync (synchronous=OFF): nothing of the old epoch is to
+  ** come back by an outage. */
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
   let_writers_in(f, &x);
   tde_file_leave(f);
   if (rc) {

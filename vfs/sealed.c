@@ -620,8 +620,10 @@ static int reopen(tde_sealed *s, uint64_t i, tde_class c, uint8_t *out, int flag
       c = tde_sealed_open_record(s, i, s->scratch, out);
     }
   }
+  /* No copy to be had: perhaps it was put in place meanwhile. */
   if (c == TDE_TAMPERED && s->hooks->salvage &&
-      s->hooks->salvage(s->ctx, i, s->scratch, n) == SQLITE_OK) {
+      (s->hooks->salvage(s->ctx, i, s->scratch, n) == SQLITE_OK ||
+       tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn) == SQLITE_OK)) {
     c = tde_sealed_open_record(s, i, s->scratch, out);
   }
   if (c == TDE_OK) return SQLITE_OK;
