@@ -104,6 +104,31 @@ static void check_open_databases(retire *r) {
 
 /* ---- the folder ---- */
 
+/* The files beside a database are not opened. One that stands alone may be a database of
+** such a name: it was not looked at. */
+static void check_side(retire *r, const char *path, size_t stem, const struct stat *sb) {
+  char *name = sqlite3_mprintf("%.*s", (int)stem, path);
+  struct stat other;
+
+  if (!name) {
+    r->bad = 1;
+  } else if (sb->st_size > 0 && lstat(name, &other) != 0) {
+    add(r, r->unchecked, path, "error",
+        "by its name it belongs to a database that is not there: remove or rename it");
+  }
+  sqlite3_free(name);
+}
+
+static void check_regular(retire *r, const char *path, const struct stat *sb) {
+  size_t stem = tde_side_stem(path);
+
+  if (stem) {
+    check_side(r, path, stem, sb);
+  } else {
+    check_file(r, path, NULL);
+  }
+}
+
 static void check_folder(retire *r, const char *folder, int depth);
 
 /* A link to a file is followed; one to a folder may lead round in a circle. */
@@ -119,7 +144,7 @@ static void check_entry(retire *r, const char *path, int depth) {
   } else if (S_ISDIR(sb.st_mode)) {
     check_folder(r, path, depth + 1);
   } else if (S_ISREG(sb.st_mode)) {
-    check_file(r, path, NULL);
+    check_regular(r, path, &sb);
   }
 }
 
@@ -207,18 +232,16 @@ static int exists(const retire *r, tde_status *st) {
   return c == TDE_OK;
 }
 
-static int is_folder(const char *path) {
-  struct stat sb;
-  return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
-}
-
-static void look(retire *r, const char *where) {
+/* sb: of where, if that is given. */
+static void look(retire *r, const char *where, const struct stat *sb) {
   check_instance(r);
   check_open_databases(r);
-  if (where && is_folder(where)) {
+  if (where && S_ISDIR(sb->st_mode)) {
     check_folder(r, where, 0);
+  } else if (where && S_ISREG(sb->st_mode)) {
+    check_regular(r, where, sb);
   } else if (where) {
-    check_file(r, where, NULL);
+    add(r, r->unchecked, where, "error", "is neither a folder nor a file");
   }
 }
 
@@ -254,7 +277,7 @@ void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **
   }
   r.needed = tde_json_array();
   r.unchecked = tde_json_array();
-  look(&r, where);
+  look(&r, where, &sb);
   if (!r.bad && !r.known && !exists(&r, &st)) {
     tde_result_status(ctx, tde_class_rc(st.code), &st);
   } else {

@@ -4,6 +4,7 @@
 #include "slots.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "../ext/base/secret.h"
 
@@ -96,6 +97,50 @@ static int has_magic(const tde_slots *both) {
          memcmp(both->at[1], tde_header_magic, sizeof(tde_header_magic)) == 0;
 }
 
+size_t tde_side_stem(const char *path) {
+  static const char *const endings[] = {"-journal", "-wal", "-shm", "-tdelog"};
+  size_t n = strlen(path);
+
+  for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+    size_t m = strlen(endings[i]);
+    if (n > m && path[n - m - 1] != '/' && strcmp(path + n - m, endings[i]) == 0) return n - m;
+  }
+  return 0;
+}
+
+/* Is this, by another name (a hard link), the wal-index of a database that is open here? */
+static int is_open_index(const struct stat *sb, int *rc) {
+  tde_open_database *list = NULL;
+  int n = 0, found = 0;
+
+  *rc = tde_open_databases(&list, &n);
+  for (int i = 0; i < n && !found && *rc == SQLITE_OK; i++) {
+    char *name = sqlite3_mprintf("%s-shm", list[i].path);
+    struct stat shm;
+    if (!name) *rc = SQLITE_NOMEM;
+    found = name && stat(name, &shm) == 0 && shm.st_dev == sb->st_dev && shm.st_ino == sb->st_ino;
+    sqlite3_free(name);
+  }
+  tde_open_databases_free(list, n);
+  return found;
+}
+
+/* May a file be opened to see what it is? Closing one drops every POSIX lock that this
+** process has on it, but for a main database, of which SQLite's VFS sees to that. So a
+** file that belongs beside a database is never opened, nor one that is too short for a
+** header and so may be some program's lock file. To open a FIFO may last for ever. What
+** cannot be looked at is the VFS's to judge. SQLITE_NOTADB: no. */
+static int may_look(const char *name) {
+  struct stat sb;
+  int rc = SQLITE_OK;
+
+  if (tde_side_stem(name)) return SQLITE_NOTADB;
+  if (stat(name, &sb) != 0 || S_ISDIR(sb.st_mode)) return SQLITE_OK;
+  if (!S_ISREG(sb.st_mode) || sb.st_size < (off_t)sizeof(tde_header_magic)) return SQLITE_NOTADB;
+  if (sb.st_nlink > 1 && is_open_index(&sb, &rc)) return SQLITE_NOTADB;
+  return rc;
+}
+
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
@@ -109,7 +154,8 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   memset(&counters, 0, sizeof(counters));
   both = tde_slots_new();
   name = resolve(v, path);
-  if (both && name) {
+  if (both && name) rc = may_look(name);
+  if (rc == SQLITE_OK) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
   if (lower) {

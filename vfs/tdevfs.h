@@ -86,6 +86,11 @@ typedef struct tde_peek {
 } tde_peek;
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
 
+/* Of a file that belongs beside a database by its name (-wal, -journal, -shm, -tdelog): the
+** length of that database's path. 0: any other. Such a file is never opened as a database,
+** nor is what is no file: SQLITE_NOTADB. */
+size_t tde_side_stem(const char *path);
+
 /* The main databases that are open in this process, each path once: *out is the caller's
 ** (tde_open_databases_free). An SQLite code. */
 typedef struct tde_open_database {
