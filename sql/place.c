@@ -39,13 +39,46 @@ static char *folder_of(const tde_place *p) {
                             : sqlite3_mprintf("%.*s", (int)(slash - p->target), p->target);
 }
 
+/* What SQLite, or the shim, would take for a part of the new file. An empty one counts as
+** none, there as here (os_unix.c, unixAccess). */
+static const char *const beside[] = {"-journal", "-wal", "-shm", "-tdelog"};
+#define BESIDE (sizeof(beside) / sizeof(beside[0]))
+
+static int is_free(const char *name) {
+  struct stat sb;
+  return lstat(name, &sb) != 0 || (S_ISREG(sb.st_mode) && sb.st_size == 0);
+}
+
+/* Nothing lies beside the target that an earlier file of its name left. */
+static int check_beside(const tde_place *p, tde_status *st) {
+  int rc = SQLITE_OK;
+
+  for (size_t i = 0; i < BESIDE && rc == SQLITE_OK; i++) {
+    char *name = sqlite3_mprintf("%s%s", p->target, beside[i]);
+    if (!name) return nomem(st);
+    if (!is_free(name)) {
+      tde_fail(st, TDE_MISUSE,
+               "choose another name, or move that file away: with it, what an earlier "
+               "database of that name last wrote may be lost",
+               "%s exists already, and would be taken for a part of the new file", name);
+      rc = SQLITE_CANTOPEN;
+    }
+    sqlite3_free(name);
+  }
+  return rc;
+}
+
 static int check(const tde_place *p, int exists_ok, tde_status *st) {
   char *folder = folder_of(p);
   struct stat sb;
   int rc = SQLITE_OK;
 
   if (!folder) return nomem(st);
-  if (!exists_ok && lstat(p->target, &sb) == 0) {
+  if (tde_side_stem(p->target)) {
+    tde_fail(st, TDE_MISUSE, "choose a name without that ending",
+             "the target %s: files of such names belong beside databases", p->target);
+    rc = SQLITE_CANTOPEN;
+  } else if (!exists_ok && lstat(p->target, &sb) == 0) {
     tde_fail(st, TDE_MISUSE, "choose another name or remove that file",
              "the target %s exists already", p->target);
     rc = SQLITE_CANTOPEN;
@@ -55,7 +88,7 @@ static int check(const tde_place *p, int exists_ok, tde_status *st) {
     rc = SQLITE_CANTOPEN;
   }
   sqlite3_free(folder);
-  return rc;
+  return rc || exists_ok ? rc : check_beside(p, st);
 }
 
 int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st) {
@@ -98,6 +131,9 @@ int tde_place_sync(const tde_place *p, tde_status *st) {
 }
 
 int tde_place_publish(tde_place *p, tde_status *st) {
+  int rc = check_beside(p, st);
+
+  if (rc) return rc;
   if (link(p->temp, p->target) != 0) {
     if (errno != EEXIST) return failed(p, "the copy can not take its name", st);
     tde_fail(st, TDE_MISUSE, "choose another name", "the target %s exists already", p->target);
@@ -110,9 +146,8 @@ int tde_place_publish(tde_place *p, tde_status *st) {
 }
 
 void tde_place_end(tde_place *p) {
-  static const char *const beside[] = {"", "-journal", "-wal", "-shm"};
-
-  for (size_t i = 0; p->temp && i < sizeof(beside) / sizeof(beside[0]); i++) {
+  if (p->temp) (void)unlink(p->temp);
+  for (size_t i = 0; p->temp && i < BESIDE; i++) {
     char *name = sqlite3_mprintf("%s%s", p->temp, beside[i]);
     if (name) (void)unlink(name);
     sqlite3_free(name);
