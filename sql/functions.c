@@ -269,7 +269,7 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   } else {
     tde_key_report report;
     memset(&report, 0, sizeof(report));
-    tde_file_info_get(f, 1, info);
+    tde_file_info_get(f, TDE_REFRESH_KEEP, info);
     bad |= tde_json_set_text(j, "state", state_of(f, info, &report));
     bad |= tde_json_set_text(j, "path", info->path);
     bad |= tde_json_set_text(j, "lower_vfs", info->lower_vfs);

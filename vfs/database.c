@@ -1001,6 +1001,8 @@ int tde_db_gate(tde_file *f) {
   int rc;
 
   if (db->state == TDE_STATE_ONLINE && db->keys) {
+    /* A transaction begins: what is wrong now shows anew. */
+    if (db->last.code && db->lock <= SQLITE_LOCK_SHARED) tde_status_clear(&db->last);
     check_here(db);
     if (!tde_keys_live(db->keys)) tde_db_lose(db);
   }

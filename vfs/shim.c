@@ -1210,7 +1210,12 @@ void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   tde_file_enter(f);
   if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
   /* Not under a write transaction, whose units are sealed as it began. */
-  if (refresh && db->lock < SQLITE_LOCK_RESERVED && !db->wal_writing) (void)tde_db_load(f, 1);
+  if (refresh && db->lock < SQLITE_LOCK_RESERVED && !db->wal_writing) {
+    const tde_status was = db->last;
+    int keep = refresh == TDE_REFRESH_KEEP && db->state == TDE_STATE_ONLINE;
+    (void)tde_db_load(f, 1);
+    if (keep && db->state == TDE_STATE_ONLINE && !db->last.code) db->last = was;
+  }
   out->state = db->state;
   out->last = db->last;
   out->format_version = db->header.version ? db->header.version : TDE_FORMAT_VERSION;

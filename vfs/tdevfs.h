@@ -67,7 +67,9 @@ int tde_vfs_make_default(int on);
 /* The VFS below, for opening plain files. */
 const char *tde_vfs_base_name(void);
 
-/* Facts of an open database. With refresh the header is read anew. */
+/* Facts of an open database. With refresh the header is read anew, and the last error
+** forgotten; not with TDE_REFRESH_KEEP, if the database is online, before and after. */
+#define TDE_REFRESH_KEEP 2
 void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
 
 /* The key document in force: malloc'd, the caller's; NULL: there is none, or no memory. */
