@@ -386,7 +386,6 @@ static int look(snap *s, int settled) {
   tde_file *f = s->f;
   int rc = SQLITE_OK;
 
-  s->sealed = f->db->counters.units_sealed;
   if (f->db->index) {
     rc = take_wal(s);
   } else if (!settled) {
@@ -413,6 +412,7 @@ int tde_snapshot_take(tde_file *f, const tde_snapshot_sink *sink, uint32_t count
   *wal = f->db->shm_open || f->db->wal;
   rc = snap_init(&s, f, sink);
   s.counter = counter;
+  s.sealed = f->db->counters.units_sealed;
   if (rc == SQLITE_OK && f->db->header.unit_size) rc = look(&s, settled);
   tde_file_leave(f);
   for (uint64_t i = 0; rc == SQLITE_OK && i < s.units; i++) {
