@@ -390,6 +390,11 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   return cls;
 }
 
+static int holds_nothing(const tde_change *c, tde_status *st) {
+  tde_fail(st, TDE_MISUSE, "write to it first", "%s: holds nothing yet", c->info->path);
+  return SQLITE_ERROR;
+}
+
 static int may_have_another(tde_change *c, tde_status *st) {
   tde_json *list = living(c->doc, "");
   size_t n = tde_json_count(list);
@@ -400,10 +405,7 @@ static int may_have_another(tde_change *c, tde_status *st) {
              c->info->path);
     return SQLITE_MISUSE;
   }
-  if (c->info->unit_size == 0) { /* which its secondaries share */
-    tde_fail(st, TDE_MISUSE, "write to it first", "%s: holds nothing yet", c->info->path);
-    return SQLITE_ERROR;
-  }
+  if (c->info->unit_size == 0) return holds_nothing(c, st); /* which its secondaries share */
   if (n >= SECONDARIES_MAX) {
     tde_fail(st, TDE_MISUSE, "remove one of their files first",
              "%s: has %d secondaries, which is the most", c->info->path, (int)n);
@@ -440,6 +442,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
     rc = write_raw(&k, st);
     tde_job_end(&k.src.job);
   }
+  if (rc == SQLITE_OK && k.r.units == 0) rc = holds_nothing(c, st);
   if (rc == SQLITE_OK) {
     /* Listed first: an entry without its file counts for nothing. */
     l.path = k.place.target;

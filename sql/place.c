@@ -91,9 +91,19 @@ static int check(const tde_place *p, int exists_ok, tde_status *st) {
   return rc || exists_ok ? rc : check_beside(p, st);
 }
 
+#define MARK "-tde-"
+#define MARK_BYTES 8 /* as many random ones, in hex */
+
+int tde_place_is_temporary(const char *name) {
+  size_t n = strlen(name), tail = sizeof(MARK) - 1 + 2 * (size_t)MARK_BYTES;
+
+  return n > tail && strncmp(name + n - tail, MARK, sizeof(MARK) - 1) == 0 &&
+         strspn(name + n - 2 * (size_t)MARK_BYTES, "0123456789abcdef") == 2 * (size_t)MARK_BYTES;
+}
+
 int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st) {
   sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
-  uint8_t r[8];
+  uint8_t r[MARK_BYTES];
   char hex[2 * sizeof(r) + 1], *full;
   tde_class c;
 
@@ -113,7 +123,7 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   }
   p->target = sqlite3_mprintf("%s", full);
   sqlite3_free(full);
-  p->temp = p->target ? sqlite3_mprintf("%s-tde-%s", p->target, hex) : NULL;
+  p->temp = p->target ? sqlite3_mprintf("%s" MARK "%s", p->target, hex) : NULL;
   if (!p->temp) return nomem(st);
   return check(p, exists_ok, st);
 }

@@ -21,6 +21,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
+#include "../vfs/header.h"
 #include "newdb.h"
 #include "options.h"
 #include "result.h"
@@ -227,13 +228,14 @@ static int is_regular(const char *path) {
 }
 
 /* Is this file of the folder a better choice? Only what was made as a backup counts: others
-** may be in use. */
+** may be in use, or being made. */
 static void consider(restore *r, const char *path, candidate *best) {
   tde_peek peek;
   tde_keydoc *doc = NULL;
   int64_t t;
   int rc;
 
+  if (tde_place_is_temporary(path)) return;
   rc = tde_header_peek(path, NULL, &peek);
   if (rc && rc != SQLITE_NOTADB && is_regular(path) && !best->unread) {
     best->unread = sqlite3_mprintf("%s", path);
@@ -307,10 +309,25 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
   return best.path;
 }
 
-/* A single file must be of the database that was asked for. */
+/* A backup that says it has units, and has none, would be restored as an empty database. One
+** that has too few of them is noticed by SQLite. */
+static int is_cut_short(const restore *r) {
+  struct stat sb;
+
+  return r->v.head.unit_size && tde_json_get(tde_keydoc_json(r->v.doc), "backup") &&
+         stat(r->v.path, &sb) == 0 &&
+         sb.st_size < (off_t)(TDE_HEADER_BYTES + r->v.head.unit_size + TDE_UNIT_OVERHEAD);
+}
+
+/* A single file must be whole, and of the database that was asked for. */
 static int check_file(const restore *r, tde_status *st) {
   char text[40];
 
+  if (is_cut_short(r)) {
+    tde_fail(st, TDE_TRUNCATED, "take another backup, or copy this one anew from where it came",
+             "%s: is cut short: it has a header and no page", r->v.path);
+    return SQLITE_CORRUPT;
+  }
   if (is_of(r, r->v.head.uuid)) return SQLITE_OK;
   tde_uuid_text(r->v.head.uuid, text);
   tde_fail(st, TDE_MISUSE, "name another file, or leave \"uuid\" out", "%s: is of the database %s",

@@ -2,7 +2,8 @@
 ** replica.c: copies of a database that keep its DEK; see replica.h.
 **
 ** What must hold:
-**  - a copy is whole and synced before its caller gives it a name;
+**  - a copy is whole and synced before its caller gives it a name; until then it has
+**    no header, by which it would be taken for a backup;
 **  - an update of a secondary is in its redo log, complete and synced, before the
 **    first byte of the secondary changes; whoever finds that log finishes the update
 **    before anything is read (tde_db_gate). The secondary is locked EXCLUSIVE
@@ -85,7 +86,7 @@ static int tell(void *ctx, uint64_t done, uint64_t all) {
   return t->r->progress ? t->r->progress(t->r->ctx, done, all) : 0;
 }
 
-/* Both slots, and the header's last byte. */
+/* Both slots, and the header's last byte. A unit size in it says that there are units. */
 static int write_header(target *t) {
   tde_db *db = t->f->db;
   uint8_t *head = sqlite3_malloc64(TDE_HEADER_BYTES), mac_key[TDE_KEY_BYTES];
@@ -98,6 +99,7 @@ static int write_header(target *t) {
   h.doc = (char *)t->r->doc;
   h.ndoc = t->r->ndoc;
   h.sequence = 1;
+  if (!t->r->units) h.unit_size = 0;
   c = tde_keys_mac_key(db->keys, h.epoch, mac_key);
   if (c == TDE_OK) c = tde_slot_build(&h, mac_key, head);
   tde_wipe(mac_key, sizeof(mac_key));
@@ -128,10 +130,13 @@ static int copy_units(target *t) {
   return rc;
 }
 
+/* The header comes when its units are durable. */
 static int finish(target *t) {
   sqlite3_int64 size = (sqlite3_int64)tde_lower_size(&t->f->s.geo, t->r->units);
   int rc = t->lower->pMethods->xTruncate(t->lower, size);
 
+  if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);
+  if (rc == SQLITE_OK) rc = write_header(t);
   if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);
   return rc;
 }
@@ -196,8 +201,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
         NULL, &rc);
   }
   if (t.lower) {
-    rc = write_header(&t);
-    if (rc == SQLITE_OK) rc = copy_units(&t);
+    rc = copy_units(&t);
     if (rc == SQLITE_OK) rc = finish(&t);
     (void)tde_lower_close(t.lower);
   }
