@@ -175,11 +175,13 @@ static int is_epoch_change(const tde_status *st) {
 
 static tde_class mark_backup(void *ctx, tde_keydoc *doc, tde_status *st) {
   tde_json *b = tde_json_object();
+  struct timespec t = {0, 0};
   int64_t *now = ctx;
 
-  *now = (int64_t)time(NULL);
-  if (tde_json_set_int(b, "time", *now) | tde_keydoc_set_member(doc, "backup", b) |
-      tde_keydoc_set_member(doc, "secondaries", NULL) |
+  (void)clock_gettime(CLOCK_REALTIME, &t);
+  *now = (int64_t)t.tv_sec;
+  if (tde_json_set_int(b, "time", *now) | tde_json_set_int(b, "nanoseconds", t.tv_nsec) |
+      tde_keydoc_set_member(doc, "backup", b) | tde_keydoc_set_member(doc, "secondaries", NULL) |
       tde_keydoc_set_member(doc, "secondary", NULL)) {
     return out_of_memory(st);
   }

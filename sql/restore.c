@@ -217,7 +217,8 @@ static int is_of(const restore *r, const uint8_t uuid[TDE_UUID_BYTES]) {
 
 typedef struct candidate {
   char *path, *unread; /* one that could not be looked at */
-  int64_t time;
+  char *rival;         /* of the same second; which of the two is newer is not known */
+  int64_t time, nanoseconds;
   uint8_t uuid[TDE_UUID_BYTES], other[TDE_UUID_BYTES];
   int found, several; /* backups of more than one database */
 } candidate;
@@ -227,12 +228,35 @@ static int is_regular(const char *path) {
   return stat(path, &sb) == 0 && S_ISREG(sb.st_mode);
 }
 
+/* Backups of earlier releases have no part of a second. */
+static int64_t nanoseconds_of(const tde_keydoc *doc) {
+  return tde_json_get_int(tde_json_get(tde_keydoc_json(doc), "backup"), "nanoseconds", -1);
+}
+
+/* Takes it if it is the newest so far. Of the same moment are copies of one backup. */
+static void choose_newer(candidate *best, const char *path, const tde_keydoc *doc) {
+  int64_t t = backup_time(path, doc), ns = nanoseconds_of(doc);
+  int same_second = best->path && t == best->time;
+
+  if (same_second && (ns < 0 || best->nanoseconds < 0)) {
+    if (!best->rival) best->rival = sqlite3_mprintf("%s", path);
+  } else if (!best->path || t > best->time || (same_second && ns > best->nanoseconds)) {
+    if (!same_second) {
+      sqlite3_free(best->rival);
+      best->rival = NULL;
+    }
+    sqlite3_free(best->path);
+    best->path = sqlite3_mprintf("%s", path);
+    best->time = t;
+    best->nanoseconds = ns;
+  }
+}
+
 /* Is this file of the folder a better choice? Only what was made as a backup counts: others
 ** may be in use, or being made. */
 static void consider(restore *r, const char *path, candidate *best) {
   tde_peek peek;
   tde_keydoc *doc = NULL;
-  int64_t t;
   int rc;
 
   if (tde_place_is_temporary(path)) return;
@@ -250,12 +274,7 @@ static void consider(restore *r, const char *path, candidate *best) {
       memcpy(best->other, peek.uuid, TDE_UUID_BYTES);
     }
     best->found = 1;
-    t = backup_time(path, doc);
-    if ((!r->o->at || t <= r->o->at) && (!best->path || t > best->time)) {
-      sqlite3_free(best->path);
-      best->path = sqlite3_mprintf("%s", path);
-      best->time = t;
-    }
+    if (!r->o->at || backup_time(path, doc) <= r->o->at) choose_newer(best, path, doc);
   }
   tde_keydoc_free(doc);
   free(peek.doc);
@@ -271,16 +290,40 @@ static void tell_several(const char *folder, const candidate *c, tde_status *st)
            "%s: has backups of several databases, of %s and %s for two", folder, a, b);
 }
 
+/* Why none can be chosen; what the candidate has of others is freed. */
+static int in_doubt(const char *folder, candidate *best, tde_status *st) {
+  int doubt = best->unread || best->several || best->rival;
+
+  if (best->unread) {
+    tde_fail(st, TDE_IO, "name the backup itself, or take that file out of the folder",
+             "%.200s can not be read, or its header is damaged: it may be the newest backup",
+             best->unread);
+  } else if (best->several) {
+    tell_several(folder, best, st);
+  } else if (best->rival) {
+    tde_fail(st, TDE_MISUSE, "name the backup itself",
+             "%.200s and %.200s are of the same second: which is newer can not be told", best->path,
+             best->rival);
+  }
+  sqlite3_free(best->unread);
+  sqlite3_free(best->rival);
+  return doubt;
+}
+
 /* A folder stands for its newest backup at or before the moment asked for. NULL with
 ** st set: there is none. */
 static char *choose(restore *r, const char *folder, tde_status *st) {
   candidate best = {.path = NULL};
   DIR *d = opendir(folder);
   struct dirent *e;
+  int oom = 0, doubt;
 
   while (d && (e = readdir(d)) != NULL) {
-    char *path = e->d_name[0] == '.' ? NULL : sqlite3_mprintf("%s/%s", folder, e->d_name);
+    char *path;
+    if (e->d_name[0] == '.') continue;
+    path = sqlite3_mprintf("%s/%s", folder, e->d_name);
     if (path) consider(r, path, &best);
+    oom |= !path;
     sqlite3_free(path);
   }
   if (!d) {
@@ -288,15 +331,9 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
     return NULL;
   }
   (void)closedir(d);
-  if (best.unread) {
-    tde_fail(st, TDE_IO, "name the backup itself, or take that file out of the folder",
-             "%.200s can not be read, or its header is damaged: it may be the newest backup",
-             best.unread);
-  } else if (best.several) {
-    tell_several(folder, &best, st);
-  }
-  if (best.unread || best.several) {
-    sqlite3_free(best.unread);
+  doubt = in_doubt(folder, &best, st);
+  if (oom) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (oom || doubt) {
     sqlite3_free(best.path);
     return NULL;
   }
