@@ -985,9 +985,12 @@ static int finish_update(tde_file *f) {
 
   if (!tde_redo_exists(f)) return SQLITE_OK;
   if (db->read_only) {
+    /* A log that does not count is of an update that has changed nothing yet. */
+    rc = tde_redo_none(f);
+    if (rc == SQLITE_OK) return rc;
     tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
              "%s: an update of this secondary was cut short", tde_path_of(f));
-    return SQLITE_BUSY;
+    return rc;
   }
   rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
   if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);

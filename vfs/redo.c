@@ -226,6 +226,22 @@ static int read_entry(tde_redo *r, uint64_t i, uint64_t *index) {
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
 }
 
+/* Of a log that was only read: its file stays, whatever it holds. */
+static void close_read(tde_redo *r) {
+  (void)tde_lower_close(r->lower);
+  tde_name_free(r->name);
+  sqlite3_free(r->buf);
+}
+
+int tde_redo_none(tde_file *f) {
+  tde_redo r;
+  int rc = open_existing(&r, f, SQLITE_OPEN_READONLY);
+
+  close_read(&r);
+  if (rc == SQLITE_NOTFOUND) return SQLITE_OK;
+  return rc ? rc : SQLITE_BUSY;
+}
+
 int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
   tde_redo r;
   uint64_t at;
@@ -237,9 +253,7 @@ int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n) {
     memcpy(record, r.buf + 8, n);
     found = 1;
   }
-  (void)tde_lower_close(r.lower); /* read-only: never the one to remove it */
-  tde_name_free(r.name);
-  sqlite3_free(r.buf);
+  close_read(&r);
   if (rc == SQLITE_OK && !found) rc = SQLITE_NOTFOUND;
   return rc;
 }

@@ -49,6 +49,9 @@ void tde_redo_close(tde_redo *r);
 ** every record), and the log goes. SQLITE_OK when there is none, or none that
 ** counts. The caller keeps other writers out. */
 int tde_redo_settle(tde_file *f, int all);
+/* SQLITE_OK: there is no log that counts. SQLITE_BUSY: there is one. Other codes: it is not
+** known. */
+int tde_redo_none(tde_file *f);
 /* The record of unit index in a log that counts: SQLITE_OK, or SQLITE_NOTFOUND.
 ** For readers, who hold no lock: the record must still open at its place. */
 int tde_redo_find(tde_file *f, uint64_t index, uint8_t *record, uint32_t n);
