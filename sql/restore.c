@@ -81,15 +81,19 @@ static void look_up(restore *r, needed_key *k, const char *id, const char *where
   free(op);
 }
 
-/* Does a key id that was given mean this key? By its id; or it is asked for. */
+/* Does a key id that was given name this key? */
+static int is_given(const restore *r, const needed_key *k) {
+  size_t i = 0, n = tde_json_count(r->o->keys);
+
+  while (i < n && i < GIVEN_MAX && !tde_key_named(&k->info, tde_json_text_at(r->o->keys, i))) i++;
+  return i < n && i < GIVEN_MAX;
+}
+
+/* Is one of those that were given, under another id, the same material? */
 static void look_in_given(restore *r, needed_key *k) {
   for (size_t i = 0; i < tde_json_count(r->o->keys) && i < GIVEN_MAX && !k->as[0]; i++) {
     const char *id = tde_json_text_at(r->o->keys, i);
-    if (tde_key_named(&k->info, id)) {
-      found(k, &k->info, "given");
-    } else {
-      look_up(r, k, id, "given");
-    }
+    if (!tde_key_named(&k->info, id)) look_up(r, k, id, "given");
   }
 }
 
@@ -136,18 +140,34 @@ static void ask(restore *r, needed_key *k) {
   tde_secret_free(dek);
 }
 
+/* A key that was given by its id is this one, unless it only bears the name: then others
+** may fit, and when none does, what it answered stands. */
+static void look_for(restore *r, needed_key *k) {
+  needed_key named;
+
+  memset(&named, 0, sizeof(named));
+  if (is_given(r, k)) {
+    named = *k;
+    found(&named, &k->info, "given");
+    ask(r, &named);
+  }
+  if (!named.as[0] || named.asked.code) {
+    look_in_given(r, k);
+    if (!k->as[0]) look_in_instance(r, k);
+    if (k->as[0]) ask(r, k);
+  }
+  if (named.as[0] && (!k->as[0] || k->asked.code)) *k = named;
+}
+
 /* Finds every key that the backup needs. */
 static void look(restore *r) {
   tde_key_info infos[TDE_EPOCHS_MAX];
 
   r->n = tde_keydoc_needed(r->v.doc, infos, TDE_EPOCHS_MAX);
   for (int i = 0; i < r->n; i++) {
-    needed_key *k = &r->needed[i];
-    memset(k, 0, sizeof(*k));
-    k->info = infos[i];
-    look_in_given(r, k);
-    if (!k->as[0]) look_in_instance(r, k);
-    if (k->as[0]) ask(r, k);
+    memset(&r->needed[i], 0, sizeof(r->needed[i]));
+    r->needed[i].info = infos[i];
+    look_for(r, &r->needed[i]);
   }
 }
 
