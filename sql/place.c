@@ -140,16 +140,47 @@ int tde_place_sync(const tde_place *p, tde_status *st) {
   return rc;
 }
 
+/* The temporary file gets the target's name, and replaces nothing. Some file systems have
+** no hard links. errno tells. */
+static int take_name(const tde_place *p) {
+  int err;
+
+  if (link(p->temp, p->target) == 0) {
+    (void)unlink(p->temp);
+    return 0;
+  }
+  err = errno;
+  if (err == EEXIST || renameat2(AT_FDCWD, p->temp, AT_FDCWD, p->target, RENAME_NOREPLACE) == 0) {
+    errno = err;
+    return err == EEXIST ? -1 : 0;
+  }
+  if (errno == ENOSYS || errno == EINVAL || errno == EOPNOTSUPP) errno = err; /* link tells more */
+  return -1;
+}
+
+static int nameless(const tde_place *p, tde_status *st) {
+  int err = errno;
+
+  if (err == ENOSPC) return failed(p, "the copy can not take its name", st);
+  tde_fail(st, TDE_IO,
+           err == EPERM || err == EOPNOTSUPP || err == ENOSYS
+               ? "name a file on another file system, and move it here when it is finished"
+           : err == EACCES ? "check the folder's permissions"
+                           : "check the disk",
+           "%s: the copy can not take its name without replacing what may be there: %s", p->target,
+           strerror(err));
+  return SQLITE_IOERR;
+}
+
 int tde_place_publish(tde_place *p, tde_status *st) {
   int rc = check_beside(p, st);
 
   if (rc) return rc;
-  if (link(p->temp, p->target) != 0) {
-    if (errno != EEXIST) return failed(p, "the copy can not take its name", st);
+  if (take_name(p) != 0) {
+    if (errno != EEXIST) return nameless(p, st);
     tde_fail(st, TDE_MISUSE, "choose another name", "the target %s exists already", p->target);
     return SQLITE_CANTOPEN;
   }
-  (void)unlink(p->temp);
   sqlite3_free(p->temp); /* nothing to clean up any more */
   p->temp = NULL;
   return tde_place_sync(p, st);
