@@ -91,7 +91,8 @@ static void escape(sqlite3_str *out, const char *text) {
 char *tde_uri_of(const char *path, const char *params) {
   sqlite3_str *out = sqlite3_str_new(NULL);
 
-  sqlite3_str_appendall(out, "file:");
+  /* An authority, if an empty one: a path may begin with two slashes. */
+  sqlite3_str_appendall(out, path[0] == '/' ? "file://" : "file:");
   escape(out, path);
   sqlite3_str_appendall(out, params);
   return sqlite3_str_finish(out);
