@@ -46,7 +46,9 @@ typedef struct restore {
   sqlite3 *db;
   const tde_options *o;
   const char *instance; /* as an argument of tde_instance_open */
-  const tde_instance *inst;
+  const tde_instance *inst; /* NULL: there is none, and no more than names is asked for */
+  tde_status no_instance;
+  int only_tell;
   tde_view_db v; /* the backup */
   tde_keydoc_asker who;
   needed_key needed[TDE_EPOCHS_MAX];
@@ -146,6 +148,10 @@ static void look_for(restore *r, needed_key *k) {
   needed_key named;
 
   memset(&named, 0, sizeof(named));
+  if (!r->inst) {
+    k->tried = r->no_instance;
+    return;
+  }
   if (is_given(r, k)) {
     named = *k;
     found(&named, &k->info, "given");
@@ -397,18 +403,27 @@ static int is_folder(const char *path) {
   return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
 }
 
+/* Which keys are needed can be told on a computer that has none. */
+static int open_instance(restore *r, tde_status *st) {
+  tde_class c = tde_instance_open(r->instance, 0, &r->inst, st);
+
+  if (c == TDE_MISSING && r->only_tell && !r->o->instance && !r->o->identity) {
+    r->no_instance = *st;
+    tde_status_clear(st);
+    return SQLITE_OK;
+  }
+  return c ? tde_class_rc(c) : tde_options_identity(r->o, r->inst, r->o->identity, st);
+}
+
 /* Opens the backup's header and finds its keys. */
 static int prepare(restore *r, const char *source, tde_status *st) {
   char *chosen = NULL;
-  tde_class c;
   int rc;
 
   rc = check_given(r, st);
   if (rc) return rc;
   r->instance = r->o->instance ? r->o->instance : tde_subject_instance(r->db, 0, NULL, 0);
-  c = tde_instance_open(r->instance, 0, &r->inst, st);
-  if (c) return tde_class_rc(c);
-  rc = tde_options_identity(r->o, r->inst, r->o->identity, st);
+  rc = open_instance(r, st);
   if (rc) return rc;
   if (is_folder(source)) {
     chosen = choose(r, source, st);
@@ -426,7 +441,7 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   if (rc) return rc;
   r->who.identity = r->o->identity;
   r->who.federated_client_id = r->o->federated_client_id;
-  if (!r->who.identity) {
+  if (!r->who.identity && r->inst) {
     r->who.identity = r->o->federated_client_id ? tde_instance_asker(r->inst)
                                                 : tde_instance_default_identity(r->inst);
   }
@@ -500,6 +515,7 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     return;
   }
   rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1), "keys instance identity federated_client_id at uuid", &st);
+  r->only_tell = 1;
   if (rc == SQLITE_OK) rc = prepare(r, source, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
