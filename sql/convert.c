@@ -348,7 +348,7 @@ static int check_target(conversion *c) {
   if (rc == SQLITE_OK && c->encrypting) {
     rc = sqlite3_file_control(c->to, "main", TDE_FCNTL_FILE, &f);
     if (rc == SQLITE_OK) {
-      rc = tde_file_verify(f, NULL, tde_job_read_back, &c->job, &r, &c->st);
+      rc = tde_file_verify(f, NULL, NULL, tde_job_read_back, &c->job, &r, &c->st);
     }
     if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
   }

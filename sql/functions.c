@@ -21,8 +21,8 @@
 #include "lifecycle.h"
 #include "progress.h"
 #include "restore.h"
-#include "retire.h"
 #include "result.h"
+#include "retire.h"
 #include "rotate_dek.h"
 #include "views.h"
 
@@ -333,44 +333,111 @@ static void verify_result(sqlite3_context *ctx, const tde_verify_result *r, bad_
   tde_result_json(ctx, j, bad);
 }
 
-static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  sqlite3 *db = sqlite3_context_db_handle(ctx);
-  const char *schema = schema_of(argc, argv);
+/* A verification: its read transaction keeps the WAL where it is. */
+typedef struct verification {
+  sqlite3 *db;
+  const char *schema;
+  tde_file *f;
+  sqlite3_stmt *hold;
+  tde_verify_log log;
+  int unshared; /* log is to be used */
+  int failed;   /* SQLite's checkpoint did, so */
   tde_verify_result r;
+} verification;
+
+/* A damaged page 1 must not keep the verification from reporting it; a lock must: what
+** others change meanwhile would look like damage. */
+static int hold_still(verification *v, tde_status *st) {
+  char *sql = sqlite3_mprintf("SELECT 1 FROM \"%w\".sqlite_schema", v->schema);
+  int rc = sql ? sqlite3_prepare_v2(v->db, sql, -1, &v->hold, NULL) : SQLITE_NOMEM;
+
+  if (rc == SQLITE_OK) rc = sqlite3_step(v->hold);
+  sqlite3_free(sql);
+  rc &= 0xff;
+  if (rc == SQLITE_NOMEM) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED) {
+    tde_fail(st, TDE_BUSY, "try again", "%s: not verified: another connection holds it",
+             sqlite3_db_filename(v->db, v->schema));
+  }
+  return rc == SQLITE_BUSY || rc == SQLITE_LOCKED || rc == SQLITE_NOMEM ? rc : SQLITE_OK;
+}
+
+static void let_go(verification *v) {
+  (void)sqlite3_finalize(v->hold);
+  v->hold = NULL;
+}
+
+/* With locking_mode=EXCLUSIVE SQLite alone knows how far the log has come, and tells when
+** it brings it into the file. Who may not write has brought nothing. */
+static int ask_sqlite(verification *v, tde_status *st) {
+  int frames = 0, restored = 0, rc;
+
+  let_go(v);
+  rc = sqlite3_wal_checkpoint_v2(v->db, v->schema, SQLITE_CHECKPOINT_PASSIVE, &frames, &restored);
+  if (rc == SQLITE_OK) {
+    v->unshared = frames >= 0;
+    v->log.frames = (uint32_t)frames;
+    v->log.restored = (uint32_t)restored;
+  } else if ((rc & 0xff) == SQLITE_LOCKED || (rc & 0xff) == SQLITE_BUSY) {
+    tde_fail(st, TDE_BUSY, "COMMIT or ROLLBACK first, and finish what reads it",
+             "%s: with locking_mode=EXCLUSIVE its log is brought into the file to verify it, which "
+             "this connection's transaction prevents",
+             sqlite3_db_filename(v->db, v->schema));
+    return rc;
+  } else if ((rc & 0xff) != SQLITE_READONLY) {
+    v->failed = rc;
+  }
+  return hold_still(v, st);
+}
+
+/* What the checkpoint stumbled over is to be among what was found. */
+static int stumbled(const verification *v, tde_status *st) {
+  if (!v->failed || v->r.bad || v->r.torn || v->r.truncated) return SQLITE_OK;
+  tde_fail(st, TDE_IO, "check the disk",
+           "%s: not verified: its log can not be brought into the file: %s",
+           sqlite3_db_filename(v->db, v->schema), sqlite3_errstr(v->failed));
+  return v->failed;
+}
+
+static int run_verify(verification *v, bad_list *b, tde_status *st) {
+  int rc = hold_still(v, st);
+
+  if (rc == SQLITE_OK && tde_file_log_unshared(v->f)) rc = ask_sqlite(v, st);
+  if (rc == SQLITE_OK) {
+    tde_job_begin(&b->job, v->db, "verify", sqlite3_db_filename(v->db, v->schema));
+    rc = tde_file_verify(v->f, v->unshared ? &v->log : NULL, list_bad, verify_progress, b, &v->r,
+                         st);
+    tde_job_end(&b->job);
+  }
+  let_go(v);
+  if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(st);
+  return rc ? rc : stumbled(v, st);
+}
+
+static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
+  verification v = {.db = sqlite3_context_db_handle(ctx), .schema = schema_of(argc, argv)};
   tde_status st;
   bad_list b;
-  sqlite3_stmt *hold = NULL;
-  tde_file *f;
-  char *sql;
   int rc;
 
-  if (no_such_schema(ctx, schema)) return;
+  if (no_such_schema(ctx, v.schema)) return;
   memset(&b, 0, sizeof(b));
   tde_status_clear(&st);
-  f = file_of(db, schema);
-  if (!f) {
+  v.f = file_of(v.db, v.schema);
+  if (!v.f) {
     tde_fail(&st, TDE_NOT_ENCRYPTED, "open it with vfs=tde",
-             "schema '%s' is opened through another VFS than tde", schema);
+             "schema '%s' is opened through another VFS than tde", v.schema);
     tde_result_status(ctx, SQLITE_ERROR, &st);
     return;
   }
-  /* A read transaction keeps the WAL where it is; a damaged page 1 must not
-  ** keep the verification from reporting it. */
-  sql = sqlite3_mprintf("SELECT 1 FROM \"%w\".sqlite_schema", schema);
-  if (sql && sqlite3_prepare_v2(db, sql, -1, &hold, NULL) == SQLITE_OK) (void)sqlite3_step(hold);
-  sqlite3_free(sql);
   b.list = tde_json_array();
-  tde_job_begin(&b.job, db, "verify", sqlite3_db_filename(db, schema));
-  rc = tde_file_verify(f, list_bad, verify_progress, &b, &r, &st);
-  tde_job_end(&b.job);
-  (void)sqlite3_finalize(hold);
-  if (rc == SQLITE_INTERRUPT) rc = tde_job_interrupted(&st);
+  rc = run_verify(&v, &b, &st);
   if (rc) {
     tde_json_free(b.list);
     tde_result_status(ctx, rc, &st);
     return;
   }
-  verify_result(ctx, &r, &b);
+  verify_result(ctx, &v.r, &b);
 }
 
 /* ---- tde_default([on]) ---- */

@@ -116,7 +116,7 @@ static int check_new(tde_newdb *n, const char *path, tde_status *st) {
   if (rc == SQLITE_OK) rc = sqlite3_finalize(stmt);
   if (rc == SQLITE_OK) rc = sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f);
   if (rc == SQLITE_OK && pages != n->pages) rc = SQLITE_IOERR_CORRUPTFS;
-  if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, tde_job_read_back, n->job, &r, st);
+  if (rc == SQLITE_OK) rc = tde_file_verify(f, NULL, NULL, tde_job_read_back, n->job, &r, st);
   if (rc == SQLITE_INTERRUPT) rc = tde_job_interrupted(st);
   if (rc == SQLITE_OK && (r.bad || r.torn || r.truncated)) rc = SQLITE_CORRUPT;
   if (rc) (void)explain(db, rc, "the new database did not read back whole", st);

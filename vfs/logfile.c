@@ -187,6 +187,7 @@ int tde_log_refresh(tde_file *f) {
     return SQLITE_OK;
   }
   g->valid = 0;
+  g->last = 0;
   f->s.own_from = f->s.own_to = 0;
   tde_sealed_drop(&f->s);
   switch (tde_prefix_parse(b, f->role, &p)) {
@@ -248,6 +249,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   f->s.prefix_pending = 1;
   f->gen.valid = f->gen.checked = 1;
   f->gen.commit = f->gen.indexed = 0;
+  f->gen.last = 0;
   f->s.own_from = f->s.own_to = 0;
   return SQLITE_OK;
 }
@@ -286,6 +288,7 @@ int tde_log_truncate(tde_file *f, uint64_t size) {
   if (rc == SQLITE_OK) {
     tde_sealed_drop(&f->s);
     f->gen.valid = 0;
+    f->gen.last = 0;
     f->gen.checked = 1;
     f->s.own_from = f->s.own_to = 0;
   }
@@ -328,8 +331,10 @@ void tde_wal_end(tde_file *f) {
 }
 
 /* A frame that ends a transaction has the database's pages then in its header, others 0. */
-static void note_pages(tde_file *f, uint32_t pages) {
-  if (pages) f->gen.pages = pages;
+static void note_pages(tde_file *f, uint64_t i, uint32_t pages) {
+  if (!pages) return;
+  f->gen.pages = pages;
+  f->gen.last = (uint32_t)i;
 }
 
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
@@ -349,7 +354,7 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   i = tde_unit_at(&f->s.geo, off, &at);
   looking = at == 0 && n == tde_unit_size(&f->s.geo, i) && !is_mine(f, i);
   rc = tde_sealed_read(&f->s, buf, n, off, TDE_READ_PROBE);
-  if (rc == SQLITE_OK && looking && i > 0) note_pages(f, tde_get32be(buf + 4));
+  if (rc == SQLITE_OK && looking && i > 0) note_pages(f, i, tde_get32be(buf + 4));
   if (rc != SQLITE_NOTFOUND) return rc;
   /* Perhaps a generation that this handle does not know yet: a shim above may
   ** keep the wal-index, whose locks tell otherwise. */
@@ -405,7 +410,7 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
     rc = waiting && !commits ? tde_sealed_settle(&f->s) : tde_sealed_flush(&f->s);
   } else if (rc == SQLITE_OK) {
     if (commits) rc = tde_sealed_flush(&f->s);
-    if (rc == SQLITE_OK && whole) note_pages(f, f->gen.commit);
+    if (rc == SQLITE_OK && whole) note_pages(f, i, f->gen.commit);
   }
   if (rc == SQLITE_OK) return rc;
   f->gen.commit = 0;

@@ -64,8 +64,9 @@ typedef struct tde_db {
 
 /* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
 ** WalCkptInfo): 32-bit numbers in native byte order. */
-#define TDE_INDEX_MX_FRAME 16 /* the last committed frame */
-#define TDE_INDEX_PAGES 20    /* and the page count with it */
+#define TDE_INDEX_PAGE_SIZE 14 /* 16 bits; 1: 65536 */
+#define TDE_INDEX_MX_FRAME 16  /* the last committed frame */
+#define TDE_INDEX_PAGES 20     /* and the page count with it */
 #define TDE_INDEX_SALT_AT 32
 #define TDE_INDEX_SALT 8 /* bytes of it */
 #define TDE_INDEX_COPY 48
@@ -73,11 +74,12 @@ typedef struct tde_db {
 
 /* What a WAL or journal has: its generation. */
 typedef struct tde_generation {
-  int valid;   /* s.salt and seen are of a generation */
-  int checked; /* ... and it was compared in this transaction */
+  int valid;       /* s.salt and seen are of a generation */
+  int checked;     /* ... and it was compared in this transaction */
   uint32_t commit; /* WAL: the frame being written ends a transaction: the pages then; else 0 */
-  int indexed; /* WAL: index_salt says what the wal-index called this generation */
-  uint32_t pages; /* WAL: of the database, by the last commit frame written or recovered here */
+  int indexed;     /* WAL: index_salt says what the wal-index called this generation */
+  uint32_t pages;  /* WAL: of the database, by the last commit frame written or recovered here */
+  uint32_t last;   /* ... which is this one; 0: none of this generation */
   uint8_t index_salt[TDE_INDEX_SALT];
   uint8_t seen[TDE_PREFIX_BYTES];
 } tde_generation;

@@ -52,10 +52,10 @@ typedef struct snap {
   uint8_t *batch; /* READ_UNITS records of the file */
   uint64_t batch_at;
   uint32_t batch_n;
-  uint8_t *plain; /* one unit */
-  uint8_t *out;   /* one record */
-  uint8_t *frame; /* one record of the WAL, then its plaintext */
-  uint64_t sealed; /* by this file, when the snapshot began */
+  uint8_t *plain;               /* one unit */
+  uint8_t *out;                 /* one record */
+  uint8_t *frame;               /* one record of the WAL, then its plaintext */
+  uint64_t sealed;              /* by this file, when the snapshot began */
   uint8_t salt[TDE_SALT_BYTES]; /* the log's generation then */
 } snap;
 
@@ -164,26 +164,29 @@ static int open_unit(snap *s, uint64_t i, const uint8_t **record, int *opened) {
 
 /* ---- the WAL ---- */
 
-/* A consistent copy of the wal-index header: its two copies agree, and the header has
+/* The header has
 ** not changed when the count of frames restored has been read: a restart of the log
 ** writes the header first (wal.c, walRestartHdr), so that count is this log's. */
-static int read_index(tde_file *f, uint32_t *frames, uint32_t *pages, uint32_t *restored) {
+int tde_snapshot_index(tde_file *f, tde_index_view *out) {
   const char *shm = (const char *)f->db->index;
   uint8_t a[TDE_INDEX_COPY], b[TDE_INDEX_COPY];
+  uint16_t size;
 
-  *frames = *pages = *restored = 0;
+  memset(out, 0, sizeof(*out));
   if (!shm) return SQLITE_OK;
   for (int tries = 0; tries < 1000; tries++) {
     memcpy(a, shm, sizeof(a));
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, shm + TDE_INDEX_COPY, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    *restored = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
+    out->restored = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, shm, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    memcpy(frames, a + TDE_INDEX_MX_FRAME, sizeof(*frames));
-    memcpy(pages, a + TDE_INDEX_PAGES, sizeof(*pages));
+    memcpy(&out->frames, a + TDE_INDEX_MX_FRAME, sizeof(out->frames));
+    memcpy(&out->pages, a + TDE_INDEX_PAGES, sizeof(out->pages));
+    memcpy(&size, a + TDE_INDEX_PAGE_SIZE, sizeof(size));
+    out->page_size = size == 1 ? 65536 : size;
     return SQLITE_OK;
   }
   return SQLITE_BUSY;
@@ -228,10 +231,13 @@ static int map_log(snap *s, uint32_t restored, uint32_t frames) {
 }
 
 static int take_wal(snap *s) {
-  uint32_t frames, restored;
-  int rc = read_index(s->f, &frames, &s->pages, &restored);
+  tde_index_view x;
+  int rc = tde_snapshot_index(s->f, &x);
 
-  if (rc == SQLITE_OK && s->f->db->wal && restored < frames) rc = map_log(s, restored, frames);
+  s->pages = x.pages;
+  if (rc == SQLITE_OK && s->f->db->wal && x.restored < x.frames) {
+    rc = map_log(s, x.restored, x.frames);
+  }
   return rc;
 }
 

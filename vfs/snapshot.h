@@ -26,6 +26,16 @@ typedef struct tde_snapshot_sink {
   int (*progress)(void *ctx, uint64_t done, uint64_t all);
 } tde_snapshot_sink;
 
+/* A consistent copy of what the wal-index's header says (its two copies agree); zeros
+** without a wal-index. SQLITE_BUSY: it changes all the time. */
+typedef struct tde_index_view {
+  uint32_t frames;    /* committed */
+  uint32_t restored;  /* of these: in the database file already */
+  uint32_t pages;     /* of the database; 0: no commit was seen since a recovery */
+  uint32_t page_size; /* 0 likewise */
+} tde_index_view;
+int tde_snapshot_index(tde_file *f, tde_index_view *out);
+
 /* Hands over what opens, changing or not. Does nothing in WAL mode. SQLite codes. */
 int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink);
 /* Hands over every unit of the snapshot. *size: its logical size in bytes. Unit 0 is

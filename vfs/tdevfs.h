@@ -117,17 +117,31 @@ typedef struct tde_verify_result {
   uint64_t wal_cut;               /* of these: authentic, but behind one that is not: a crash
                                     ** leaves such, and so does damage that cuts the log off */
   uint64_t superseded;            /* main units that do not open, of whose pages the WAL holds
-                                    ** newer versions: a checkpoint was cut short, nothing is lost */
+                                    ** newer versions: a checkpoint was cut short, nothing is lost;
+                                    ** or which are behind the end that the WAL's last commit has */
   uint64_t bad;                   /* all bad units, listed or not */
   int truncated;                  /* the file is shorter than page 1 says */
   int torn;                       /* the file ends within a unit */
 } tde_verify_result;
 
-/* Opens every unit of the database and of its WAL as they are on disk. on_bad
+/* How far a log whose wal-index is not shared has come, as SQLite's checkpoint said. */
+typedef struct tde_verify_log {
+  uint32_t frames;   /* committed */
+  uint32_t restored; /* of these: in the database file already */
+} tde_verify_log;
+
+/* Is there a log whose wal-index this connection keeps to itself, or can not read
+** (locking_mode=EXCLUSIVE, no right to the file)? */
+int tde_file_log_unshared(tde_file *f);
+
+/* Opens every unit of the database and of its WAL as they are on disk. log: for one that
+** is unshared; NULL: what this connection wrote and recovered counts, and nothing of it is
+** taken to be in the database file. on_bad
 ** may return non-zero to stop; progress (may be NULL) gets units done and in
 ** all, and stops the run by returning non-zero (SQLITE_INTERRUPT). The caller
 ** holds a read transaction. Returns an SQLite code; bad units are no error. */
-int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
+int tde_file_verify(tde_file *f, const tde_verify_log *log,
+                    int (*on_bad)(void *, const tde_bad_unit *),
                     int (*progress)(void *, uint64_t done, uint64_t all), void *ctx,
                     tde_verify_result *out, tde_status *st);
 

@@ -2,14 +2,22 @@
 ** verify.c: opens every unit of a database and of its WAL as they are on disk.
 **
 ** What counts in a WAL is what the wal-index says: frames 1 to mxFrame. Those
-** must open. Behind them lies what a rolled-back or unfinished transaction or
-** an older generation left: void for SQLite, and no damage.
+** must open: a recovery goes through all of them. Behind them lies what a rolled-back
+** or unfinished transaction or an older generation left: void for SQLite, and no damage.
+** Who begins to read takes a page from the WAL only where its frame was not checkpointed
+** yet (wal.c: minFrame), so only such a frame stands in for a unit of the database file.
+** Without a wal-index that is shared (locking_mode=EXCLUSIVE) the caller has asked SQLite,
+** or what this connection itself wrote and recovered is taken.
 **
 ** The records are read through this connection's own lower handles (a second
 ** open of the file in this process would cost SQLite its POSIX locks). A unit
 ** that fails is read again a few times: a checkpoint may be writing it. Page
 ** content never leaves this module. With a shared cache, another connection's thread
 ** may be at work in the same file: each unit is opened with the file entered.
+**
+** A read transaction that began when all was checkpointed does not keep others from
+** beginning the log anew, but keeps them from a checkpoint afterwards (wal.c,
+** walTryBeginRead): the new log is looked at then.
 */
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +26,14 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 #include "shim.h"
+#include "snapshot.h"
 
 SQLITE_EXTENSION_INIT3
 
 #define REREADS 5
 #define REREAD_USEC 1000
 #define PROGRESS_EVERY 256
+#define LOG_TRIES 5
 
 typedef struct verifier {
   int (*on_bad)(void *, const tde_bad_unit *);
@@ -31,12 +41,14 @@ typedef struct verifier {
   void *ctx;
   uint64_t done, all;
   tde_verify_result *out;
-  uint32_t *pages; /* page numbers in live WAL frames, ascending */
+  uint32_t *pages; /* page numbers in frames that were not checkpointed, ascending */
   uint64_t npages;
-  uint32_t unit;      /* of the database file */
-  uint32_t page_size; /* of the WAL; 0: none */
-  uint32_t count;     /* pages of the database, as the last commit in the WAL has it */
-  uint32_t frames;    /* which ended with this one */
+  uint32_t *spoilt; /* frames that do not open */
+  uint64_t nspoilt;
+  uint32_t unit;             /* of the database file */
+  uint32_t page_size;        /* of the log; 0: it does not tell */
+  uint32_t frames, restored; /* committed; of these: in the database file already */
+  uint32_t count; /* pages of the database, as the log's last commit has it; 0: page 1 tells */
 } verifier;
 
 static int report_bad(verifier *v, const char *role, uint64_t index, tde_class c) {
@@ -82,25 +94,15 @@ static tde_class open_patiently(tde_file *f, uint64_t i, uint8_t *b, int *rc) {
   return c;
 }
 
-/* True while the WAL may hold pages that the database file still lacks. */
-static int wal_holds_frames(const tde_file *f) {
-  sqlite3_int64 lower = 0;
-  tde_file *w = f->db->wal;
-
-  if (!w) return 0;
-  return LOWER(w)->xFileSize(w->lower, &lower) != SQLITE_OK || lower > 0;
-}
-
 /* Is the file as long as page 1 says? Page count at 28, valid when the version
 ** at 92 equals the change counter at 24 (SQLite file format, section 1.3). An
 ** incomplete record behind the last page is what a crash left of a page that
 ** was rolled back: no damage. */
-static void check_length(tde_file *f, const uint8_t *page1, uint64_t units, uint64_t rest,
-                         verifier *v) {
+static void check_length(const uint8_t *page1, uint64_t units, uint64_t rest, verifier *v) {
   uint32_t page = (uint32_t)page1[16] << 8 | page1[17], count = tde_get32be(page1 + 28);
 
   if (page == 1) page = 65536;
-  if (wal_holds_frames(f) || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
+  if (v->count || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
   if (page >= 512 && (uint64_t)count * page > units * v->unit) {
     v->out->truncated = rest == 0;
     v->out->torn = rest != 0;
@@ -112,14 +114,26 @@ static int by_number(const void *a, const void *b) {
   return x < y ? -1 : x > y;
 }
 
-/* True when the WAL holds every page that unit i has a part of. */
+static int is_logged(const verifier *v, uint64_t page) {
+  uint32_t number = (uint32_t)(page + 1);
+
+  return v->npages && bsearch(&number, v->pages, v->npages, sizeof(number), by_number) != NULL;
+}
+
+/* Does the log's last commit leave out unit i? A checkpoint cuts it off. */
+static int is_beyond(const verifier *v, uint64_t i) {
+  return v->count && v->page_size && i * v->unit >= (uint64_t)v->count * v->page_size;
+}
+
+/* True when nobody reads unit i of the file: the WAL holds every page that it has a part
+** of, or the database has become shorter. */
 static int superseded(const verifier *v, uint64_t i) {
   uint64_t from = i * v->unit, to = from + v->unit - 1;
 
+  if (is_beyond(v, i)) return 1;
   if (!v->npages) return 0;
   for (uint64_t p = from / v->page_size; p <= to / v->page_size; p++) {
-    uint32_t number = (uint32_t)(p + 1);
-    if (!bsearch(&number, v->pages, v->npages, sizeof(number), by_number)) return 0;
+    if (!is_logged(v, p)) return 0;
   }
   return 1;
 }
@@ -129,14 +143,13 @@ static int superseded(const verifier *v, uint64_t i) {
 static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) {
   uint32_t pages = 0;
 
-  if (!v->count) return;
-  if (f->db->index && (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
-    return; /* somebody has committed since: the next run will see */
+  if (!v->count || !v->page_size) return;
+  if (f->db->index && !f->db->shm_locks &&
+      (tde_wal_index(f, &pages) != v->frames || pages != v->count)) {
+    return; /* page 1 kept us from a read transaction, and somebody has committed since */
   }
   for (uint64_t p = units * v->unit / v->page_size; p < v->count; p++) {
-    uint32_t number = (uint32_t)(p + 1);
-    if (p * v->page_size == TDE_HOLE_START) continue;
-    if (bsearch(&number, v->pages, v->npages, sizeof(number), by_number)) continue;
+    if (p * v->page_size == TDE_HOLE_START || is_logged(v, p)) continue;
     v->out->truncated = 1;
     return;
   }
@@ -155,6 +168,22 @@ static int measure(tde_file *f, verifier *v, uint64_t *units, uint64_t *rest) {
   return rc;
 }
 
+/* What became of unit i. */
+static int judge_unit(verifier *v, uint64_t i, tde_class c) {
+  if (c == TDE_OK) {
+    v->out->main_units++;
+  } else if (c != TDE_TAMPERED && c != TDE_TORN && c != TDE_TRUNCATED) {
+    return tde_class_rc(c);
+  } else if (c == TDE_TRUNCATED && is_beyond(v, i)) {
+    return SQLITE_OK; /* a checkpoint has cut it off since */
+  } else if (superseded(v, i)) {
+    v->out->superseded++;
+  } else {
+    return report_bad(v, "main", i, c);
+  }
+  return SQLITE_OK;
+}
+
 static int verify_main(tde_file *f, verifier *v) {
   uint64_t units, rest = 0;
   uint32_t n;
@@ -169,16 +198,8 @@ static int verify_main(tde_file *f, verifier *v) {
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
     tde_class c = open_patiently(f, i, b, &rc);
     if (rc) break;
-    if (c && c != TDE_TAMPERED && c != TDE_TORN && c != TDE_TRUNCATED) {
-      rc = tde_class_rc(c);
-    } else if (c && superseded(v, i)) {
-      v->out->superseded++;
-    } else if (c) {
-      rc = report_bad(v, "main", i, c);
-    } else {
-      v->out->main_units++;
-      if (i == 0) check_length(f, b + n, units, rest, v);
-    }
+    rc = judge_unit(v, i, c);
+    if (c == TDE_OK && i == 0) check_length(b + n, units, rest, v);
     if (rc == SQLITE_OK) rc = step(v);
   }
   if (rc == SQLITE_OK) check_logged_length(f, v, units);
@@ -188,24 +209,33 @@ static int verify_main(tde_file *f, verifier *v) {
 }
 
 typedef struct wal_walk {
-  uint64_t last; /* the last frame that counts; without shared memory it is */
+  uint64_t units;               /* records that the file has */
   uint8_t salt[TDE_SALT_BYTES]; /* of the generation that is verified */
-  const uint8_t *plain; /* the record that was opened */
-  int known;     /* not known: the unbroken chain of authentic frames is taken */
-  int broken;    /* a record did not open */
+  const uint8_t *plain;         /* the record that was opened */
+  int headless;                 /* committed frames have no prefix, or not theirs */
+  int broken;                   /* a record did not open */
 } wal_walk;
 
-/* A frame that counts: its page, and the database's pages where it ends a transaction
-** (SQLite file format, section 4.1). */
-static void note_frame(verifier *v, uint64_t i, const uint8_t *frame) {
-  v->pages[v->npages++] = tde_get32be(frame);
-  if (tde_get32be(frame + 4) == 0) return;
-  v->count = tde_get32be(frame + 4);
-  v->frames = (uint32_t)i;
+/* Is the log's prefix on disk another than the one that this connection goes by? */
+static int prefix_differs(tde_file *w) {
+  uint8_t b[TDE_PREFIX_BYTES];
+
+  return LOWER(w)->xRead(w->lower, b, (int)sizeof(b), 0) != SQLITE_OK ||
+         memcmp(b, w->gen.seen, sizeof(b)) != 0;
 }
 
-/* SQLITE_LOCKED: a connection with the same cache, which our read transaction does not keep
-** from it, began the log anew. */
+/* Has the log been begun anew since we began with it? A prefix that is damaged while the
+** wal-index names its frames is left alone: who knows it still reads them. */
+static int begun_anew(tde_file *w, const wal_walk *k) {
+  if (memcmp(w->s.salt, k->salt, sizeof(k->salt)) != 0) return 1;
+  if (!w->gen.valid || !w->db->index || !prefix_differs(w)) return 0;
+  w->gen.checked = 0;
+  return tde_log_refresh(w) == SQLITE_OK &&
+         (!w->gen.valid || memcmp(w->s.salt, k->salt, sizeof(k->salt)) != 0);
+}
+
+/* SQLITE_LOCKED: the log was begun anew, which our read transaction does not keep others
+** from when it needs nothing of the log, nor a connection with the same cache. */
 static int open_frame(tde_file *w, wal_walk *k, uint64_t i, uint8_t *b, tde_class *c) {
   tde_sealed *s = &w->s;
   uint32_t got;
@@ -217,69 +247,150 @@ static int open_frame(tde_file *w, wal_walk *k, uint64_t i, uint8_t *b, tde_clas
   k->plain = b + tde_record_size(&s->geo, i);
   if (rc == SQLITE_OK) *c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
-  if (rc == SQLITE_OK && *c && tde_log_begun_anew(w, k->salt)) rc = SQLITE_LOCKED;
+  if (rc == SQLITE_OK && *c && begun_anew(w, k)) rc = SQLITE_LOCKED;
   tde_file_leave(w->db->file);
   return rc;
+}
+
+/* A frame that counts: its page, and the database's pages where it ends the last
+** transaction (SQLite file format, section 4.1). */
+static void note_frame(tde_file *w, verifier *v, uint64_t i, const uint8_t *frame) {
+  if (i > v->restored) v->pages[v->npages++] = tde_get32be(frame);
+  if (i == v->frames && !w->db->index) v->count = tde_get32be(frame + 4);
 }
 
 /* One record of the WAL. b: record, then plaintext. */
 static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
   tde_class c;
-  int rc = open_frame(w, k, i, b, &c), counts = k->known ? i <= k->last : !k->broken;
+  int rc = open_frame(w, k, i, b, &c);
 
   if (rc) return rc;
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
-  if (c == TDE_OK && counts) {
-    v->out->wal_units++;
-    if (i > 0) note_frame(v, i, k->plain);
+  if (i <= v->frames) {
+    if (c) v->spoilt[v->nspoilt++] = (uint32_t)i;
+    v->out->wal_units += c == TDE_OK;
+    if (c == TDE_OK && i > 0) note_frame(w, v, i, k->plain);
     return SQLITE_OK;
   }
-  if (c && k->known && counts) return report_bad(v, "wal", i, c);
   if (c == TDE_OK && k->broken) v->out->wal_cut++;
   if (c) k->broken = 1;
   v->out->wal_stale++;
   return SQLITE_OK;
 }
 
-static int verify_wal(tde_file *f, verifier *v) {
+/* Which frames count. */
+static int read_index(tde_file *f, const tde_verify_log *log, verifier *v) {
+  const tde_generation *g = &f->db->wal->gen;
+  tde_index_view x;
+  int rc;
+
+  if (f->db->index) {
+    rc = tde_snapshot_index(f, &x);
+    v->frames = x.frames;
+    v->restored = x.restored;
+    v->count = x.pages;
+    v->page_size = x.page_size;
+    return rc;
+  }
+  v->frames = log ? log->frames : g->last;
+  v->restored = log ? log->restored : 0;
+  v->count = g->pages;
+  v->page_size = g->valid ? f->db->wal->s.geo.unit - TDE_WAL_FRAME_HEAD : 0;
+  return SQLITE_OK;
+}
+
+/* Where the log is, and what of it counts. In this order: another connection may be
+** appending, and then the file is longer than the index says, never shorter; unless it
+** was begun anew. SQLITE_LOCKED: it seems so. */
+static int look_at_log(tde_file *f, const tde_verify_log *log, verifier *v, wal_walk *k) {
   tde_file *w = f->db->wal;
   sqlite3_int64 lower = 0;
-  wal_walk k = {.last = 0};
-  uint64_t units = 0, rest;
-  uint32_t n;
-  uint8_t *b;
-  int rc, valid;
+  uint64_t rest;
+  int rc;
 
-  /* In this order: another connection may be appending, and then the file is
-  ** longer than the index says, never shorter. */
-  tde_file_enter(f);
+  if (!w->gen.valid) w->gen.checked = 0;
   rc = tde_log_refresh(w);
-  memcpy(k.salt, w->s.salt, sizeof(k.salt));
-  k.last = tde_wal_index(f, NULL);
-  k.known = f->db->index != NULL;
+  memset(k, 0, sizeof(*k));
+  memcpy(k->salt, w->s.salt, sizeof(k->salt));
+  if (rc == SQLITE_OK) rc = read_index(f, log, v);
   if (rc == SQLITE_OK) rc = LOWER(w)->xFileSize(w->lower, &lower);
-  valid = rc == SQLITE_OK && lower > 0 && w->gen.valid;
+  if (rc) return rc;
+  if (lower > 0 && w->gen.valid) k->units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
+  if (v->frames == 0) return SQLITE_OK;
+  if (begun_anew(w, k)) return SQLITE_LOCKED;
+  k->headless = !w->gen.valid || prefix_differs(w);
+  return SQLITE_OK;
+}
+
+/* Looks again where committed frames have no prefix: the log may just be begun anew. */
+static int settle_log(tde_file *f, const tde_verify_log *log, verifier *v, wal_walk *k) {
+  int rc = SQLITE_OK;
+
+  k->headless = 1;
+  for (int i = 0; rc == SQLITE_OK && k->headless && i < REREADS; i++) {
+    if (i) usleep(REREAD_USEC);
+    tde_file_enter(f);
+    rc = look_at_log(f, log, v, k);
+    tde_file_leave(f);
+  }
+  return rc;
+}
+
+static int walk_log(tde_file *f, const tde_verify_log *log, verifier *v) {
+  tde_file *w = f->db->wal;
+  wal_walk k;
+  size_t n;
+  uint8_t *b;
+  int rc = settle_log(f, log, v, &k);
+
+  if (rc || (k.units == 0 && v->frames == 0)) return rc;
   n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
-  if (valid) units = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
-  tde_file_leave(f);
-  if (!valid) return rc;
-  v->all += units;
-  v->page_size = n - TDE_UNIT_OVERHEAD - TDE_WAL_FRAME_HEAD;
-  v->pages = sqlite3_malloc64((units + 1) * sizeof(*v->pages));
-  b = sqlite3_malloc64(2 * (size_t)n);
-  if (!v->pages || !b) rc = SQLITE_NOMEM;
-  for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
+  v->all += k.units;
+  v->pages = sqlite3_malloc64((k.units + 1) * sizeof(*v->pages));
+  v->spoilt = sqlite3_malloc64((k.units + 2) * sizeof(*v->spoilt));
+  b = sqlite3_malloc64(2 * n);
+  if (!v->pages || !v->spoilt || !b) rc = SQLITE_NOMEM;
+  if (rc == SQLITE_OK && k.headless) v->spoilt[v->nspoilt++] = 0;
+  for (uint64_t i = 0; rc == SQLITE_OK && i < k.units; i++) {
     rc = verify_frame(w, v, &k, i, b);
     if (rc == SQLITE_OK) rc = step(v);
   }
-  if (rc == SQLITE_OK && k.known && k.last >= units && k.last > 0) v->out->torn = 1;
-  if (b) tde_wipe(b, 2 * (size_t)n);
+  if (rc == SQLITE_OK && v->frames > 0 && v->frames >= k.units) v->out->torn = 1;
+  if (b) tde_wipe(b, 2 * n);
   sqlite3_free(b);
+  return rc;
+}
+
+static void forget_log(verifier *v) {
+  sqlite3_free(v->pages);
+  sqlite3_free(v->spoilt);
+  v->pages = v->spoilt = NULL;
+  v->npages = v->nspoilt = 0;
+  v->done = v->all = 0;
+}
+
+/* What was found in a log that was then begun anew says nothing. */
+static int verify_wal(tde_file *f, const tde_verify_log *log, verifier *v) {
+  int rc = SQLITE_LOCKED;
+
+  for (int k = 0; rc == SQLITE_LOCKED && k < LOG_TRIES; k++) {
+    forget_log(v);
+    memset(v->out, 0, sizeof(*v->out));
+    rc = walk_log(f, log, v);
+  }
+  for (uint64_t k = 0; rc == SQLITE_OK && k < v->nspoilt; k++) {
+    rc = report_bad(v, "wal", v->spoilt[k], TDE_TAMPERED);
+  }
   if (v->npages) qsort(v->pages, v->npages, sizeof(*v->pages), by_number);
   return rc;
 }
 
-int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
+int tde_file_log_unshared(tde_file *f) {
+  return f->db->wal && !f->db->index;
+}
+
+int tde_file_verify(tde_file *f, const tde_verify_log *log,
+                    int (*on_bad)(void *, const tde_bad_unit *),
                     int (*progress)(void *, uint64_t, uint64_t), void *ctx, tde_verify_result *out,
                     tde_status *st) {
   verifier v;
@@ -300,12 +411,12 @@ int tde_file_verify(tde_file *f, int (*on_bad)(void *, const tde_bad_unit *),
     return f->plain ? SQLITE_ERROR : tde_class_rc(f->db->last.code);
   }
   if (f->db->state == TDE_STATE_NEW) return SQLITE_OK;
-  if (f->db->wal) rc = verify_wal(f, &v);
+  if (f->db->wal) rc = verify_wal(f, log, &v);
   if (rc == SQLITE_OK) rc = verify_main(f, &v);
-  sqlite3_free(v.pages);
+  forget_log(&v);
   if (rc == SQLITE_LOCKED) {
     tde_fail(st, TDE_BUSY, "try again, or verify through a connection without a shared cache",
-             "%s: its log was begun anew meanwhile", f->path);
+             "%s: its log was begun anew again and again meanwhile", f->path);
   } else if (rc) {
     tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "check the disk",
              "%s: not verified to the end: %s", f->path, sqlite3_errstr(rc));
