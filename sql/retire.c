@@ -48,7 +48,8 @@ static void add(retire *r, tde_json *list, const char *path, const char *member,
 
 /* An entry of a database's key list. */
 static int is_listed(const tde_json *entry, const char *key) {
-  const char *id = tde_json_get_text(entry, "key_id"), *version = tde_json_get_text(entry, "version");
+  const char *id = tde_json_get_text(entry, "key_id"),
+             *version = tde_json_get_text(entry, "version");
   const char *thumb = tde_json_get_text(entry, "thumbprint");
   tde_key_info info;
 
@@ -66,7 +67,8 @@ static void check_doc(retire *r, const char *path, const tde_keydoc *doc) {
   int n = tde_keydoc_needed(doc, infos, TDE_EPOCHS_MAX), needs = 0;
 
   for (int i = 0; i < n && !needs; i++) needs = tde_key_named(&infos[i], r->key);
-  if (needs) add(r, r->needed, path, "reason", tde_json_get(all, "backup") ? "backup" : "protector");
+  if (needs)
+    add(r, r->needed, path, "reason", tde_json_get(all, "backup") ? "backup" : "protector");
   r->known |= needs;
   for (size_t i = 0; i < tde_json_count(list) && !r->known; i++) {
     r->known = is_listed(tde_json_at(list, i), r->key);
@@ -84,6 +86,10 @@ static void check_file(retire *r, const char *path, const char *vfs) {
     check_doc(r, path, v.doc);
   } else if (rc != SQLITE_NOTADB) {
     add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
+  } else if (v.head.unknown) {
+    add(r, r->unchecked, path, "error",
+        "neither a database nor a text: an encrypted database whose header is damaged looks so; "
+        "move it out of the folder if it is none");
   }
   tde_view_close(&v);
 }
@@ -215,7 +221,8 @@ static int exists(const retire *r, tde_status *st) {
   tde_class c;
 
   if (tde_is_thumbprint(r->key) || !r->inst) {
-    tde_fail(st, TDE_MISSING, "check it against tde_keylist and tde_instance_keylist, or name its id",
+    tde_fail(st, TDE_MISSING,
+             "check it against tde_keylist and tde_instance_keylist, or name its id",
              "nothing that was looked at knows the key %.120s", r->key);
     return 0;
   }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 
 SQLITE_EXTENSION_INIT3
@@ -141,7 +142,38 @@ static int may_look(const char *name) {
   return rc;
 }
 
-int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
+/* Has it no byte that a text has not? */
+static int is_text(const uint8_t *b, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    if (b[i] < ' ' && (b[i] < '\t' || b[i] > '\r') && b[i] != 0x1b) return 0;
+  }
+  return 1;
+}
+
+/* Does it begin as another file than a database of ours? One of SQLite's, a log or a
+** wal-index (wal.c: its version number, twice), a text. */
+static int begins_otherwise(const uint8_t head[2][TDE_SLOT_GULP]) {
+  static const uint8_t journal[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
+  const uint8_t *b = head[0];
+  const uint32_t index_version = 3007000, wal = tde_get32be(b) & ~1u;
+
+  return memcmp(b, "SQLite format 3", 16) == 0 || memcmp(b, journal, sizeof(journal)) == 0 ||
+         wal == 0x377f0682 || tde_is_log_magic(b) ||
+         (memcmp(b, &index_version, 4) == 0 &&
+          memcmp(b + TDE_INDEX_COPY, &index_version, 4) == 0) ||
+         (is_text(b, TDE_SLOT_GULP) && is_text(head[1], TDE_SLOT_GULP));
+}
+
+/* A file without a magic: may it be a database all the same, whose header is gone? */
+static int may_be_damaged(sqlite3_file *lower, const tde_slots *both) {
+  sqlite3_int64 size = 0;
+
+  if (lower->pMethods->xFileSize(lower, &size) != SQLITE_OK) return 1;
+  return size >= (sqlite3_int64)TDE_HEADER_BYTES && !begins_otherwise(both->head);
+}
+
+/* unknown: set where what there is may be a database whose header is gone. */
+static int peek(const char *path, const char *vfs, tde_header *out, int *unknown) {
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
   sqlite3_file *lower = NULL;
@@ -162,6 +194,7 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
     rc = tde_slots_read(lower, &counters, both);
     if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
+    if (rc == SQLITE_NOTADB) *unknown = may_be_damaged(lower, both);
   }
   (void)tde_lower_close(lower);
   tde_name_free(name);
@@ -169,11 +202,17 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   return rc;
 }
 
+int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
+  int unknown;
+  return peek(path, vfs, out, &unknown);
+}
+
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
   tde_header h;
-  int rc = tde_db_peek(path, vfs ? vfs : tde_vfs_base_name(), &h);
+  int unknown = 0, rc = peek(path, vfs ? vfs : tde_vfs_base_name(), &h, &unknown);
 
   memset(out, 0, sizeof(*out));
+  out->unknown = unknown;
   if (rc) return rc;
   memcpy(out->uuid, h.uuid, TDE_UUID_BYTES);
   out->sequence = h.sequence;

@@ -85,6 +85,8 @@ typedef struct tde_peek {
   uint32_t unit_size, epoch;
   char *doc;
   size_t ndoc;
+  int unknown; /* SQLITE_NOTADB: it is long enough for a database, and begins as no file that
+               ** is known here: one whose header is gone may be so */
 } tde_peek;
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
 
