@@ -111,6 +111,23 @@ static int split_id(const char *id, size_t n, key_parts *out) {
   return all_of(cut + 1, nver, 0) && copy_part(out->version, sizeof out->version, cut + 1, nver);
 }
 
+/* Key Vault tells neither names by their case nor the default port from none: one key has
+** one id here, the way that it is compared by everywhere. */
+static void canonical_base(const char *id, const key_parts *parts, char out[TDE_KEY_ID_MAX]) {
+  const char *port = id + SCHEME_LEN + strlen(parts->host);
+  size_t nname = strlen(parts->name), nhead = parts->nbase - nname, at = (size_t)(port - id);
+  memcpy(out, id, at);
+  if (strncmp(port, ":443/", 5) == 0) port += 4;
+  nhead -= (size_t)(port - id);
+  memcpy(out + at, port, nhead);
+  at += nhead;
+  for (size_t i = 0; i < nname; i++) {
+    char c = parts->name[i];
+    out[at++] = c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+  }
+  out[at] = 0;
+}
+
 static int azure_matches(const char *key_id) {
   return strncmp(key_id, SCHEME, SCHEME_LEN) == 0;
 }
@@ -125,8 +142,7 @@ static tde_class azure_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX]
                     "lower case",
                     "the key id %.200s is not that of a key in a vault", key_id);
   }
-  memcpy(base_id, key_id, parts.nbase);
-  base_id[parts.nbase] = 0;
+  canonical_base(key_id, &parts, base_id);
   memcpy(version, parts.version, sizeof parts.version);
   return TDE_OK;
 }

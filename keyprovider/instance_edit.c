@@ -138,7 +138,7 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
   for (size_t i = 0; i < tde_json_count(keys); i++) {
     const tde_json *have = tde_json_at(keys, i);
     const char *id = tde_json_get_text(have, "key_id"), *ver = tde_json_get_text(have, "version");
-    if (id == NULL || ver == NULL || strcmp(id, info->base_id) != 0 ||
+    if (id == NULL || ver == NULL || !tde_key_ids_match(id, info->base_id) ||
         strcmp(ver, info->version) != 0) {
       continue;
     }

@@ -511,8 +511,10 @@ int tde_keydoc_wrap_info(const tde_keydoc *doc, uint32_t epoch, tde_key_info *ou
 int tde_key_named(const tde_key_info *info, const char *key) {
   char full[TDE_KEY_ID_MAX], hex[2 * TDE_THUMB_BYTES + 1];
   size_t n = strlen(key);
-  tde_key_full_id(info, full);
   tde_hex(info->thumbprint, TDE_THUMB_BYTES, hex);
-  return strcmp(key, full) == 0 || strcmp(key, info->base_id) == 0 ||
-         (n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES && strncasecmp(key, hex, n) == 0);
+  if (n >= 2 * TDE_THUMB_SHOWN && n <= 2 * TDE_THUMB_BYTES && strncasecmp(key, hex, n) == 0) {
+    return 1;
+  }
+  tde_key_full_id(info, full);
+  return tde_key_ids_match(key, full);
 }

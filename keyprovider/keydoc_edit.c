@@ -226,9 +226,7 @@ static tde_json *entry_of(tde_json *keys, const tde_key_info *info) {
     tde_json *e = tde_json_at(keys, i);
     tde_key_info have;
     tde_keydoc_info_of(e, &have);
-    if (strcmp(have.base_id, info->base_id) == 0 && strcmp(have.version, info->version) == 0) {
-      return e;
-    }
+    if (tde_key_same_version(&have, info)) return e;
   }
   return NULL;
 }
@@ -241,7 +239,8 @@ int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now) {
     if (tde_json_append(keys, new_list_entry(info, now)) != 0) return -1;
     e = tde_json_at(keys, tde_json_count(keys) - 1);
   }
-  int failed = 0;
+  /* As the wraps now spell it. */
+  int failed = tde_json_set_text(e, "key_id", info->base_id);
   if (tde_json_get_int(e, "first_used", 0) == 0) failed |= tde_json_set_int(e, "first_used", now);
   /* Until now the others were in use; the protector's time goes on. */
   for (size_t i = 0; i < tde_json_count(keys); i++) {
@@ -290,10 +289,7 @@ static int is_protector(const tde_keydoc *doc, const tde_key_info *info) {
   tde_key_info needed[TDE_EPOCHS_MAX];
   int n = tde_keydoc_needed(doc, needed, TDE_EPOCHS_MAX);
   for (int i = 0; i < n; i++) {
-    if (strcmp(needed[i].base_id, info->base_id) == 0 &&
-        strcmp(needed[i].version, info->version) == 0) {
-      return 1;
-    }
+    if (tde_key_same_version(&needed[i], info)) return 1;
   }
   return 0;
 }

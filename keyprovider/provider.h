@@ -112,7 +112,8 @@ typedef struct tde_provider {
   const char *name;               /* "local", "azure", ... */
   /* True when the key id is this provider's; looks at its form alone. */
   int (*matches)(const char *key_id);
-  /* Validates an id and splits it; version becomes "" when it names none. */
+  /* Validates an id and splits it; version becomes "" when it names none. base_id gets the
+  ** one spelling that this key has, whatever others its service takes for the same. */
   tde_class (*parse_id)(const char *key_id, char base_id[TDE_KEY_ID_MAX], char version[128],
                         tde_status *st);
   /* Begins: fills req and returns TDE_STEP_SEND, or finishes at once. */
@@ -140,6 +141,13 @@ extern _Atomic(tde_http_send_fn) tde_http_sender;
 
 /* The provider of this key id, or NULL with st set (TDE_UNSUPPORTED). */
 const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
+
+/* Do two ids name the same key, however each is spelt? Of one version, where both name
+** one (versions are compared without case: what differs by that alone counts as the same). */
+int tde_key_ids_match(const char *a, const char *b);
+
+/* The same of two key versions. */
+int tde_key_same_version(const tde_key_info *a, const tde_key_info *b);
 
 /* The whole id of a key version: "base/version", as op->info names it. */
 void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]);

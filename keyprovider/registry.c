@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #include "../ext/base/crypto.h"
@@ -52,6 +53,26 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
   tde_fail(st, TDE_UNSUPPORTED, "check the key id's form, e.g. local:NAME",
            "no key provider of this build takes the key id %.200s", key_id);
   return NULL;
+}
+
+/* Splits an id; one that no provider takes is its own spelling. */
+static void split_id(const char *key_id, char base[TDE_KEY_ID_MAX], char version[128]) {
+  const tde_provider *p = tde_provider_find(key_id, NULL);
+  if (p != NULL && p->parse_id(key_id, base, version, NULL) == TDE_OK) return;
+  snprintf(base, TDE_KEY_ID_MAX, "%s", key_id);
+  version[0] = 0;
+}
+
+int tde_key_ids_match(const char *a, const char *b) {
+  char base[2][TDE_KEY_ID_MAX], version[2][128];
+  split_id(a, base[0], version[0]);
+  split_id(b, base[1], version[1]);
+  return strcmp(base[0], base[1]) == 0 && (version[0][0] == 0 || version[1][0] == 0 ||
+                                           strcasecmp(version[0], version[1]) == 0);
+}
+
+int tde_key_same_version(const tde_key_info *a, const tde_key_info *b) {
+  return strcmp(a->version, b->version) == 0 && tde_key_ids_match(a->base_id, b->base_id);
 }
 
 void tde_key_full_id(const tde_key_info *info, char out[TDE_KEY_ID_MAX]) {
@@ -283,6 +304,13 @@ static void outcomes_lock(void) {
   raw_lock();
 }
 
+/* The spelling that outcomes are kept under. */
+static void canonical_id(const char *key_id, char out[TDE_KEY_ID_MAX]) {
+  tde_key_info info;
+  split_id(key_id, info.base_id, info.version);
+  tde_key_full_id(&info, out);
+}
+
 static void note_outcome(const tde_op *op, tde_class rc, const tde_status *st) {
   char full[TDE_KEY_ID_MAX];
   tde_key_info id;
@@ -315,10 +343,12 @@ static void note_outcome(const tde_op *op, tde_class rc, const tde_status *st) {
 }
 
 int tde_provider_outcome(const char *key_id, tde_key_outcome *out) {
+  char full[TDE_KEY_ID_MAX];
   int found = 0;
+  canonical_id(key_id, full);
   outcomes_lock();
   for (int i = 0; outcomes.at != NULL && i < OUTCOMES && !found; i++) {
-    if (strcmp(outcomes.at[i].key_id, key_id) != 0) continue;
+    if (strcmp(outcomes.at[i].key_id, full) != 0) continue;
     *out = outcomes.at[i].o;
     found = 1;
   }

@@ -429,14 +429,16 @@ int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
 
 /* Is a database that inherits under another key than the instance's default? */
 static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
-  char protector[TDE_KEY_ID_MAX], base[TDE_KEY_ID_MAX], version[128];
-  const tde_provider *p;
+  char protector[TDE_KEY_ID_MAX], full[TDE_KEY_ID_MAX];
+  tde_key_info now;
 
   if (strcmp(facts->mode, "inherit") != 0) return 0;
   if (tde_instance_protector(inst, protector, NULL) != TDE_OK) return 0;
-  p = tde_provider_find(protector, NULL);
-  if (!p || p->parse_id(protector, base, version, NULL) != TDE_OK) return 0;
-  return strcmp(base, facts->key_id) != 0 || (version[0] && strcmp(version, facts->key_version) != 0);
+  if (!tde_provider_find(protector, NULL)) return 0;
+  memcpy(now.base_id, facts->key_id, sizeof(now.base_id));
+  memcpy(now.version, facts->key_version, sizeof(now.version));
+  tde_key_full_id(&now, full);
+  return !tde_key_ids_match(protector, full);
 }
 
 static sqlite3 *open_for_job(const tde_key_params *params) {

@@ -115,7 +115,7 @@ static void look_in_instance(restore *r, needed_key *k) {
   tde_key_full_id(&k->info, full);
   if (!k->as[0] && is_local(full)) look_up(r, k, full, "instance");
   if (k->as[0] || tde_instance_protector(r->inst, protector, NULL) != TDE_OK) return;
-  if (strcmp(protector, full) == 0 || strcmp(protector, k->info.base_id) == 0) {
+  if (tde_key_ids_match(protector, full)) {
     found(k, &k->info, "protector");
   }
 }

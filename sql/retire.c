@@ -178,18 +178,6 @@ static void check_folder(retire *r, const char *folder, int depth) {
 
 /* ---- the instance ---- */
 
-static int same_key(const char *a, const char *b) {
-  char base[2][TDE_KEY_ID_MAX], version[2][128];
-  const tde_provider *p = tde_provider_find(a, NULL), *q = tde_provider_find(b, NULL);
-
-  if (!p || p != q || p->parse_id(a, base[0], version[0], NULL) != TDE_OK ||
-      p->parse_id(b, base[1], version[1], NULL) != TDE_OK) {
-    return 0;
-  }
-  return strcmp(base[0], base[1]) == 0 &&
-         (!version[0][0] || !version[1][0] || strcmp(version[0], version[1]) == 0);
-}
-
 static void check_instance(retire *r) {
   const char *named = tde_subject_instance(r->db, 0, NULL, 0);
   char protector[TDE_KEY_ID_MAX];
@@ -202,7 +190,7 @@ static void check_instance(retire *r) {
     add(r, r->unchecked, named ? named : "the default instance", "error", st.message);
     return;
   }
-  needs = same_key(r->key, protector);
+  needs = tde_key_ids_match(r->key, protector);
   for (int i = 0; i < tde_instance_nkeys(r->inst); i++) {
     const tde_key_info *k = tde_instance_key(r->inst, i);
     if (!tde_key_named(k, r->key)) continue;

@@ -24,6 +24,7 @@
 #include "keyprovider/http.h"
 #include "keyprovider/instance.h"
 #include "keyprovider/jwt.h"
+#include "keyprovider/keydoc.h"
 #include "keyprovider/request.h"
 #include "keyprovider/token.h"
 #include "tests/unit/tree.h"
@@ -250,10 +251,34 @@ static void key_ids(void) {
     if (!refused) printf("taken: %s\n", bad[i]);
     CHECK(refused && base[0] == 0);
   }
+  static const char *const same[] = {"https://v.vault.azure.net:443/keys/Key-1", "https://v.vault.azure.net/keys/KEY-1",
+                                     "https://v.vault.azure.net/keys/key-1"};
+  for (size_t i = 0; i < COUNT(same); i++) {
+    CHECK(tde_provider_azure.parse_id(same[i], base, version, NULL) == TDE_OK);
+    CHECK(strcmp(base, "https://v.vault.azure.net/keys/key-1") == 0 && version[0] == 0);
+  }
+  CHECK(tde_provider_azure.parse_id("https://v.net:4430/keys/K/V1", base, version, NULL) == TDE_OK);
+  CHECK(strcmp(base, "https://v.net:4430/keys/k") == 0 && strcmp(version, "V1") == 0);
   memset(text, 'k', sizeof text);
   memcpy(text, VAULT "/keys/", strlen(VAULT "/keys/"));
   text[sizeof text - 1] = 0;
   CHECK(tde_provider_azure.parse_id(text, base, version, NULL) == TDE_MISCONFIGURED);
+}
+
+/* A file keeps the spelling that an id had when it was written. */
+static void spellings(void) {
+  tde_key_info old = {.base_id = "https://v.vault.azure.net:443/keys/MyKey", .version = "abc1"}, now = old;
+  static const char *const yes[] = {"https://v.vault.azure.net/keys/mykey", "https://v.vault.azure.net/keys/MYKEY/abc1",
+                                    "https://v.vault.azure.net:443/keys/mykey/ABC1"};
+  static const char *const no[] = {"https://v.vault.azure.net/keys/mykey2", "https://v.vault.azure.net/keys/mykey/abc2",
+                                   "https://v.vault.azure.net:444/keys/mykey", "https://w.vault.azure.net/keys/mykey",
+                                   "local:mykey", "mykey", ""};
+  for (size_t i = 0; i < COUNT(yes); i++) CHECK(tde_key_named(&old, yes[i]));
+  for (size_t i = 0; i < COUNT(no); i++) CHECK(!tde_key_named(&old, no[i]));
+  snprintf(now.base_id, sizeof now.base_id, "https://v.vault.azure.net/keys/mykey");
+  CHECK(tde_key_same_version(&old, &now));
+  snprintf(now.version, sizeof now.version, "abc2");
+  CHECK(!tde_key_same_version(&old, &now));
 }
 
 static void hosts(void) {
@@ -1444,6 +1469,7 @@ static void client_certificate(void) {
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"key_ids", key_ids},
+      {"spellings", spellings},
       {"hosts", hosts},
       {"challenges", challenges},
       {"custom_domain", custom_domain},
