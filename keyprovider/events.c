@@ -7,7 +7,8 @@
 **    rotation loses none;
 **  - the lock is waited for at most LOCK_WAIT_MS: a process that hangs on to it
 **    must not stop others from opening their databases;
-**  - a failure of the sink is never silent.
+**  - a failure of the sink is never silent;
+**  - nothing is written to a file, nor is it renamed, which is no log of ours.
 */
 #include "events.h"
 
@@ -29,6 +30,9 @@
 
 #define LOCK_WAIT_MS 2000
 #define LOCK_NAP_MS 5
+/* Every line begins so: object_of. */
+#define LINE_HEAD "{\"time\":\""
+#define LINE_HEAD_LEN (sizeof LINE_HEAD - 1)
 #define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
 
 /* ---- the event ---- */
@@ -195,6 +199,27 @@ static tde_class flag(const tde_json *obj, const char *file, const char *name, i
   return TDE_OK;
 }
 
+static int same_place(const struct stat *a, const struct stat *b) {
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Is this log one of the instance's own files, or among its keys? Folders are compared, not
+** their names. */
+static int is_instances_own(const char *log, const char *instance_file) {
+  char folder[1024], dir[TDE_PATH_MAX + 16];
+  struct stat of_log, of_instance;
+  const char *name = strrchr(log, '/') + 1;
+  snprintf(folder, sizeof folder, "%.*s", (int)(name - log), log);
+  const char *own = strrchr(instance_file, '/');
+  if (own == NULL || stat(folder, &of_log) != 0) return 0;
+  snprintf(dir, sizeof dir, "%.*s/", (int)(own - instance_file), instance_file);
+  if (stat(dir, &of_instance) == 0 && same_place(&of_log, &of_instance)) {
+    return name[0] == '.' || strncmp(name, "instance.json", 13) == 0;
+  }
+  snprintf(dir, sizeof dir, "%.*s/keys", (int)(own - instance_file), instance_file);
+  return stat(dir, &of_instance) == 0 && same_place(&of_log, &of_instance);
+}
+
 tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out, tde_status *st) {
   const tde_json *obj = tde_json_get(root, "audit");
   memset(out, 0, sizeof *out);
@@ -209,6 +234,9 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
     const char *text = tde_json_get_text(obj, "file");
     if (text == NULL || text[0] != '/' || strlen(text) >= sizeof out->file - 16) {
       return bad(st, file, "file", "is no absolute path");
+    }
+    if (is_instances_own(text, file)) {
+      return bad(st, file, "file", "names a file of the instance, or one among its keys");
     }
     memcpy(out->file, text, strlen(text) + 1);
   }
@@ -232,10 +260,42 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 
+/* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at. */
+static int is_ours(int fd) {
+  char head[LINE_HEAD_LEN];
+  ssize_t n = pread(fd, head, sizeof head, 0);
+  if (n < 0) return errno == EBADF;
+  return n == 0 || (n == (ssize_t)sizeof head && memcmp(head, LINE_HEAD, sizeof head) == 0);
+}
+
+static tde_class not_a_log(const tde_audit *a, const char *what, tde_status *st) {
+  return tde_fail(st, TDE_IO, "name a new file, or one that holds an audit already (tde_instance_set_audit)",
+                  "the audit file %.300s %s: nothing is written to it", a->file, what);
+}
+
+tde_class tde_audit_look(const tde_audit *a, tde_status *st) {
+  struct stat sb;
+  tde_class rc = TDE_OK;
+  if (a->file[0] == 0 || lstat(a->file, &sb) != 0) return TDE_OK;
+  if (!S_ISREG(sb.st_mode)) return not_a_log(a, "is no regular file", st);
+  int fd = open(a->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
+  if (fd < 0) return TDE_OK; /* whether it can be written will be seen */
+  if (!is_ours(fd)) rc = not_a_log(a, "holds something else than an audit", st);
+  close(fd);
+  return rc;
+}
+
 /* Not left to close(): a child forked meanwhile shares the description, and the lock. */
 static void unlock(int fd) {
   (void)flock(fd, LOCK_UN);
   close(fd);
+}
+
+/* Reading, too, shows what is in it; who may only append does without. */
+static int open_for_lines(const tde_audit *a) {
+  const int flags = O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK;
+  int fd = open(a->file, O_RDWR | flags, 0600);
+  return fd < 0 && errno == EACCES ? open(a->file, O_WRONLY | flags, 0600) : fd;
 }
 
 /* Opens and locks the file that has the name now; -1 with errno. *is: what it is under the
@@ -243,7 +303,7 @@ static void unlock(int fd) {
 static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
   struct stat by_name;
   for (;;) {
-    int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0600);
+    int fd = open_for_lines(a);
     if (fd < 0) return -1;
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
@@ -270,9 +330,25 @@ static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
   }
 }
 
-/* FILE.keep goes, FILE.1 becomes FILE.2, ..., FILE becomes FILE.1. */
+/* May the file go that has this name? */
+static int may_go(const char *name) {
+  int fd = open(name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
+  if (fd < 0) return errno == ENOENT || errno == EACCES;
+  int ours = is_ours(fd);
+  close(fd);
+  return ours;
+}
+
+/* FILE.keep goes, FILE.1 becomes FILE.2, ..., FILE becomes FILE.1. EEXIST: one of them is
+** no log. */
 static int rotate(const tde_audit *a) {
   char from[1100], to[1100];
+  for (int i = a->keep; i > 0; i--) {
+    snprintf(to, sizeof to, "%s.%d", a->file, i);
+    if (may_go(to)) continue;
+    errno = EEXIST;
+    return -1;
+  }
   for (int i = a->keep - 1; i >= 0; i--) {
     if (i == 0) snprintf(from, sizeof from, "%s", a->file);
     else snprintf(from, sizeof from, "%s.%d", a->file, i);
@@ -305,9 +381,32 @@ static void adopt(const tde_audit *a, int fd) {
   }
 }
 
+/* Says that the sink fails, but not with every event. */
+static void warn(const tde_status *st) {
+  int64_t now = (int64_t)time(NULL);
+  ring_lock();
+  int due = now - ring.last_warning >= 60;
+  if (due) ring.last_warning = now;
+  ring_unlock();
+  if (due) tde_log_status(TDE_LOG_ERROR, "audit", st);
+}
+
+/* Why a rotation failed. A file that grows on is better than lines that are lost. */
+static tde_class not_rotated(const tde_audit *a, tde_status *st) {
+  if (errno == EEXIST) {
+    return tde_fail(st, TDE_IO, "move FILE.1 and those that follow, which are no audit, elsewhere",
+                    "the audit file %.300s cannot be rotated: a file that is no audit has the name", a->file);
+  }
+  return file_failed(a, "cannot be rotated", st);
+}
+
+static int may_grow_on(int err) {
+  return err == EACCES || err == EPERM || err == EROFS || err == EEXIST;
+}
+
 /* Opens, locked, a file with room for n bytes more. Another process may fill the new file
-** between a rotation and the lock, so that is looked at again. TDE_OK: *out is the caller's
-** to close. */
+** between a rotation and the lock, so that is looked at again. Without the right to rename
+** it grows on. TDE_OK: *out is the caller's to close. */
 static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_status *st) {
   struct stat sb;
   for (int waited = 0;;) {
@@ -315,18 +414,29 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
     if (fd < 0) return file_failed(a, "cannot be opened", st);
     if (!S_ISREG(sb.st_mode)) {
       unlock(fd);
-      errno = EINVAL;
-      return file_failed(a, "is no regular file", st);
+      return not_a_log(a, "is no regular file", st);
+    }
+    if (!is_ours(fd)) {
+      unlock(fd);
+      return not_a_log(a, "holds something else than an audit", st);
     }
     if (sb.st_size == 0) adopt(a, fd);
     if (sb.st_size == 0 || sb.st_size + (int64_t)n <= a->max_bytes) {
       *out = fd;
       return TDE_OK;
     }
-    int rotated = rotate(a), saved = errno;
+    int rotated = rotate(a), err = errno;
+    if (rotated != 0 && may_grow_on(err)) {
+      tde_status why;
+      tde_status_clear(&why);
+      (void)not_rotated(a, &why);
+      warn(&why);
+      *out = fd;
+      return TDE_OK;
+    }
     unlock(fd);
-    errno = saved;
-    if (rotated != 0) return file_failed(a, "cannot be rotated", st);
+    errno = err;
+    if (rotated != 0) return not_rotated(a, st);
   }
 }
 
@@ -362,16 +472,6 @@ static char *line_of(const tde_event *e, size_t *n) {
   line[(*n)++] = '\n';
   line[*n] = 0;
   return line;
-}
-
-/* Says that the sink fails, but not with every event. */
-static void warn(const tde_status *st) {
-  int64_t now = (int64_t)time(NULL);
-  ring_lock();
-  int due = now - ring.last_warning >= 60;
-  if (due) ring.last_warning = now;
-  ring_unlock();
-  if (due) tde_log_status(TDE_LOG_ERROR, "audit", st);
 }
 
 tde_class tde_event_emit(const tde_audit *audit, const tde_event *e, tde_status *st) {

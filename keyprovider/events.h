@@ -63,8 +63,12 @@ typedef struct tde_audit {
   int sync, syslog, required;
 } tde_audit;
 
-/* Reads root's "audit" over the defaults. TDE_MISCONFIGURED names the member. */
+/* Reads root's "audit" over the defaults. TDE_MISCONFIGURED names the member. file: the
+** instance's, which the log must not be, nor lie among its keys. */
 tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out, tde_status *st);
+
+/* Is the file absent, or may lines be added to what is in it? Changes nothing. */
+tde_class tde_audit_look(const tde_audit *audit, tde_status *st);
 
 /* Keeps the event and writes it to the sink (NULL: none). The result is the
 ** sink's: a caller that may not go on unaudited looks at it. */

@@ -360,18 +360,21 @@ tde_class tde_instance_set_identity(const char *path, const char *name, const ch
   return rc;
 }
 
-/* The sink to be: where it is required, it can be written. (The old one need not: it may be
-** what is to be mended.) */
+/* The sink to be: no file of something else; and where it is required, it can be written.
+** (The old one need not: it may be what is to be mended.) */
 static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st) {
+  char file[TDE_PATH_MAX + 16];
   tde_json *root = tde_json_object();
   tde_audit audit;
   tde_event e;
   tde_status inner;
   tde_class rc = tde_json_set_json(root, "audit", tde_json_copy(value)) ? nomem(st) : TDE_OK;
   tde_status_clear(&inner);
-  if (rc == TDE_OK && tde_audit_read(root, dir, &audit, &inner) == TDE_OK) {
+  snprintf(file, sizeof file, "%s/instance.json", dir);
+  if (rc == TDE_OK && tde_audit_read(root, file, &audit, &inner) == TDE_OK) {
     tde_event_fill(&e, "set-audit", NULL, dir, "", "", NULL);
-    rc = tde_event_announce(&audit, &e, st);
+    rc = tde_audit_look(&audit, st);
+    if (rc == TDE_OK) rc = tde_event_announce(&audit, &e, st);
   } /* else the change itself tells what is wrong */
   tde_json_free(root);
   return rc;

@@ -568,12 +568,14 @@ static void processes_rotate_the_audit(void) {
 
 /* Fills the first n audit files that it can create and lock before others do. */
 static void fill_new_files(const tde_audit *a, int n) {
+  static const char line[] = "{\"time\":\"\"}\n";
+  const int64_t len = sizeof line - 1;
   while (n > 0) {
     int fd = open(a->file, O_WRONLY | O_APPEND | O_CREAT | O_EXCL, 0600);
     if (fd < 0) continue;
     while (flock(fd, LOCK_EX) != 0) continue;
-    for (int64_t size = lseek(fd, 0, SEEK_END) + 3; size <= a->max_bytes; size += 3) {
-      if (write(fd, "{}\n", 3) != 3) unit_child_exit(0);
+    for (int64_t size = lseek(fd, 0, SEEK_END) + len; size <= a->max_bytes; size += len) {
+      if (write(fd, line, (size_t)len) != len) unit_child_exit(0);
     }
     close(fd);
     n--;
