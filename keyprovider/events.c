@@ -27,6 +27,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
+#include "files.h"
 
 #define LOCK_WAIT_MS 2000
 #define LOCK_NAP_MS 5
@@ -370,13 +371,17 @@ static int write_line(int fd, const char *line, size_t n, int sync) {
   return done < 0 || (sync && fdatasync(fd) != 0) ? -1 : 0;
 }
 
-/* A new file that root makes is for whoever wrote the one before. */
+/* A new file that root makes is for whoever wrote the one before; the first is for the
+** folder's owner. */
 static void adopt(const tde_audit *a, int fd) {
   char before[1100];
   struct stat sb;
+  int rc;
   snprintf(before, sizeof before, "%s.1", a->file);
-  if (geteuid() != 0 || lstat(before, &sb) != 0 || !S_ISREG(sb.st_mode)) return;
-  if (fchown(fd, sb.st_uid, sb.st_gid) != 0) {
+  if (geteuid() != 0) return;
+  if (lstat(before, &sb) == 0 && S_ISREG(sb.st_mode)) rc = fchown(fd, sb.st_uid, sb.st_gid);
+  else rc = tde_file_adopt(fd, a->file);
+  if (rc != 0) {
     tde_log(TDE_LOG_WARNING, "the audit file %s could not be given to its owner", a->file);
   }
 }

@@ -233,26 +233,55 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
   return put_file(dir, name, text, n, take_place, st);
 }
 
+static void parent_of(const char *path, char parent[TDE_PATH_MAX + 128]) {
+  snprintf(parent, TDE_PATH_MAX + 128, "%s", path);
+  char *slash = strrchr(parent, '/');
+  if (slash == NULL) snprintf(parent, TDE_PATH_MAX + 128, ".");
+  else slash[slash == parent ? 1 : 0] = 0;
+}
+
 /* Makes the entry of path durable in its parent. */
 static int sync_parent(const char *path) {
   char parent[TDE_PATH_MAX + 128];
-  snprintf(parent, sizeof parent, "%s", path);
-  char *slash = strrchr(parent, '/');
-  if (slash == NULL) return 0;
-  slash[slash == parent ? 1 : 0] = 0;
+  parent_of(path, parent);
   int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   /* A parent that may be searched but not read cannot be synced by us. */
   if (fd < 0) return errno == EACCES ? 0 : -1;
-  int rc = fsync(fd);
+  int rc = fsync(fd), err = errno;
   close(fd);
+  errno = err;
+  return rc;
+}
+
+int tde_file_adopt(int fd, const char *path) {
+  char parent[TDE_PATH_MAX + 128];
+  struct stat sb, is;
+  parent_of(path, parent);
+  if (geteuid() != 0 || fstat(fd, &is) != 0 || is.st_uid != 0) return 0;
+  if (stat(parent, &sb) != 0) return -1;
+  return sb.st_uid == 0 ? 0 : fchown(fd, sb.st_uid, sb.st_gid);
+}
+
+/* What was just made is the parent's owner's, if root made it. */
+static int adopt_folder(const char *path) {
+  if (geteuid() != 0) return 0;
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return -1;
+  int rc = tde_file_adopt(fd, path), err = errno;
+  close(fd);
+  errno = err;
   return rc;
 }
 
 tde_class tde_dir_make(const char *path, tde_status *st) {
-  if (mkdir(path, 0700) != 0) {
-    if (errno == EEXIST) return TDE_OK;
+  if (mkdir(path, 0700) == 0) {
+    if (adopt_folder(path) != 0) return os_fail(st, errno, "give to its parent's owner", path);
+  } else if (errno != EEXIST) {
     return os_fail(st, errno, "make the directory", path);
   }
-  if (sync_parent(path) != 0) return os_fail(st, errno, "sync the parent of", path);
+  /* Whoever made one that is there may not have come to this. Some file systems can not. */
+  if (sync_parent(path) != 0 && errno != EINVAL && errno != EROFS) {
+    return os_fail(st, errno, "sync the parent of", path);
+  }
   return TDE_OK;
 }

@@ -55,8 +55,12 @@ tde_class tde_file_create(const char *dir, const char *name, const char *text, s
 tde_class tde_file_replace(const char *dir, const char *name, const char *text, size_t n,
                            tde_status *st);
 
-/* Makes a directory with mode 0700, durable in its parent; an existing one is
-** fine. */
+/* A file or folder that root made is for the owner of its parent: others could not use it.
+** Other users' stay. 0, or -1 with errno. */
+int tde_file_adopt(int fd, const char *path);
+
+/* Makes a directory with mode 0700, durable in its parent, whose owner it gets if root makes
+** it; an existing one is fine. */
 tde_class tde_dir_make(const char *path, tde_status *st);
 
 #endif
