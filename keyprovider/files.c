@@ -188,6 +188,19 @@ static int give_away(int dirfd, int fd, const char *name) {
   return fchown(fd, sb.st_uid, sb.st_gid);
 }
 
+/* Makes the new entry durable. Where that fails a new file is taken back: what is told as
+** failed has not happened. What was replaced is gone, and the error says so. */
+static tde_class sync_name(int dirfd, const char *name, const char *path, int replaced,
+                           tde_status *st) {
+  if (fsync(dirfd) == 0) return TDE_OK;
+  int err = errno;
+  if (!replaced && unlinkat(dirfd, name, 0) == 0) return os_fail(st, err, "sync the folder of", path);
+  char reason[128];
+  return tde_fail(st, TDE_IO, "check the disk; the change holds unless an outage undoes it",
+                  "%s was written, but its folder cannot be synced: %s", path,
+                  strerror_r(err, reason, sizeof reason));
+}
+
 static tde_class put_file(const char *dir, const char *name, const char *text, size_t n,
                           int (*take)(int, const char *, const char *), tde_status *st) {
   uint8_t salt[8];
@@ -208,10 +221,10 @@ static tde_class put_file(const char *dir, const char *name, const char *text, s
   int bad = give_away(dirfd, fd, name) != 0 || write_all(fd, text, n) != 0 ? -1 : 0, err = errno;
   if (close(fd) != 0 && !bad) bad = -1, err = errno;
   if (!bad && take(dirfd, temp, name) != 0) bad = -1, err = errno;
-  if (!bad && fsync(dirfd) != 0) bad = -1, err = errno;
   if (bad) unlinkat(dirfd, temp, 0);
+  if (!bad) rc = sync_name(dirfd, name, path, take == take_place, st);
   close(dirfd);
-  if (!bad) return TDE_OK;
+  if (!bad) return rc;
   if (err == EEXIST) return tde_fail(st, TDE_BUSY, NULL, "%s is there already", path);
   return os_fail(st, err, "create", path);
 }

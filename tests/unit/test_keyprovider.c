@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -97,6 +98,17 @@ static const char vector_wrapped[] =
       _exit(1);                                                           \
     }                                                                     \
   } while (0)
+
+/* In place of the library's: fails for folders while this is set. */
+static int folders_fail;
+int fsync(int fd) {
+  struct stat sb;
+  if (folders_fail && fstat(fd, &sb) == 0 && S_ISDIR(sb.st_mode)) {
+    errno = EIO;
+    return -1;
+  }
+  return (int)syscall(SYS_fsync, fd);
+}
 
 static int child_ok(pid_t pid) {
   int status = -1;
@@ -995,6 +1007,28 @@ static void files_never_overwritten(void) {
   CHECK(tde_file_create("/nonexistent/x", "a", "one", 3, &st) == TDE_MISSING);
   CHECK(tde_file_create("/proc", "a", "one", 3, &st) != TDE_OK);
   CHECK(tde_dir_make(dir, &st) == TDE_OK && tde_dir_make("/nonexistent/x", &st) == TDE_MISSING);
+}
+
+/* The entry of a file is not durable: a new one is taken back, of a change the truth is told. */
+static void folders_that_can_not_be_synced(void) {
+  char dir[PATH_BYTES], path[PATH_BYTES + 8], *text = NULL;
+  size_t n = 0;
+  tde_status st;
+  fresh_dir(dir, "unsynced");
+  snprintf(path, sizeof path, "%s/a", dir);
+  folders_fail = 1;
+  CHECK(tde_file_create(dir, "a", "one", 3, &st) == TDE_IO && strstr(st.message, "cannot sync") != NULL);
+  CHECK(access(path, F_OK) != 0 && count_files(dir, ".new-") == 0);
+  folders_fail = 0;
+  REQUIRE(tde_file_create(dir, "a", "one", 3, &st) == TDE_OK);
+  folders_fail = 1;
+  CHECK(tde_file_replace(dir, "a", "two", 3, &st) == TDE_IO && strstr(st.message, "was written") != NULL &&
+        strstr(st.remedy, "the change holds") != NULL);
+  CHECK(tde_dir_make(dir, &st) == TDE_IO); /* it may never have been synced */
+  folders_fail = 0;
+  REQUIRE(tde_file_read(path, TDE_FILE_SECRET, 100, &text, &n, NULL, &st) == TDE_OK);
+  CHECK(n == 3 && strcmp(text, "two") == 0);
+  tde_secret_free(text);
 }
 
 /* ---- instance ---- */
@@ -2005,6 +2039,7 @@ int main(int argc, char **argv) {
       {"local_cache_is_bounded", local_cache_is_bounded},
       {"local_latest", local_latest},
       {"files_never_overwritten", files_never_overwritten},
+      {"folders_that_can_not_be_synced", folders_that_can_not_be_synced},
       {"instance_first_use", instance_first_use},
       {"instance_where", instance_where},
       {"instance_bad_files", instance_bad_files},
