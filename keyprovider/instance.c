@@ -439,8 +439,7 @@ static void lock_release(int fd) {
   close(fd);
 }
 
-/* The service-managed key: one that an interrupted try left, or a new one. */
-static tde_class smk_ready(const char *dir, tde_key_info *info, tde_status *st) {
+tde_class tde_instance_smk_ready(const char *dir, tde_key_info *info, tde_status *st) {
   tde_status inner;
   tde_status_clear(&inner);
   tde_class rc = tde_local_latest(dir, SMK_NAME, info, &inner);
@@ -470,7 +469,7 @@ static tde_class make_files(const char *dir, const char *file, tde_status *st) {
   tde_key_info smk;
   size_t n = 0;
   if (access(file, F_OK) == 0) return TDE_OK;
-  tde_class rc = smk_ready(dir, &smk, st);
+  tde_class rc = tde_instance_smk_ready(dir, &smk, st);
   if (rc != TDE_OK) return rc;
   char *text = instance_text(&smk, &n);
   if (text == NULL) return nomem(st);

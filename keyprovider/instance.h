@@ -62,6 +62,9 @@ const tde_cloud *tde_instance_cloud(const tde_instance *inst);
 const tde_policy *tde_instance_policy(const tde_instance *inst);
 /* Where its events go; lives as long as inst. */
 const tde_audit *tde_instance_audit(const tde_instance *inst);
+/* The key pair of an instance that is to have a service-managed key: one that an interrupted
+** try left, or a new one. */
+tde_class tde_instance_smk_ready(const char *dir, tde_key_info *info, tde_status *st);
 /* Whole key id of the service-managed key ("local:smk/..."), "" when the file
 ** names none; lives as long as inst. */
 const char *tde_instance_smk(const tde_instance *inst);

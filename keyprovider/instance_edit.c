@@ -94,38 +94,36 @@ static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
   return failed ? nomem(st) : TDE_OK;
 }
 
-static tde_class service_managed(const tde_instance *inst, protector_change *c,
-                                 char full[TDE_KEY_ID_MAX], tde_status *st) {
-  tde_class rc = TDE_OK;
-  if (tde_instance_smk(inst)[0] == 0) {
-    rc = tde_local_create(tde_instance_dir(inst), SMK_NAME, &c->smk, st);
-    if (rc == TDE_OK) tde_key_full_id(&c->smk, full);
-    return rc;
-  }
-  tde_key_info info;
-  rc = probe(inst, tde_instance_smk(inst), NULL, &info, st);
-  if (rc == TDE_OK) tde_key_full_id(&info, full);
+/* Makes the service-managed key; one that an earlier try left is taken. */
+static tde_class make_smk(const tde_instance *inst, protector_change *c, char full[TDE_KEY_ID_MAX],
+                          tde_status *st) {
+  tde_class rc = tde_instance_smk_ready(tde_instance_dir(inst), &c->smk, st);
+  if (rc == TDE_OK) tde_key_full_id(&c->smk, full);
   return rc;
 }
 
 tde_class tde_instance_set_protector(const char *path, const char *key_id, const char *identity,
                                      char full[TDE_KEY_ID_MAX], tde_status *st) {
+  static const char event[] = "set-instance-protector";
   const tde_instance *inst;
   protector_change change = {.key_id = key_id, .identity = identity};
   tde_key_info info;
   memset(&info, 0, sizeof info);
+  snprintf(full, TDE_KEY_ID_MAX, "local:" SMK_NAME);
   tde_class rc = tde_instance_open(path, 1, &inst, st);
   if (rc != TDE_OK) return rc;
-  if (strcmp(key_id, TDE_SERVICE_MANAGED) == 0) {
-    rc = service_managed(inst, &change, full, st);
-  } else {
-    rc = probe(inst, key_id, identity, &info, st);
+  int managed = strcmp(key_id, TDE_SERVICE_MANAGED) == 0;
+  int make = managed && tde_instance_smk(inst)[0] == 0;
+  if (!make) {
+    rc = probe(inst, managed ? tde_instance_smk(inst) : key_id, managed ? NULL : identity, &info, st);
     if (rc == TDE_OK) tde_key_full_id(&info, full);
   }
-  if (rc == TDE_OK) rc = announce(path, "set-instance-protector", full, "", st);
+  /* Before a key is made, too. */
+  if (rc == TDE_OK) rc = announce(path, event, full, "", st);
   if (rc != TDE_OK) return rc;
-  rc = tde_instance_change(path, apply_protector, &change, st);
-  tell(path, "set-instance-protector", full, "", rc, st);
+  if (make) rc = make_smk(inst, &change, full, st);
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_protector, &change, st);
+  tell(path, event, full, "", rc, st);
   return rc;
 }
 
