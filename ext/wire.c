@@ -15,18 +15,17 @@
 #include "../vfs/keysource.h"
 #include "base/secret.h"
 
-/* The event of a new database. Where the audit is required, its failure is the
-** creation's. */
-static tde_class tell_created(const tde_instance *inst, const tde_keydoc *kd, const char *path,
-                              const uint8_t *uuid, tde_status *st) {
+/* A database is to be made: where the audit is required, it must be possible to tell. How it
+** ended is told when its header is written: an event of the shim's. */
+static tde_class announce(const tde_instance *inst, const tde_keydoc *kd, const char *path,
+                          const uint8_t *uuid, tde_status *st) {
   tde_key_info info;
   tde_event e;
   tde_class c = tde_keydoc_protector(kd, &info, st);
 
   if (c) return c;
   tde_event_fill(&e, "create", uuid, path, info.base_id, info.version, NULL);
-  c = tde_event_emit(tde_instance_audit(inst), &e, st);
-  return tde_instance_audit(inst)->required ? c : TDE_OK;
+  return tde_event_announce(tde_instance_audit(inst), &e, st);
 }
 
 static tde_class wire_create(void *ctx, const tde_key_params *params,
@@ -44,7 +43,7 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
     c = tde_keydoc_create(inst, params->protector, &who, uuid, dek, &kd, st);
   }
   if (c == TDE_OK) c = tde_keydoc_text(kd, doc, ndoc, st);
-  if (c == TDE_OK) c = tell_created(inst, kd, params->path, uuid, st);
+  if (c == TDE_OK) c = announce(inst, kd, params->path, uuid, st);
   if (c) {
     free(*doc);
     *doc = NULL;

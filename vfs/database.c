@@ -495,6 +495,21 @@ static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
   return c;
 }
 
+/* How a creation that was announced ended. */
+static void tell_created(const tde_db *db, const uint8_t *uuid, const tde_status *st) {
+  tde_key_event e = {"create", uuid, db->facts.key_id, db->facts.key_version, st};
+  tde_source.event(tde_source.ctx, &db->params, &e);
+}
+
+static void tell_not_created(const tde_db *db, const uint8_t *uuid, int rc) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  tde_fail(&st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "check the disk",
+           "the new database's header could not be written: %s", sqlite3_errstr(rc));
+  tell_created(db, uuid, &st);
+}
+
 int tde_db_create(tde_file *f) {
   tde_db *db = f->db;
   tde_header h;
@@ -512,12 +527,14 @@ int tde_db_create(tde_file *f) {
   if (c) {
     db->last.code = c;
     rc = tde_db_report(db);
+    if (h.doc) tell_created(db, h.uuid, &db->last);
     tde_header_clear(&h);
     return rc;
   }
   rc = tde_slots_create(f, &h, keys);
   if (rc) {
     (void)LOWER(f)->xTruncate(f->lower, 0);
+    tell_not_created(db, h.uuid, rc);
     tde_keyring_release(keys);
     tde_header_clear(&h);
     return rc;
@@ -531,6 +548,7 @@ int tde_db_create(tde_file *f) {
   db->slot_durable = 1; /* slot 0 is */
   db->state = TDE_STATE_ONLINE;
   f->s.size_known = 0;
+  tell_created(db, db->header.uuid, NULL);
   return note_written(f);
 }
 
