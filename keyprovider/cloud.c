@@ -81,6 +81,15 @@ static tde_class path_text(const reader *r, const char *name, char *out) {
   return rc;
 }
 
+/* The same, for an identity: few have one. */
+static tde_class own_path(const reader *r, const char *name, char **out) {
+  char path[TDE_CLOUD_PATH_MAX] = "";
+  tde_class rc = path_text(r, name, path);
+  if (rc != TDE_OK) return rc;
+  *out = strdup(path);
+  return *out != NULL ? TDE_OK : tde_fail(r->st, TDE_NOMEM, NULL, "out of memory");
+}
+
 static tde_class flag(const reader *r, const char *name, int *out) {
   const tde_json *v = tde_json_get(r->obj, name);
   if (v == NULL) return TDE_OK;
@@ -263,9 +272,9 @@ static tde_class read_identity(const reader *r, tde_identity *id) {
   if (rc == TDE_OK) rc = name_text(r, "client_id", id->client_id, sizeof id->client_id);
   if (rc == TDE_OK) rc = name_text(r, "via", id->via, sizeof id->via);
   if (rc == TDE_OK) rc = name_text(r, "secret_env", id->secret_env, sizeof id->secret_env);
-  if (rc == TDE_OK) rc = path_text(r, "secret_file", id->secret_file);
-  if (rc == TDE_OK) rc = path_text(r, "certificate_file", id->certificate_file);
-  if (rc == TDE_OK) rc = path_text(r, "token_file", id->token_file);
+  if (rc == TDE_OK) rc = own_path(r, "secret_file", &id->secret_file);
+  if (rc == TDE_OK) rc = own_path(r, "certificate_file", &id->certificate_file);
+  if (rc == TDE_OK) rc = own_path(r, "token_file", &id->token_file);
   return rc == TDE_OK ? check_identity(r, id) : rc;
 }
 
@@ -294,7 +303,12 @@ static tde_class read_identities(const reader *root, tde_cloud *c) {
   tde_class rc = sub(root, "identities", &r);
   if (rc != TDE_OK || r.obj == NULL) return rc;
   size_t n = tde_json_members(r.obj);
-  if (n > TDE_IDENTITIES_MAX) return bad_member(root, "identities", "holds more than 16");
+  if (n > TDE_IDENTITIES_MAX) {
+    return bad_member(root, "identities",
+                      "holds more than 256, which an instance may have: put the others into another "
+                      "instance directory, or use one identity with a federated_client_id for each "
+                      "database");
+  }
   c->ids = calloc(n > 0 ? n : 1, sizeof *c->ids);
   if (c->ids == NULL) return tde_fail(root->st, TDE_NOMEM, NULL, "out of memory");
   for (size_t i = 0; i < n && rc == TDE_OK; i++) {
@@ -309,8 +323,8 @@ static tde_class read_identities(const reader *root, tde_cloud *c) {
     snprintf(path, sizeof path, "identities.%s", name);
     reader one = {tde_json_get(r.obj, name), root->file, path, root->st};
     if (!tde_json_is_object(one.obj)) return bad_member(&one, "", "is no object");
-    rc = read_identity(&one, id);
     c->nids++;
+    rc = read_identity(&one, id);
   }
   return rc == TDE_OK ? check_via(root, c) : rc;
 }
@@ -335,6 +349,11 @@ tde_class tde_cloud_read(const tde_json *root, const char *file, tde_cloud *out,
 }
 
 void tde_cloud_free(tde_cloud *c) {
+  for (int i = 0; i < c->nids; i++) {
+    free(c->ids[i].secret_file);
+    free(c->ids[i].certificate_file);
+    free(c->ids[i].token_file);
+  }
   free(c->ids);
   c->ids = NULL;
   c->nids = 0;

@@ -39,7 +39,8 @@
 #include "json.h"
 #include "provider.h"
 
-#define TDE_IDENTITIES_MAX 16
+/* What an instance file holds of ordinary ones; each change of it leaves them in memory. */
+#define TDE_IDENTITIES_MAX 256
 #define TDE_SUFFIXES_MAX 8
 #define TDE_CLOUD_PATH_MAX 1024
 
@@ -53,7 +54,7 @@ typedef enum tde_identity_kind {
   TDE_ID_ENVIRONMENT
 } tde_identity_kind;
 
-/* "" where a member is absent. */
+/* "" where a member is absent. Paths are the cloud's: a copy lives no longer. */
 typedef struct tde_identity {
   char name[64];
   tde_identity_kind kind;
@@ -61,9 +62,9 @@ typedef struct tde_identity {
   char client_id[128];
   char via[64];
   char secret_env[128];
-  char secret_file[TDE_CLOUD_PATH_MAX];
-  char certificate_file[TDE_CLOUD_PATH_MAX];
-  char token_file[TDE_CLOUD_PATH_MAX];
+  char *secret_file;
+  char *certificate_file;
+  char *token_file;
 } tde_identity;
 
 /* A domain of vaults that the instance trusts. */

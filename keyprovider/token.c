@@ -306,6 +306,7 @@ struct tde_token_flow {
   const tde_cloud *cloud;
   tde_identity id;           /* resolved: never TDE_ID_ENVIRONMENT */
   tde_identity via;          /* of a federated one */
+  char file[TDE_CLOUD_PATH_MAX]; /* of id, where the environment names it */
   char tenant[128];
   char resource[256];
   char authority[256];
@@ -361,12 +362,13 @@ static tde_class resolve_environment(tde_token_flow *f, tde_status *st) {
     snprintf(id->secret_env, sizeof id->secret_env, "AZURE_CLIENT_SECRET");
   } else if (rc == TDE_OK && any && env("AZURE_CLIENT_CERTIFICATE_PATH")[0] != 0) {
     id->kind = TDE_ID_CLIENT_CERTIFICATE;
-    rc = env_copy("AZURE_CLIENT_CERTIFICATE_PATH", id->certificate_file,
-                  sizeof id->certificate_file, 0, st);
+    rc = env_copy("AZURE_CLIENT_CERTIFICATE_PATH", f->file, sizeof f->file, 0, st);
+    id->certificate_file = f->file;
   } else if (rc == TDE_OK) {
     id->kind = TDE_ID_WORKLOAD;
     if (id->token_file[0] == 0) {
-      rc = env_copy("AZURE_FEDERATED_TOKEN_FILE", id->token_file, sizeof id->token_file, 0, st);
+      rc = env_copy("AZURE_FEDERATED_TOKEN_FILE", f->file, sizeof f->file, 0, st);
+      id->token_file = f->file;
     }
     if (rc == TDE_OK && id->token_file[0] == 0) {
       rc = tde_fail(st, TDE_MISCONFIGURED,
