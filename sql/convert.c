@@ -14,9 +14,16 @@
 ** In place, the source's WAL is first emptied into it, then its (empty) WAL
 ** and wal-index go before the rename: they must not be taken for the new
 ** file's. That takes the lock, which a file that can only be read does not give:
-** SQLite begins no more than a read there, beside which others commit. A connection
-** elsewhere that is idle meanwhile keeps the old inode; SQLite refuses to write to a
-** file that was moved under it (SQLITE_READONLY_DBMOVED).
+** SQLite begins no more than a read there, beside which others commit.
+**
+** In place, too, whoever has the file open keeps the old inode, and would commit into it:
+** SQLite looks whether a file was moved only where it opens a journal, and makes a WAL by
+** name, in plain, beside the new file. So nobody else may have it open, idle or not, as far
+** as the system can tell (openers.h). For those who come after that was asked, or where it
+** can not be, the first bytes of the old inode are spoiled under the lock that keeps all
+** from reading it: each of them reads page 1 first, and gets SQLITE_NOTADB. A crash between
+** the rename and that write, which waits until the rename is durable, leaves the old inode
+** whole for them.
 */
 #include "convert.h"
 
@@ -31,6 +38,7 @@
 #include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
+#include "openers.h"
 #include "place.h"
 #include "progress.h"
 #include "result.h"
@@ -80,6 +88,7 @@ static int shim_says(conversion *c, sqlite3 *db) {
   return said;
 }
 
+#define CLOSE_OTHERS "close the other connections and try again"
 #define MAKE_ROOM "make room on the disk and try again; nothing was changed"
 #define CHECK_PATH "check the path, and the permissions of the file and its folder"
 
@@ -91,7 +100,7 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
   switch (rc & 0xff) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
-      return fail(c, rc, TDE_BUSY, "close the other connections and try again", text);
+      return fail(c, rc, TDE_BUSY, CLOSE_OTHERS, text);
     case SQLITE_FULL:
       return fail(c, rc, TDE_IO, MAKE_ROOM, text);
     case SQLITE_NOTADB:
@@ -214,8 +223,7 @@ static int open_source(conversion *c, const char *arg) {
     rc = sqlite3_finalize(stmt);
     if (rc) rc = fail_db(c, c->from, rc, "its WAL can not be emptied into it");
     if (rc == SQLITE_OK && busy) {
-      rc = fail(c, SQLITE_BUSY, TDE_BUSY, "close the other connections and try again",
-                "its WAL is in use");
+      rc = fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS, "its WAL is in use");
     }
   }
   /* With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
@@ -228,6 +236,15 @@ static int open_source(conversion *c, const char *arg) {
               "holds nothing");
   }
   return rc;
+}
+
+/* Another connection would go on with the file that is replaced. */
+static int check_alone(conversion *c) {
+  if (tde_others_have_open(c->source)) {
+    return fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS,
+                "another connection or program has it open");
+  }
+  return SQLITE_OK;
 }
 
 /* Full path of the target, and the temporary name beside it. Plaintext replaces nothing. */
@@ -246,7 +263,7 @@ static int name_target(conversion *c, const char *out) {
     rc = fail(c, SQLITE_READONLY, TDE_MISUSE, "make the file writable, or name another file for it",
               "can only be read: others may write while it is replaced");
   }
-  return rc;
+  return rc == SQLITE_OK && c->in_place ? check_alone(c) : rc;
 }
 
 /* What the audit is told, from the encrypted side: before a page is written in plain,
@@ -365,7 +382,9 @@ static int remove_side_file(conversion *c, const char *suffix) {
   int rc = SQLITE_OK;
 
   if (!name) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  if (unlink(name) != 0 && errno != ENOENT) rc = fail_errno(c, "an emptied log can not be removed");
+  if (unlink(name) != 0 && errno != ENOENT) {
+    rc = fail_errno(c, "an emptied log can not be removed");
+  }
   sqlite3_free(name);
   return rc;
 }
@@ -386,27 +405,48 @@ static int keep_access(conversion *c) {
   return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
 }
 
+/* Makes the file that was replaced unusable for those who have it open: no magic, and
+** another change counter than any that they have seen, so that no page cache serves. */
+static int spoil_source(conversion *c) {
+  uint8_t none[100]; /* SQLite's header */
+  sqlite3_file *file = NULL;
+  int rc = sqlite3_file_control(c->from, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+
+  memset(none, 0xff, sizeof(none));
+  if (rc == SQLITE_OK) rc = file->pMethods->xWrite(file, none, sizeof(none), 0);
+  return rc ? fail(c, rc, TDE_IO, "close whatever has the old file open; what it writes is lost",
+                   "is encrypted now, but the file that it replaced could not be made unusable")
+            : SQLITE_OK;
+}
+
+/* Puts the copy in the source's place. */
+static int replace_source(conversion *c) {
+  static const char *const beside[] = {"-wal", "-shm"};
+  int rc = check_alone(c);
+  /* Closing the source must not delete a WAL that the new file may have by then. */
+  int keep = 1;
+
+  if (rc) return rc;
+  (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
+  for (size_t i = 0; rc == SQLITE_OK && i < sizeof(beside) / sizeof(beside[0]); i++) {
+    rc = remove_side_file(c, beside[i]);
+  }
+  if (rc == SQLITE_OK && rename(c->place.temp, c->place.target) != 0) {
+    rc = fail_errno(c, "the copy can not take its place");
+  }
+  if (rc) return rc;
+  sqlite3_free(c->place.temp); /* nothing to clean up any more */
+  c->place.temp = NULL;
+  rc = tde_place_sync(&c->place, &c->st);
+  return rc ? rc : spoil_source(c); /* not before: an outage could bring the old file back */
+}
+
 /* The rename. In place it replaces the source; else it must not replace. */
 static int publish(conversion *c) {
   int rc = keep_access(c);
 
   if (rc) return rc;
-  if (c->in_place) {
-    /* Closing the source must not delete a WAL that the new file may have by
-    ** then. */
-    int keep = 1;
-    (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
-    rc = remove_side_file(c, "-wal");
-    if (rc == SQLITE_OK) rc = remove_side_file(c, "-shm");
-    if (rc == SQLITE_OK && rename(c->place.temp, c->place.target) != 0) {
-      rc = fail_errno(c, "the copy can not take its place");
-    }
-    if (rc) return rc;
-    sqlite3_free(c->place.temp); /* nothing to clean up any more */
-    c->place.temp = NULL;
-    return tde_place_sync(&c->place, &c->st);
-  }
-  return tde_place_publish(&c->place, &c->st);
+  return c->in_place ? replace_source(c) : tde_place_publish(&c->place, &c->st);
 }
 
 static int convert(conversion *c, sqlite3 *user, const char *path, const char *out) {
