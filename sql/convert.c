@@ -383,7 +383,7 @@ static int remove_side_file(conversion *c, const char *suffix) {
 
   if (!name) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   if (unlink(name) != 0 && errno != ENOENT) {
-    rc = fail_errno(c, "an emptied log can not be removed");
+    rc = fail_errno(c, "a void log of its can not be removed");
   }
   sqlite3_free(name);
   return rc;
@@ -419,9 +419,10 @@ static int spoil_source(conversion *c) {
             : SQLITE_OK;
 }
 
-/* Puts the copy in the source's place. */
+/* Puts the copy in the source's place. What SQLite keeps beside the plain file is void
+** under the lock, holds plaintext, and is not the new file's. */
 static int replace_source(conversion *c) {
-  static const char *const beside[] = {"-wal", "-shm"};
+  static const char *const beside[] = {"-wal", "-shm", "-journal"};
   int rc = check_alone(c);
   /* Closing the source must not delete a WAL that the new file may have by then. */
   int keep = 1;
