@@ -238,8 +238,17 @@ static int open_source(conversion *c, const char *arg) {
   return rc;
 }
 
-/* Another connection would go on with the file that is replaced. */
+/* What is replaced must be all there is: another connection would go on with the old file,
+** and another name would keep it, in plain. */
 static int check_alone(conversion *c) {
+  struct stat sb;
+
+  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
+  if (sb.st_nlink > 1) {
+    return fail(c, SQLITE_ERROR, TDE_MISUSE,
+                "remove its other names (find -samefile shows them), or name another file for it",
+                "has other names (hard links), under which it would stay in plain");
+  }
   if (tde_others_have_open(c->source)) {
     return fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS,
                 "another connection or program has it open");
