@@ -200,14 +200,48 @@ static int check_kind(conversion *c) {
   return SQLITE_OK;
 }
 
+/* The argument with a cache of its own: over a shared one the lock would not keep this
+** process's other connections out. What stands last in a URI counts; a fragment ends it. */
+static char *with_private_cache(const char *arg) {
+  int n = (int)strcspn(arg, "#");
+
+  if (strncmp(arg, "file:", 5) != 0) return sqlite3_mprintf("%s", arg);
+  return sqlite3_mprintf("%.*s%ccache=private", n, arg, memchr(arg, '?', (size_t)n) ? '&' : '?');
+}
+
+/* Opens the source, a plain one through the VFS that tde_base= names. Another VFS could see
+** in the file what it is not. */
+static int connect_source(conversion *c, const char *arg) {
+  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_PRIVATECACHE, rc;
+  const char *vfs = c->encrypting ? tde_vfs_base_name() : TDE_VFS_NAME, *name, *base;
+  char *uri = with_private_cache(arg);
+
+  if (!uri) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  rc = sqlite3_open_v2(uri, &c->from, flags, vfs);
+  name = rc ? NULL : sqlite3_db_filename(c->from, "main");
+  if (name && sqlite3_uri_parameter(name, "vfs")) {
+    (void)tde_fail(&c->st, TDE_MISUSE, "leave vfs= out; tde_base= names the VFS below",
+                   "%s: %s names a VFS, which is not taken here", c->verb, arg);
+    rc = SQLITE_MISUSE;
+  } else if (name && c->encrypting && (base = sqlite3_uri_parameter(name, "tde_base")) != NULL) {
+    sqlite3 *other = NULL;
+    rc = sqlite3_open_v2(uri, &other, flags, base);
+    (void)sqlite3_close(c->from);
+    c->from = other;
+    if (rc) rc = fail_db(c, c->from, rc, arg);
+  } else if (rc) {
+    rc = fail_db(c, c->from, rc, arg);
+  }
+  sqlite3_free(uri);
+  return rc;
+}
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
-  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, rc, busy = 0;
-  const char *vfs = c->encrypting ? tde_vfs_base_name() : TDE_VFS_NAME;
   sqlite3_stmt *stmt = NULL;
+  int rc = connect_source(c, arg), busy = 0;
 
-  rc = sqlite3_open_v2(arg, &c->from, flags, vfs);
-  if (rc) return fail_db(c, c->from, rc, arg);
+  if (rc) return rc;
   c->source = sqlite3_mprintf("%s", sqlite3_db_filename(c->from, "main"));
   c->params = collect_params(sqlite3_db_filename(c->from, "main"));
   if (!c->source || !c->params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
