@@ -442,10 +442,8 @@ static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
 }
 
 static sqlite3 *open_for_job(const tde_key_params *params) {
-  char *instance = tde_uri_value(params->instance ? params->instance : "");
-  char *query = sqlite3_mprintf("?tde_base=%s&tde_instance=%s", params->vfs,
-                                instance ? instance : "");
-  char *uri = query && instance ? tde_uri_of(params->path, query) : NULL;
+  const tde_uri_param query[] = {{"tde_base", params->vfs}, {"tde_instance", params->instance}};
+  char *uri = tde_uri_with(params->path, "", query, sizeof(query) / sizeof(query[0]));
   sqlite3 *db = NULL;
 
   if (uri && sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, TDE_VFS_NAME)) {
@@ -453,8 +451,6 @@ static sqlite3 *open_for_job(const tde_key_params *params) {
     db = NULL;
   }
   sqlite3_free(uri);
-  sqlite3_free(query);
-  sqlite3_free(instance);
   if (db) (void)sqlite3_busy_timeout(db, 2000);
   return db;
 }

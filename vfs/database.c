@@ -824,45 +824,76 @@ static int check_powersafe(tde_file *f) {
   return SQLITE_CANTOPEN;
 }
 
-/* A URI parameter of two values. *other: it says the second one, not the usual first. */
-static int one_of_two(const tde_file *f, const char *name, const char *param, const char *usual,
-                      const char *second, int *other) {
-  const char *value = sqlite3_uri_parameter(name, param);
+/* The URI parameters, and the two values of those that have no others. */
+static const struct uri_param {
+  const char *name, *usual, *second;
+} uri_params[] = {{"tde_instance", NULL, NULL},
+                  {"tde_protector", NULL, NULL},
+                  {"tde_identity", NULL, NULL},
+                  {"tde_federated_client_id", NULL, NULL},
+                  {"tde_key", NULL, NULL},
+                  {"tde_base", NULL, NULL},
+                  {"tde_functions", NULL, NULL},
+                  {"tde_plain", "refuse", "allow"},
+                  {"tde_damaged", "refuse", "zeros"},
+                  {"tde_map", "on", "off"}};
 
-  *other = value && strcmp(value, second) == 0;
-  if (!value || *other || strcmp(value, usual) == 0) return SQLITE_OK;
-  tde_log(TDE_LOG_ERROR, "%s: %s=%s: use %s=%s or %s=%s", tde_path_of(f), param, value, param,
-          usual, param, second);
-  return SQLITE_MISUSE;
+static const struct uri_param *find_param(const char *key) {
+  for (size_t i = 0; i < sizeof(uri_params) / sizeof(uri_params[0]); i++) {
+    if (strcmp(key, uri_params[i].name) == 0) return &uri_params[i];
+  }
+  return NULL;
 }
 
-/* A misspelt parameter would be passed over, and with it a key or an instance. */
-static int check_names(const tde_file *f, const char *name) {
-  static const char *const known[] = {"tde_instance",  "tde_protector", "tde_identity",
-                                      "tde_base",      "tde_key",       "tde_federated_client_id",
-                                      "tde_functions", "tde_plain",     "tde_damaged",
-                                      "tde_map"};
-  const char *key;
+/* SQLite finds the first parameter of a name alone. */
+static int is_repeated(const char *name, int at) {
+  const char *key = sqlite3_uri_key(name, at);
+
+  for (int i = 0; i < at; i++) {
+    if (strcmp(sqlite3_uri_key(name, i), key) == 0) return 1;
+  }
+  return 0;
+}
+
+/* What is misspelt, left empty or said twice would be passed over, and with it a key or an
+** instance. */
+int tde_db_check_uri(const tde_file *f, const char *name) {
+  const char *path = tde_path_of(f), *key, *value;
+  /* Its value is looked at where SQLite shows the message (sql/functions.c). */
+  const struct uri_param *functions = find_param("tde_functions");
 
   for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
-    size_t k = 0;
+    const struct uri_param *p = find_param(key);
     if (strncmp(key, "tde_", 4) != 0) continue;
-    while (k < sizeof(known) / sizeof(known[0]) && strcmp(key, known[k]) != 0) k++;
-    if (k < sizeof(known) / sizeof(known[0])) continue;
-    tde_log(TDE_LOG_ERROR, "%s: there is no URI parameter %s; README.md lists them", tde_path_of(f),
-            key);
+    value = sqlite3_uri_parameter(name, key);
+    if (!p) {
+      tde_log(TDE_LOG_ERROR, "%s: there is no URI parameter %s; README.md lists them", path, key);
+    } else if (is_repeated(name, i)) {
+      tde_log(TDE_LOG_ERROR, "%s: the URI has %s= twice; name it once", path, key);
+    } else if (p->usual && strcmp(value, p->usual) != 0 && strcmp(value, p->second) != 0) {
+      tde_log(TDE_LOG_ERROR, "%s: %s=%s: use %s=%s or %s=%s", path, key, value, key, p->usual, key,
+              p->second);
+    } else if (!value[0] && p != functions) {
+      tde_log(TDE_LOG_ERROR, "%s: %s= is empty; give it a value or leave it out", path, key);
+    } else {
+      continue;
+    }
     return SQLITE_MISUSE;
   }
   return SQLITE_OK;
 }
 
+static int uri_says(const char *name, const char *param, const char *what) {
+  const char *value = sqlite3_uri_parameter(name, param);
+
+  return value && strcmp(value, what) == 0;
+}
+
 /* Asks for the key as the URI's tde_key= says, with the identity beside it. */
 static void ask_as_opened(tde_db *db) {
-  int named = db->as_key && db->as_key[0];
-
-  db->params.as_key = named ? db->as_key : NULL;
-  db->params.as_identity = named ? db->params.identity : NULL;
-  db->params.as_federated = named ? db->params.federated_client_id : NULL;
+  db->params.as_key = db->as_key;
+  db->params.as_identity = db->as_key ? db->params.identity : NULL;
+  db->params.as_federated = db->as_key ? db->params.federated_client_id : NULL;
 }
 
 int tde_db_open(tde_file *f, const char *name, int flags) {
@@ -874,15 +905,9 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
   db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
-  rc = check_names(f, name);
-  if (rc == SQLITE_OK) {
-    rc = one_of_two(f, name, "tde_plain", "refuse", "allow", &db->plain_allowed);
-  }
-  if (rc == SQLITE_OK) {
-    rc = one_of_two(f, name, "tde_damaged", "refuse", "zeros", &db->damaged_zeros);
-  }
-  if (rc == SQLITE_OK) rc = one_of_two(f, name, "tde_map", "on", "off", &db->map_off);
-  if (rc) return rc;
+  db->plain_allowed = uri_says(name, "tde_plain", "allow");
+  db->damaged_zeros = uri_says(name, "tde_damaged", "zeros");
+  db->map_off = uri_says(name, "tde_map", "off");
   db->params.instance = copy_param(name, "tde_instance", &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
