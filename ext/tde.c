@@ -13,6 +13,7 @@
 
 #include "../keyprovider/http.h"
 #include "../keyprovider/provider.h"
+#include "../sql/attach.h"
 #include "../sql/change.h"
 #include "../sql/functions.h"
 #include "../sql/progress.h"
@@ -56,6 +57,7 @@ static int start(char **error) {
     rc = tde_vfs_register(&tde_wire);
   }
   if (rc == SQLITE_OK) tde_watch_set_job(tde_change_job);
+  if (rc == SQLITE_OK) tde_vfs_ask_of_new(tde_attach_check);
   if (rc == SQLITE_OK) rc = sqlite3_auto_extension((void (*)(void))on_connection);
   if (rc && error && !*error) {
     *error = sqlite3_mprintf("tde: could not start: %s",

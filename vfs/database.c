@@ -510,6 +510,12 @@ static void tell_not_created(const tde_db *db, const uint8_t *uuid, int rc) {
   tell_created(db, uuid, &st);
 }
 
+/* It is empty, and is to stay so. */
+static int not_made(tde_db *db) {
+  (void)tde_db_report(db);
+  return SQLITE_CANTOPEN;
+}
+
 int tde_db_create(tde_file *f) {
   tde_db *db = f->db;
   tde_header h;
@@ -521,6 +527,7 @@ int tde_db_create(tde_file *f) {
   rc = tde_db_load(f, 0); /* another process may have been first */
   if (rc || db->state == TDE_STATE_ONLINE) return rc;
   if (db->state != TDE_STATE_NEW) return tde_db_report(db);
+  if (db->unwanted) return not_made(db);
   memset(&h, 0, sizeof(h));
   tde_status_clear(&db->last);
   c = invent(db, &h, &keys);
@@ -1076,6 +1083,7 @@ int tde_db_gate(tde_file *f) {
     default:
       break;
   }
+  if (db->state == TDE_STATE_NEW && db->unwanted) return not_made(db);
   if (db->state == TDE_STATE_ONLINE || db->state == TDE_STATE_NEW || db->state == TDE_STATE_PLAIN) {
     return SQLITE_OK;
   }

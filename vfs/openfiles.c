@@ -55,6 +55,18 @@ void tde_openfiles_remove(tde_file *f) {
   pthread_mutex_unlock(&list_lock);
 }
 
+tde_file *tde_file_named(const char *filename) {
+  tde_file *f;
+
+  if (!filename) return NULL;
+  pthread_mutex_lock(&list_lock);
+  for (f = buckets[bucket_of(filename, strlen(filename))]; f; f = f->next_open) {
+    if (f->path == filename) break; /* SQLite's own text, one for each open file */
+  }
+  pthread_mutex_unlock(&list_lock);
+  return f;
+}
+
 /* Length of the database's path in the name of a file that belongs to it. */
 static size_t stem_of(const char *name) {
   static const char *const endings[] = {"-journal", "-wal", "-shm"};

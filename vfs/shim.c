@@ -459,6 +459,24 @@ static int control_vfsname(tde_file *f, char **out) {
   return chain ? SQLITE_OK : SQLITE_NOMEM;
 }
 
+static tde_ask_of_new ask_of_new;
+
+void tde_vfs_ask_of_new(tde_ask_of_new ask) {
+  __atomic_store_n(&ask_of_new, ask, __ATOMIC_RELEASE);
+}
+
+/* SQLite has opened the file for this connection. */
+static void take_connection(tde_file *f, sqlite3 *connection) {
+  tde_ask_of_new ask = __atomic_load_n(&ask_of_new, __ATOMIC_ACQUIRE);
+  tde_db *db = f->db;
+  tde_status st;
+
+  if (!ask || db->state != TDE_STATE_NEW || db->params.instance || db->params.protector) return;
+  tde_status_clear(&st);
+  db->unwanted = ask(connection, tde_path_of(f), &st) != TDE_OK;
+  if (db->unwanted) db->last = st;
+}
+
 static int do_main_control(sqlite3_file *pf, int op, void *arg) {
   tde_file *f = file_of(pf);
   int rc;
@@ -475,6 +493,9 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
       return SQLITE_OK; /* would make bytes below that nobody sealed */
     case SQLITE_FCNTL_MMAP_SIZE:
       return tde_map_limit(f, arg);
+    case SQLITE_FCNTL_PDB:
+      take_connection(f, *(sqlite3 **)arg);
+      break;
     case SQLITE_FCNTL_BUSYHANDLER:
       f->db->busy_handler = (int (*)(void *))((void **)arg)[0];
       f->db->busy_arg = ((void **)arg)[1];

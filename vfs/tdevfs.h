@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sqlite3ext.h"
+
 #include "../ext/base/limits.h"
 #include "../ext/base/status.h"
 #include "keysource.h"
@@ -64,6 +66,11 @@ typedef struct tde_file_info {
 int tde_vfs_register(const tde_key_source *source);
 /* Makes it the default VFS for later opens, or restores the one before. */
 int tde_vfs_make_default(int on);
+/* Asked when a connection has opened a main database that is still empty, and whose URI names
+** neither instance nor protector. Where the answer is not TDE_OK, st says why, and it stays
+** empty. */
+typedef tde_class (*tde_ask_of_new)(sqlite3 *db, const char *path, tde_status *st);
+void tde_vfs_ask_of_new(tde_ask_of_new ask);
 /* The VFS below, for opening plain files. */
 const char *tde_vfs_base_name(void);
 
@@ -71,6 +78,10 @@ const char *tde_vfs_base_name(void);
 ** forgotten; not with TDE_REFRESH_KEEP, if the database is online, before and after. */
 #define TDE_REFRESH_KEEP 2
 void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out);
+
+/* The file of a schema of this thread's connection, by what sqlite3_db_filename says: where
+** sqlite3_file_control could wait for a lock. NULL: another VFS has it. */
+tde_file *tde_file_named(const char *filename);
 
 /* The key document in force: malloc'd, the caller's; NULL: there is none, or no memory. */
 char *tde_file_keydoc(tde_file *f, size_t *n);
