@@ -28,13 +28,21 @@ static tde_class announce(const tde_instance *inst, const tde_keydoc *kd, const 
   return tde_event_announce(tde_instance_audit(inst), &e, st);
 }
 
+/* A missing instance is made for a new database, but not where it cannot have the key. */
+static int may_make_instance(const char *protector) {
+  const tde_provider *p = protector ? tde_provider_find(protector, NULL) : NULL;
+
+  return !p || p->reply || strcmp(protector, TDE_SERVICE_MANAGED) == 0;
+}
+
 static tde_class wire_create(void *ctx, const tde_key_params *params,
                              const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, char **doc,
                              size_t *ndoc, tde_status *st) {
   const tde_instance *inst;
   tde_keydoc *kd = NULL;
   tde_keydoc_asker who = {params->identity, params->federated_client_id};
-  tde_class c = tde_instance_open(params->instance, 1, &inst, st);
+  int make = may_make_instance(params->protector);
+  tde_class c = tde_instance_open(params->instance, make, &inst, st);
 
   *doc = NULL;
 

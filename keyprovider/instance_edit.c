@@ -234,11 +234,12 @@ tde_class tde_instance_remove_key(const char *path, const char *key, int *remove
 tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info *info,
                                tde_status *st) {
   const tde_instance *inst;
-  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  tde_class rc = tde_local_check_name(name, st); /* first: nothing is made for a wrong one */
   if (rc == TDE_OK && strcmp(name, SMK_NAME) == 0) {
     rc = tde_fail(st, TDE_MISUSE, "choose another name",
                   "the name smk is that of the service-managed key");
   }
+  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   char id[TDE_KEY_ID_MAX];
   snprintf(id, sizeof id, "local:%.200s", name);
   if (rc == TDE_OK) rc = announce(path, "new-local-key", id, "", st);

@@ -415,15 +415,18 @@ static int64_t created_now(const char *dir, const char *name) {
   return newest.created + 1;
 }
 
+tde_class tde_local_check_name(const char *name, tde_status *st) {
+  if (name_valid(name, strlen(name))) return TDE_OK;
+  return tde_fail(st, TDE_MISUSE, "use a-z, 0-9 and -, at most 32 characters",
+                  "a local key cannot have this name or directory");
+}
+
 tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info, tde_status *st) {
   char version[VERSION_LEN + 1];
   EVP_PKEY *key = NULL;
   memset(info, 0, sizeof *info);
-  if (!name_valid(name, strlen(name)) || strlen(dir) >= TDE_PATH_MAX) {
-    return tde_fail(st, TDE_MISUSE, "use a-z, 0-9 and -, at most 32 characters",
-                    "a local key cannot have this name or directory");
-  }
-  tde_class rc = tde_rsa_generate(KEY_BITS, &key, st);
+  tde_class rc = tde_local_check_name(strlen(dir) < TDE_PATH_MAX ? name : "", st);
+  if (rc == TDE_OK) rc = tde_rsa_generate(KEY_BITS, &key, st);
   if (rc == TDE_OK) rc = tde_rsa_info(key, info, st);
   if (rc == TDE_OK) {
     tde_hex(info->thumbprint, VERSION_BYTES, version);

@@ -24,6 +24,9 @@
 #define TDE_LOCAL_KEYS_MAX 32
 #define TDE_LOCAL_NAME_MAX 32
 
+/* Can a local key have this name? */
+tde_class tde_local_check_name(const char *name, tde_status *st);
+
 /* Makes an RSA-3072 key pair NAME in the instance directory dir, durable when
 ** this returns TDE_OK, and tells what it is. */
 tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info, tde_status *st);

@@ -3,6 +3,9 @@
 */
 #include "instance_fn.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "../ext/base/bytes.h"
 #include "../keyprovider/instance_edit.h"
 #include "../vfs/tdevfs.h"
@@ -29,6 +32,30 @@ static const char *instance_of(sqlite3_context *ctx, int argc, sqlite3_value **a
   return tde_subject_instance(sqlite3_context_db_handle(ctx), argc, argv, i);
 }
 
+/* A directory that is named holds an instance, or was misspelt: only a new key (and a new
+** database) makes one there. Nor is one made that cannot have the key (NULL: none is
+** needed), of which a new one has only its own. False: the error is the call's result. */
+static int is_there(sqlite3_context *ctx, const char *path, int named, const char *key) {
+  int old = named || (key && strncmp(key, "local:", 6) == 0 && strcmp(key, "local:smk") != 0);
+  const tde_instance *inst;
+  tde_status st;
+  tde_class c = TDE_OK;
+
+  tde_status_clear(&st);
+  if (old) c = tde_instance_open(path, 0, &inst, &st);
+  if (c == TDE_OK) return 1;
+  if (c == TDE_MISSING) {
+    (void)snprintf(st.remedy, sizeof(st.remedy), "%s",
+                   "check the path; tde_instance_new_key() makes an instance with its first key");
+  }
+  answer(ctx, path, c, &st);
+  return 0;
+}
+
+static int is_named(int argc, sqlite3_value **argv, int i) {
+  return tde_arg_text(argc, argv, i) != NULL;
+}
+
 void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status st;
 
@@ -42,7 +69,7 @@ void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_valu
   char full[TDE_KEY_ID_MAX];
   tde_status st;
 
-  if (!key) return;
+  if (!key || !is_there(ctx, path, is_named(argc, argv, 2), key)) return;
   tde_status_clear(&st);
   answer(ctx, path, tde_instance_set_protector(path, key, tde_arg_text(argc, argv, 1), full, &st),
          &st);
@@ -71,7 +98,7 @@ void tde_sql_instance_add_key(sqlite3_context *ctx, int argc, sqlite3_value **ar
   tde_status st;
   tde_class c;
 
-  if (!key) return;
+  if (!key || !is_there(ctx, path, is_named(argc, argv, 2), key)) return;
   tde_status_clear(&st);
   c = tde_instance_add_key(path, key, tde_arg_text(argc, argv, 1), &info, &st);
   answer_key(ctx, &info, c, &st);
@@ -113,6 +140,7 @@ void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value *
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }
+  if (!is_there(ctx, path, is_named(argc, argv, 2), NULL)) return;
   answer(ctx, path, tde_instance_set_policy(path, name, sqlite3_value_int64(argv[1]), &st), &st);
   tde_watch_policy_changed();
 }
@@ -122,7 +150,7 @@ void tde_sql_instance_set_identity(sqlite3_context *ctx, int argc, sqlite3_value
   const char *name = tde_arg_needed(ctx, argc, argv, 0, "the name");
   tde_status st;
 
-  if (!name) return;
+  if (!name || !is_there(ctx, path, is_named(argc, argv, 2), NULL)) return;
   tde_status_clear(&st);
   answer(ctx, path, tde_instance_set_identity(path, name, tde_arg_text(argc, argv, 1), &st), &st);
 }
@@ -131,6 +159,7 @@ void tde_sql_instance_set_audit(sqlite3_context *ctx, int argc, sqlite3_value **
   const char *path = instance_of(ctx, argc, argv, 1);
   tde_status st;
 
+  if (!is_there(ctx, path, is_named(argc, argv, 1), NULL)) return;
   tde_status_clear(&st);
   answer(ctx, path, tde_instance_set_audit(path, tde_arg_text(argc, argv, 0), &st), &st);
 }
