@@ -328,11 +328,8 @@ static size_t utf8_at(const unsigned char *s) {
   return n;
 }
 
-/* JSON has no other text than UTF-8, but paths are bytes: what is none becomes U+FFFD. */
-static json_t *string_of(const char *v) {
+char *tde_json_clean(const char *v) {
   static const char replacement[] = "\xef\xbf\xbd";
-  json_t *j = json_string(v);
-  if (j != NULL) return j;
   char *clean = malloc(3 * strlen(v) + 1), *to = clean;
   for (const unsigned char *s = (const unsigned char *)v; clean != NULL && *s != 0;) {
     size_t n = utf8_at(s);
@@ -341,6 +338,14 @@ static json_t *string_of(const char *v) {
     s += n > 0 ? n : 1;
   }
   if (clean != NULL) *to = 0;
+  return clean;
+}
+
+/* JSON has no other text than UTF-8, but paths are bytes. */
+static json_t *string_of(const char *v) {
+  json_t *j = json_string(v);
+  if (j != NULL) return j;
+  char *clean = tde_json_clean(v);
   if (clean != NULL) j = json_string(clean);
   free(clean);
   return j;

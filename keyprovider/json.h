@@ -39,6 +39,8 @@ tde_json *tde_json_null(void);
 /* Builders: return 0, or -1 when out of memory or not valid UTF-8. set_json
 ** and append take over v (also on failure); NULL v is a failure. */
 int tde_json_set_text(tde_json *obj, const char *name, const char *v); /* NULL v: JSON null */
+/* The text as UTF-8, malloc'd: what is none becomes U+FFFD. NULL: out of memory. */
+char *tde_json_clean(const char *v);
 int tde_json_set_int(tde_json *obj, const char *name, int64_t v);
 int tde_json_set_bool(tde_json *obj, const char *name, int v);
 int tde_json_set_json(tde_json *obj, const char *name, tde_json *v);

@@ -28,17 +28,19 @@ static const tde_provider *const providers[] = {
 };
 #define NPROVIDERS (sizeof providers / sizeof providers[0])
 
+#define NAME_A_KEY "name a key, e.g. local:NAME or https://VAULT.vault.azure.net/keys/NAME"
+
 /* A key id goes into messages, documents and requests: printable ASCII only. */
 static tde_class key_id_check(const char *key_id, tde_status *st) {
   size_t n = key_id != NULL ? strnlen(key_id, TDE_KEY_ID_MAX) : 0;
-  if (n == 0) return tde_fail(st, TDE_MISCONFIGURED, "name a key", "the key id is empty");
+  if (n == 0) return tde_fail(st, TDE_MISCONFIGURED, NAME_A_KEY, "the key id is empty");
   if (n == TDE_KEY_ID_MAX) {
-    return tde_fail(st, TDE_MISCONFIGURED, NULL, "the key id is longer than %d bytes",
+    return tde_fail(st, TDE_MISCONFIGURED, NAME_A_KEY, "the key id is longer than %d bytes",
                     TDE_KEY_ID_MAX - 1);
   }
   for (size_t i = 0; i < n; i++) {
     if (key_id[i] <= ' ' || key_id[i] > '~') {
-      return tde_fail(st, TDE_MISCONFIGURED, NULL,
+      return tde_fail(st, TDE_MISCONFIGURED, NAME_A_KEY,
                       "the key id holds a character other than printable ASCII at byte %zu", i + 1);
     }
   }

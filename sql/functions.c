@@ -24,6 +24,7 @@
 #include "result.h"
 #include "retire.h"
 #include "rotate_dek.h"
+#include "subject.h"
 #include "views.h"
 
 SQLITE_EXTENSION_INIT3
@@ -33,15 +34,18 @@ SQLITE_EXTENSION_INIT3
 
 /* ---- shared ---- */
 
-void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
-  char *text;
+char *tde_result_text(int rc, const tde_status *st) {
+  char *message = tde_json_clean(st->message[0] ? st->message : sqlite3_errstr(rc));
+  char *text = message ? sqlite3_mprintf("%s%s%s", message, st->remedy[0] ? "; " : "", st->remedy)
+                       : NULL;
 
-  if (rc == SQLITE_NOMEM) {
-    sqlite3_result_error_nomem(ctx);
-    return;
-  }
-  text = sqlite3_mprintf("%s%s%s", st->message[0] ? st->message : sqlite3_errstr(rc),
-                         st->remedy[0] ? "; " : "", st->remedy);
+  free(message);
+  return text;
+}
+
+void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
+  char *text = rc == SQLITE_NOMEM ? NULL : tde_result_text(rc, st);
+
   if (!text) {
     sqlite3_result_error_nomem(ctx);
     return;
@@ -507,9 +511,13 @@ static const struct sql_function_row {
 
 static void dispatch(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const struct sql_function_row *f = sqlite3_user_data(ctx);
+  tde_status st;
 
+  tde_status_clear(&st);
   if (argc < f->least || argc > f->most) {
     tde_result_arity(ctx, f->name);
+  } else if (tde_args_cut(argc, argv, &st)) {
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
   } else {
     f->call(ctx, argc, argv);
   }

@@ -42,7 +42,11 @@ static int is_there(sqlite3_context *ctx, const char *path, int named, const cha
   tde_class c = TDE_OK;
 
   tde_status_clear(&st);
-  if (old) c = tde_instance_open(path, 0, &inst, &st);
+  if (path && !path[0]) { /* an unset variable, not the default instance */
+    c = tde_fail(&st, TDE_MISUSE, "name it, or give NULL",
+                 "the instance directory's path is empty");
+  }
+  if (c == TDE_OK && old) c = tde_instance_open(path, 0, &inst, &st);
   if (c == TDE_OK) return 1;
   if (c == TDE_MISSING) {
     (void)snprintf(st.remedy, sizeof(st.remedy), "%s",
@@ -60,7 +64,9 @@ void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status st;
 
   tde_status_clear(&st);
-  answer(ctx, instance_of(ctx, argc, argv, 0), TDE_OK, &st);
+  if (is_there(ctx, instance_of(ctx, argc, argv, 0), 0, NULL)) {
+    answer(ctx, instance_of(ctx, argc, argv, 0), TDE_OK, &st);
+  }
 }
 
 void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
@@ -110,7 +116,7 @@ void tde_sql_instance_remove_key(sqlite3_context *ctx, int argc, sqlite3_value *
   tde_status st;
   int removed;
 
-  if (!key) return;
+  if (!key || !is_there(ctx, path, 0, NULL)) return;
   tde_status_clear(&st);
   answer(ctx, path, tde_instance_remove_key(path, key, &removed, &st), &st);
 }
@@ -122,7 +128,7 @@ void tde_sql_instance_new_key(sqlite3_context *ctx, int argc, sqlite3_value **ar
   tde_status st;
   tde_class c;
 
-  if (!name) return;
+  if (!name || !is_there(ctx, path, 0, NULL)) return;
   tde_status_clear(&st);
   c = tde_instance_new_key(path, name, &info, &st);
   answer_key(ctx, &info, c, &st);

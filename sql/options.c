@@ -50,6 +50,7 @@ static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status
     if (strcmp(name, texts[i].name) != 0) continue;
     if (tde_json_is_null(v)) return SQLITE_OK;
     if (!tde_json_is_text(v)) return bad(st, name, "is no text");
+    if (!tde_json_get_text(o->json, name)[0]) return bad(st, name, "is empty");
     *texts[i].to = tde_json_get_text(o->json, name);
     return SQLITE_OK;
   }

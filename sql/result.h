@@ -9,6 +9,10 @@
 #include "../ext/base/status.h"
 #include "../keyprovider/json.h"
 
+/* Message and remedy as one line of UTF-8, whatever bytes an argument in it has; the caller's
+** (sqlite3_free). NULL: out of memory. */
+char *tde_result_text(int rc, const tde_status *st);
+
 /* An SQL error with message and remedy. rc: the SQLite code to carry. */
 void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st);
 

@@ -13,6 +13,10 @@
 ** such schema, or another VFS has it. */
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
 
+/* Is a text among the arguments cut short by a NUL byte? What follows it would be passed over,
+** and another file, schema or key meant. Then st is set. */
+int tde_args_cut(int argc, sqlite3_value **argv, tde_status *st);
+
 /* The text of argument i, NULL when it is absent or NULL. */
 const char *tde_arg_text(int argc, sqlite3_value **argv, int i);
 /* As tde_arg_text, of an argument without which nothing can be done. NULL when it is NULL

@@ -71,6 +71,11 @@ int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *s
   memset(v, 0, sizeof(*v));
   v->db = db;
   if (!source) source = "main";
+  if (!source[0]) {
+    tde_fail(st, TDE_MISUSE, "name a schema of the connection or the path of a file",
+             "the source is empty");
+    return SQLITE_MISUSE;
+  }
   if (is_schema(db, source)) {
     tde_file_info *info = sqlite3_malloc64(sizeof(*info));
     v->schema = source;
@@ -490,6 +495,10 @@ static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde
   const tde_instance *inst;
   tde_json *list;
 
+  if (path && !path[0]) {
+    tde_fail(st, TDE_MISUSE, "name it, or give NULL", "the instance directory's path is empty");
+    return NULL;
+  }
   if (tde_instance_open(path, 0, &inst, st)) return NULL;
   list = tde_instance_keylist(inst);
   for (size_t i = 0; i < tde_json_count(list); i++) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "result.h"
+#include "subject.h"
 #include "views.h"
 
 SQLITE_EXTENSION_INIT3
@@ -142,11 +143,11 @@ static int table_filter(sqlite3_vtab_cursor *base, int given, const char *ignore
   tde_json_free(c->rows);
   tde_status_clear(&st);
   c->at = 0;
-  c->rows = t->view->rows(t->db, args, &st);
+  c->rows = tde_args_cut(argc, argv, &st) ? NULL : t->view->rows(t->db, args, &st);
   if (c->rows) return SQLITE_OK;
   if (!st.code) return SQLITE_NOMEM;
   sqlite3_free(base->pVtab->zErrMsg);
-  base->pVtab->zErrMsg = sqlite3_mprintf("%s%s%s", st.message, st.remedy[0] ? "; " : "", st.remedy);
+  base->pVtab->zErrMsg = tde_result_text(SQLITE_ERROR, &st);
   return SQLITE_ERROR;
 }
 
@@ -216,6 +217,10 @@ static void scalar(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   }
   for (int i = 0; i < argc; i++) args[i] = (const char *)sqlite3_value_text(argv[i]);
   tde_status_clear(&st);
+  if (tde_args_cut(argc, argv, &st)) {
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
   rows = view->rows(sqlite3_context_db_handle(ctx), args, &st);
   if (!rows && st.code) {
     tde_result_status(ctx, SQLITE_ERROR, &st);
