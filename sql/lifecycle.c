@@ -314,12 +314,13 @@ static int switch_auto_rotation(void *ctx, tde_change *c, tde_status *st) {
 void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = tde_arg_text(argc, argv, 1);
-  rotation_switch s = {sqlite3_value_int(argv[0]) != 0, 0}, back = {0, 0};
+  sqlite3_int64 on = sqlite3_value_int64(argv[0]);
+  rotation_switch s = {on != 0, 0}, back = {0, 0};
   tde_status st, ignored;
   tde_json *j;
   int rc;
 
-  if (sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER &&
+  if ((sqlite3_value_numeric_type(argv[0]) != SQLITE_INTEGER || (on != 0 && on != 1)) &&
       bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
     return;
   }
