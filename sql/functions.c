@@ -94,7 +94,11 @@ static tde_file *file_of(sqlite3 *db, const char *schema) {
 static int no_such_schema(sqlite3_context *ctx, const char *schema) {
   tde_status st;
 
-  if (sqlite3_db_filename(sqlite3_context_db_handle(ctx), schema)) return 0;
+  /* SQLite makes the schema temp when it is used first. */
+  if (sqlite3_db_filename(sqlite3_context_db_handle(ctx), schema) ||
+      sqlite3_stricmp(schema, "temp") == 0) {
+    return 0;
+  }
   tde_status_clear(&st);
   tde_fail(&st, TDE_MISUSE, "PRAGMA database_list names the schemas",
            "there is no schema named '%s' on this connection", schema);
@@ -251,6 +255,27 @@ static int put_keys(tde_json *j, const tde_file_info *info) {
   return bad;
 }
 
+/* A database that is no file of this VFS. One that has no file (temporary, or in memory) is
+** sealed where SQLite writes of it all the same, if the VFS is this one; that of the schema
+** temp is the main database's. */
+static int put_other(tde_json *j, sqlite3 *db, const char *schema) {
+  const char *name = sqlite3_db_filename(db, schema);
+  sqlite3_vfs *vfs = NULL;
+  int sealed;
+
+  if (name && name[0]) {
+    return tde_json_set_text(j, "state", "NotEncrypted") |
+           tde_json_set_text(j, "message", "opened through another VFS than tde");
+  }
+  (void)sqlite3_file_control(db, name ? schema : "main", SQLITE_FCNTL_VFS_POINTER, &vfs);
+  sealed = vfs && strcmp(vfs->zName, TDE_VFS_NAME) == 0;
+  return tde_json_set_text(j, "state", sealed ? "Temporary" : "NotEncrypted") |
+         tde_json_set_text(j, "message",
+                           sealed ? "has no file of its own; what SQLite writes of it is sealed "
+                                    "under a key that is never stored"
+                                  : "has no file of its own; what SQLite writes of it is plain");
+}
+
 static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = schema_of(argc, argv);
@@ -268,8 +293,7 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   j = tde_json_object();
   f = file_of(db, schema);
   if (!f) {
-    bad |= tde_json_set_text(j, "state", "NotEncrypted");
-    bad |= tde_json_set_text(j, "message", "opened through another VFS than tde");
+    bad |= put_other(j, db, schema);
   } else {
     tde_key_report report;
     memset(&report, 0, sizeof(report));
@@ -429,8 +453,7 @@ static void fn_verify(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status_clear(&st);
   v.f = file_of(v.db, v.schema);
   if (!v.f) {
-    tde_fail(&st, TDE_NOT_ENCRYPTED, "open it with vfs=tde",
-             "schema '%s' is opened through another VFS than tde", v.schema);
+    (void)tde_subject_file(v.db, v.schema, &st); /* says why there is none */
     tde_result_status(ctx, SQLITE_ERROR, &st);
     return;
   }

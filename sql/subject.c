@@ -10,11 +10,16 @@
 SQLITE_EXTENSION_INIT3
 
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
+  const char *name;
   tde_file *f = NULL;
 
   if (!schema) schema = "main";
   if (sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) return f;
-  if (!sqlite3_db_filename(db, schema)) {
+  name = sqlite3_db_filename(db, schema);
+  if (name ? !name[0] : sqlite3_stricmp(schema, "temp") == 0) {
+    tde_fail(st, TDE_MISUSE, "name a schema whose database is a file",
+             "schema '%s' has no file of its own: it is temporary, or in memory", schema);
+  } else if (!name) {
     tde_fail(st, TDE_MISUSE, "PRAGMA database_list names the schemas",
              "there is no schema named '%s' on this connection", schema);
   } else {
