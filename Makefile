@@ -93,25 +93,31 @@ INCLUDEDIR ?= $(PREFIX)/include
 DOCDIR ?= $(PREFIX)/share/doc/sqlite3-tde
 MODULEDIR ?= $(LIBDIR)/sqlite3-tde
 VERSION = $(shell sed -n 's/^.define TDE_VERSION "\(.*\)"$$/\1/p' ext/base/limits.h)
+# The documents, in their folders: they link to each other.
+DOCS := README.md SECURITY.md CHANGELOG.md LICENSE sql/SQL.md keyprovider/PROVIDERS.md vfs/FORMAT.md tests/README.md \
+        tests/crash/README.md tests/fuzz/README.md $(addprefix tests/bench/,README.md ratios.svg size.svg)
 INSTALLED := $(MODULEDIR)/tde.so $(LIBDIR)/libtde.a $(LIBDIR)/pkgconfig/sqlite3-tde.pc $(INCLUDEDIR)/tde.h \
-             $(DOCDIR)/README.md $(DOCDIR)/SECURITY.md $(DOCDIR)/CHANGELOG.md $(DOCDIR)/LICENSE
+             $(addprefix $(DOCDIR)/,$(DOCS))
 
-.PHONY: install uninstall
-install: all lib ## install under PREFIX (/usr/local); DESTDIR for packaging
+.PHONY: install install-docs uninstall
+install: all lib install-docs ## install under PREFIX (/usr/local); DESTDIR for packaging
 	$(Q)install -d $(addprefix $(DESTDIR),$(sort $(dir $(INSTALLED))))
 	$(Q)install -m 644 $(BUILD)/tde.so $(DESTDIR)$(MODULEDIR)/tde.so
 	$(Q)install -m 644 $(BUILD)/libtde.a $(DESTDIR)$(LIBDIR)/libtde.a
 	$(Q)install -m 644 ext/tde.h $(DESTDIR)$(INCLUDEDIR)/tde.h
-	$(Q)install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
 	$(Q)printf '%s\n' 'Name: sqlite3-tde' \
 	  'Description: transparent data encryption for SQLite, for static linking' 'Version: $(VERSION)' \
 	  'Requires: sqlite3' 'Libs: -L$(LIBDIR) -ltde $(LIBS)' 'Cflags: -I$(INCLUDEDIR)' \
 	  > $(DESTDIR)$(LIBDIR)/pkgconfig/sqlite3-tde.pc
 	@echo "installed: load it with  .load $(MODULEDIR)/tde"
 
+install-docs:
+	$(Q)for f in $(DOCS); do install -D -m 644 $$f $(DESTDIR)$(DOCDIR)/$$f || exit 1; done
+
 uninstall: ## remove what install put there
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
-	-$(Q)rmdir $(addprefix $(DESTDIR),$(MODULEDIR) $(DOCDIR)) 2>/dev/null
+	-$(Q)rmdir $(addprefix $(DESTDIR),$(MODULEDIR)) 2>/dev/null
+	-$(Q)find $(DESTDIR)$(DOCDIR) -depth -type d -empty -delete 2>/dev/null
 
 .PHONY: clean help
 clean: ## remove everything built
