@@ -23,8 +23,9 @@ extern "C" {
 int tde_register(void);
 
 /* on != 0: makes "tde" the default VFS for connections opened later, so that
-** no URI is needed. on == 0: restores the default that was there before.
-** Returns an SQLite result code. */
+** no URI is needed; those that are open keep theirs, also for what they
+** attach. on == 0: restores the default that was there before. Returns an
+** SQLite result code. */
 int tde_make_default(int on);
 
 /* Told of long operations (encrypt, decrypt, verify, backup, restore, copy, a new
