@@ -411,6 +411,13 @@ static int may_pass(tde_class code) {
 tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
                                const tde_keydoc_asker *who, const char *as, uint32_t epoch,
                                const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
+  return tde_keydoc_unwrap_which(doc, inst, who, as, epoch, uuid, dek, NULL, st);
+}
+
+tde_class tde_keydoc_unwrap_which(const tde_keydoc *doc, const tde_instance *inst,
+                                  const tde_keydoc_asker *who, const char *as, uint32_t epoch,
+                                  const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, size_t *which,
+                                  tde_status *st) {
   tde_status own, passing;
   if (st == NULL) st = &own;
   tde_status_clear(&passing);
@@ -423,6 +430,7 @@ tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
   tde_class rc = TDE_CORRUPT;
   for (size_t i = tde_json_count(wraps); i > 0; i--) {
     rc = unwrap_one(who, inst, tde_json_at(wraps, i - 1), as, uuid, dek, st);
+    if (rc == TDE_OK && which != NULL) *which = i - 1;
     if (rc == TDE_OK) return TDE_OK;
     if (may_pass(rc)) passing = *st;
   }
@@ -450,6 +458,16 @@ uint32_t tde_keydoc_epoch(const tde_keydoc *doc) {
 int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap) {
   for (int i = 0; i < doc->nepochs && i < cap; i++) out[i] = doc->epochs[i];
   return doc->nepochs;
+}
+
+int tde_keydoc_same_deks(const tde_keydoc *a, const tde_keydoc *b) {
+  size_t na = 0, nb = 0;
+  char *ta = tde_json_text(tde_json_get(a->root, "deks"), &na);
+  char *tb = tde_json_text(tde_json_get(b->root, "deks"), &nb);
+  int same = ta != NULL && tb != NULL && na == nb && memcmp(ta, tb, na) == 0;
+  free(ta);
+  free(tb);
+  return same && a->epoch == b->epoch;
 }
 
 tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_status *st) {

@@ -64,9 +64,16 @@ tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uin
 tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
                                const tde_keydoc_asker *who, const char *as, uint32_t epoch,
                                const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st);
+/* The same; *which gets the number of the wrap that was unwrapped (from 0). */
+tde_class tde_keydoc_unwrap_which(const tde_keydoc *doc, const tde_instance *inst,
+                                  const tde_keydoc_asker *who, const char *as, uint32_t epoch,
+                                  const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, size_t *which,
+                                  tde_status *st);
 void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out);
 
 /* Facts for status and for stamping WAL and journal. */
+/* Do both hold the same DEKs, wrapped by the same keys, byte for byte? */
+int tde_keydoc_same_deks(const tde_keydoc *a, const tde_keydoc *b);
 uint32_t tde_keydoc_epoch(const tde_keydoc *doc);           /* current DEK epoch */
 /* Epochs in ascending order into out; returns their number. */
 int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap);
@@ -100,9 +107,9 @@ tde_class tde_keydoc_wrap(const tde_instance *inst, const char *key_id,
                           uint8_t *dek, tde_op *wrap, tde_status *st);
 /* An existing epoch's DEK is wrapped by this key alone from now on. */
 int tde_keydoc_set_wrap(tde_keydoc *doc, uint32_t epoch, const tde_op *wrap, int64_t now);
-/* The wraps of every epoch are to be unwrapped under this key from now on, which
-** holds the same material elsewhere. */
-int tde_keydoc_move_wraps(tde_keydoc *doc, const tde_key_info *info);
+/* An epoch's wrap of this number (tde_keydoc_unwrap_which), alone, is to be unwrapped under
+** this key from now on, which the caller has seen to do it. */
+int tde_keydoc_move_wrap(tde_keydoc *doc, uint32_t epoch, size_t which, const tde_key_info *info);
 /* A key is the protector from now on: it joins the key list, and the times of use
 ** are noted there. */
 int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now);

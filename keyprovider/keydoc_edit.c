@@ -199,17 +199,15 @@ int tde_keydoc_set_wrap(tde_keydoc *doc, uint32_t epoch, const tde_op *wrap, int
   return tde_json_set_json(dek, "wraps", only(new_wrap(wrap, now)));
 }
 
-int tde_keydoc_move_wraps(tde_keydoc *doc, const tde_key_info *info) {
-  tde_json *deks = tde_json_get(doc->root, "deks");
+int tde_keydoc_move_wrap(tde_keydoc *doc, uint32_t epoch, size_t which, const tde_key_info *info) {
+  tde_json *wraps = tde_json_get(tde_keydoc_dek_of(doc, epoch), "wraps");
   int failed = 0;
-  for (size_t i = 0; i < tde_json_count(deks); i++) {
-    tde_json *wraps = tde_json_get(tde_json_at(deks, i), "wraps");
-    tde_json *last = tde_json_at(wraps, tde_json_count(wraps) - 1);
-    int64_t wrapped_at = tde_json_get_int(last, "created", 0);
-    while (tde_json_count(wraps) > 1) failed |= tde_json_remove_at(wraps, 0);
-    failed |= put_key(last, info) | tde_json_set_int(last, "created", wrapped_at);
-  }
-  return failed;
+  if (which >= tde_json_count(wraps)) return -1;
+  while (tde_json_count(wraps) > which + 1) failed |= tde_json_remove_at(wraps, which + 1);
+  while (tde_json_count(wraps) > 1) failed |= tde_json_remove_at(wraps, 0);
+  tde_json *left = tde_json_at(wraps, 0);
+  int64_t wrapped_at = tde_json_get_int(left, "created", 0);
+  return failed | put_key(left, info) | tde_json_set_int(left, "created", wrapped_at);
 }
 
 /* The key list, made when it is absent. */

@@ -116,25 +116,13 @@ typedef struct commit {
   tde_event e;
 } commit;
 
-/* The same DEKs under the same key? */
-static int same_basis(const tde_keydoc *a, const tde_keydoc *b) {
-  uint32_t ea[TDE_EPOCHS_MAX], eb[TDE_EPOCHS_MAX];
-  int na = tde_keydoc_epochs(a, ea, TDE_EPOCHS_MAX), nb = tde_keydoc_epochs(b, eb, TDE_EPOCHS_MAX);
-  tde_key_info pa, pb;
-
-  return na == nb && memcmp(ea, eb, (size_t)na * sizeof(ea[0])) == 0 &&
-         tde_keydoc_protector(a, &pa, NULL) == TDE_OK &&
-         tde_keydoc_protector(b, &pb, NULL) == TDE_OK && strcmp(pa.base_id, pb.base_id) == 0 &&
-         strcmp(pa.version, pb.version) == 0;
-}
-
 static tde_class mutate(void *ctx, const char *doc, size_t ndoc, char **newdoc, size_t *nnew,
                         tde_status *st) {
   commit *m = ctx;
   tde_keydoc *kd = NULL;
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
-  if (c == TDE_OK && !m->loose && !same_basis(kd, m->c->doc)) {
+  if (c == TDE_OK && !m->loose && !tde_keydoc_same_deks(kd, m->c->doc)) {
     c = tde_fail(st, TDE_BUSY, "try again", "%s: " STALE, m->c->info->path);
   }
   if (c == TDE_OK) c = m->edit(m->ctx, kd, st);

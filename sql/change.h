@@ -3,7 +3,7 @@
 **
 ** A change has a basis: the key document that it read. Key services are asked on
 ** that basis with no lock held; then, under the header's lock, the document in
-** force must still have the same protector and DEK epochs, and is edited. When
+** force must still have the same DEKs, wrapped as they were, and is edited. When
 ** another change came in between, everything is done again. So no update is lost,
 ** and a failure at any point leaves the database as it was.
 */

@@ -343,25 +343,69 @@ void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv)
 
 /* ---- tde_revalidate([key_id [, schema]]) ---- */
 
-static tde_class edit_moved(void *ctx, tde_keydoc *doc, tde_status *st) {
-  const tde_key_info *info = ctx;
-  int failed;
+/* A key that a header is to name, and the wrap of each epoch that it unwraps. */
+typedef struct move {
+  tde_key_info info;
+  int n;
+  uint32_t epochs[TDE_EPOCHS_MAX];
+  size_t which[TDE_EPOCHS_MAX];
+} move;
 
-  if (!info->base_id[0]) return TDE_OK; /* the event alone: other processes see it */
-  failed = tde_keydoc_move_wraps(doc, info) | tde_keydoc_use_key(doc, info, (int64_t)time(NULL));
+static tde_class edit_moved(void *ctx, tde_keydoc *doc, tde_status *st) {
+  const move *m = ctx;
+  int failed = 0;
+
+  if (m->n == 0) return TDE_OK; /* the event alone: other processes see it */
+  for (int i = 0; i < m->n; i++) {
+    failed |= tde_keydoc_move_wrap(doc, m->epochs[i], m->which[i], &m->info);
+  }
+  failed |= tde_keydoc_use_key(doc, &m->info, (int64_t)time(NULL));
   return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+}
+
+/* Does this very key version unwrap one of the basis's wraps to the DEK in use? */
+static tde_class prove_epoch(tde_change *c, move *m, int i, uint8_t *dek[2], tde_status *st) {
+  char full[TDE_KEY_ID_MAX];
+  tde_keydoc_asker who;
+  tde_class cls = tde_change_dek(c, m->epochs[i], dek[0], st);
+
+  if (cls) return cls;
+  tde_key_full_id(&m->info, full);
+  tde_keydoc_asker_of(c->doc, &who);
+  cls = tde_keydoc_unwrap_which(c->doc, c->inst, &who, full, m->epochs[i], c->info->uuid, dek[1],
+                                &m->which[i], st);
+  if (cls || tde_equal(dek[0], dek[1], TDE_KEY_BYTES)) return cls;
+  return tde_fail(st, TDE_WRONG_KEY,
+                  "name a key that wrapped it, or put it under this one with tde_set_protector()",
+                  "the key %.300s unwraps something else than this database's DEK", full);
+}
+
+/* A header names a key only for what that key was seen to unwrap: since it was asked the
+** database may have got another protector, or the key a new version. */
+static int prove_move(tde_change *c, move *m, tde_status *st) {
+  uint8_t *dek[2] = {tde_secret_alloc(TDE_KEY_BYTES), tde_secret_alloc(TDE_KEY_BYTES)};
+  tde_class cls = dek[0] && dek[1] ? TDE_OK : tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+
+  m->n = tde_keydoc_epochs(c->doc, m->epochs, TDE_EPOCHS_MAX);
+  for (int i = 0; cls == TDE_OK && i < m->n; i++) cls = prove_epoch(c, m, i, dek, st);
+  tde_secret_free(dek[0]);
+  tde_secret_free(dek[1]);
+  return tde_class_rc(cls);
 }
 
 /* Back online: the header says so to other processes, and names the key under
 ** which it is reached now. */
 static int note_revalidation(void *ctx, tde_change *c, tde_status *st) {
   const char *key = ctx;
-  tde_key_info info;
+  move m = {.n = 0};
   int rc = SQLITE_OK;
 
-  memset(&info, 0, sizeof(info));
-  if (key) rc = look_at_key(c, key, &info, st);
-  return rc ? rc : tde_change_commit(c, edit_moved, &info, 0, key != NULL, NULL, st);
+  if (key) rc = look_at_key(c, key, &m.info, st);
+  if (key && rc == SQLITE_OK) {
+    c->subject = m.info;
+    rc = prove_move(c, &m, st);
+  }
+  return rc ? rc : tde_change_commit(c, edit_moved, &m, 0, key != NULL, NULL, st);
 }
 
 void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {

@@ -203,7 +203,7 @@ static void a_new_wrap_unwraps(void) {
   moved = info;
   moved.created = 99;
   (void)snprintf(moved.base_id, sizeof moved.base_id, "local:elsewhere");
-  CHECK(tde_keydoc_move_wraps(doc, &moved) == 0 && parses(doc));
+  CHECK(tde_keydoc_move_wrap(doc, 1, 0, &moved) == 0 && parses(doc));
   REQUIRE(tde_keydoc_protector(doc, &info, NULL) == TDE_OK);
   CHECK(strcmp(info.base_id, "local:elsewhere") == 0 && info.created == 5);
   CHECK(tde_keydoc_unwrap_as(doc, inst, &(tde_keydoc_asker){NULL, NULL}, "local:b", 1, uuid, got,
