@@ -291,18 +291,26 @@ static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const td
   return cls;
 }
 
+/* Does what a change was decided on still hold? */
+typedef int (*still_true)(void *ctx, const tde_change *c);
+
 typedef struct protector_work {
   const char *key_id, *mode;
   const tde_keydoc_asker *who;
   tde_key_info *out;
+  still_true still; /* looked at in each try, before anything is asked; NULL: nothing to see */
+  void *ctx;        /* of still */
+  int gave_up;      /* it did not: nothing was changed */
 } protector_work;
 
 static int set_protector(void *ctx, tde_change *c, tde_status *st) {
-  const protector_work *w = ctx;
+  protector_work *w = ctx;
   rewrap r = {.mode = w->mode, .who = w->who, .event = c->event, .now = (int64_t)time(NULL)};
   tde_keydoc_asker own;
   int rc = SQLITE_OK;
 
+  w->gave_up = w->still && !w->still(w->ctx, c);
+  if (w->gave_up) return SQLITE_OK;
   memset(&c->subject, 0, sizeof(c->subject));
   (void)sqlite3_snprintf(sizeof(c->subject.base_id), c->subject.base_id, "%s", w->key_id);
   if (strcmp(w->mode, "database") == 0) {
@@ -323,14 +331,15 @@ static int set_protector(void *ctx, tde_change *c, tde_status *st) {
 int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
                          const tde_keydoc_asker *who, const char *event, tde_key_info *out,
                          tde_status *st) {
-  protector_work w = {key_id, mode, who, out};
+  protector_work w = {.key_id = key_id, .mode = mode, .who = who, .out = out};
 
   memset(out, 0, sizeof(*out));
   return tde_change_run(db, schema, event, set_protector, &w, st);
 }
 
-int tde_change_inherit(sqlite3 *db, const char *schema, const char *event, tde_key_info *out,
-                       tde_status *st) {
+/* Puts the database under its instance's default protector. */
+static int inherit(sqlite3 *db, const char *schema, const char *event, protector_work *w,
+                   tde_status *st) {
   char protector[TDE_KEY_ID_MAX];
   tde_keydoc_asker who = {NULL, NULL};
   const tde_instance *inst;
@@ -342,7 +351,34 @@ int tde_change_inherit(sqlite3 *db, const char *schema, const char *event, tde_k
   if (c == TDE_OK) c = tde_instance_protector(inst, protector, st);
   if (c) return tde_class_rc(c);
   who.identity = tde_instance_default_identity(inst);
-  return tde_change_protector(db, schema, protector, "inherit", &who, event, out, st);
+  w->key_id = protector;
+  w->mode = "inherit";
+  w->who = &who;
+  memset(w->out, 0, sizeof(*w->out));
+  return tde_change_run(db, schema, event, set_protector, w, st);
+}
+
+int tde_change_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st) {
+  protector_work w = {.out = out};
+
+  return inherit(db, schema, "revert", &w, st);
+}
+
+static int inherits(void *ctx, const tde_change *c) {
+  (void)ctx;
+  return strcmp(tde_keydoc_mode(c->doc), "inherit") == 0;
+}
+
+int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st) {
+  protector_work w = {.out = out, .still = inherits};
+  int rc = inherit(db, schema, "follow-instance", &w, st);
+
+  if (rc || !w.gave_up) return rc;
+  tde_fail(st, TDE_MISUSE,
+           "tde_revert() goes back to a service-managed instance; to one with a key of its own "
+           "the way is a restore without a protector",
+           "the database has a protector of its own");
+  return SQLITE_MISUSE;
 }
 
 /* ---- auto-rotation ---- */
@@ -359,30 +395,55 @@ static tde_class edit_looked(void *ctx, tde_keydoc *doc, tde_status *st) {
              : TDE_OK;
 }
 
-/* Writes down that somebody looked, so that the schedule survives. */
-static int note_look(void *ctx, tde_change *c, tde_status *st) {
-  return tde_change_commit(c, edit_looked, ctx, 1, 0, NULL, st);
+/* The newest version of a protector. */
+typedef struct newest {
+  const uint8_t *uuid; /* whose protector; NULL: that of the database that is open */
+  tde_key_info info;
+  tde_key_info from; /* the protector then */
+  char mode[16];
+  int moved; /* another version than the protector's */
+  int other; /* the file is not the one that was meant, or is not to be rotated any more */
+  looked l;
+} newest;
+
+static int is_protector(const tde_change *c, const tde_key_info *info) {
+  return strcmp(c->protector.base_id, info->base_id) == 0 &&
+         strcmp(c->protector.version, info->version) == 0;
 }
 
-/* Finds the newest version of the protector. */
-typedef struct newest {
-  tde_key_info info;
-  char mode[16];
-  int moved; /* it is another than the protector's */
-} newest;
+/* Writes down that somebody looked, so that the schedule survives. */
+static int note_look(void *ctx, tde_change *c, tde_status *st) {
+  newest *n = ctx;
+
+  /* What another key's service answered is nothing to write down. */
+  if (n->from.base_id[0] && !is_protector(c, &n->from)) return SQLITE_OK;
+  return tde_change_commit(c, edit_looked, &n->l, 1, 0, NULL, st);
+}
+
+static int may_rotate(const uint8_t *uuid, const tde_change *c) {
+  const tde_key_facts *facts = &c->info->facts;
+
+  if (!uuid) return 1; /* somebody called for it */
+  return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && !facts->secondary &&
+         facts->auto_rotation;
+}
 
 static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
   newest *n = ctx;
-  tde_op *op = calloc(1, sizeof(*op));
+  tde_op *op;
   tde_keydoc_asker who;
   tde_class cls;
 
+  n->other = !may_rotate(n->uuid, c);
+  if (n->other) return SQLITE_OK;
+  op = calloc(1, sizeof(*op));
   if (!op) return SQLITE_NOMEM;
   tde_keydoc_asker_of(c->doc, &who);
   op->kind = TDE_OP_LATEST;
   op->instance = c->inst;
   op->identity = who.identity;
   op->federated_client_id = who.federated_client_id;
+  n->from = c->protector;
   cls = tde_provider_run(op, c->protector.base_id, st);
   n->info = op->info;
   n->moved = strcmp(op->info.version, c->protector.version) != 0;
@@ -391,26 +452,44 @@ static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
   return tde_class_rc(cls);
 }
 
-int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
-  looked l = {(int64_t)time(NULL), NULL};
+/* Between the look and the change, somebody may have set another protector, or another
+** process a version that is newer still. */
+static int is_as_looked(void *ctx, const tde_change *c) {
+  const newest *n = ctx;
+
+  return may_rotate(n->uuid, c) && is_protector(c, &n->from) &&
+         strcmp(n->mode, tde_keydoc_mode(c->doc)) == 0;
+}
+
+static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *st) {
   char full[TDE_KEY_ID_MAX], why[400];
   tde_key_info out;
   tde_status ignored;
-  newest n = {.moved = 0};
-  int rc = tde_change_run(db, schema, "auto-rotation", look_for_newest, &n, st);
+  protector_work w = {.out = &out, .still = is_as_looked, .ctx = n};
+  int rc = tde_change_run(db, schema, "auto-rotation", look_for_newest, n, st);
 
-  if (rc == SQLITE_OK && n.moved) {
-    tde_key_full_id(&n.info, full);
-    rc = tde_change_protector(db, schema, full, n.mode, NULL, "auto-rotation", &out, st);
+  if (n->other) return rc;
+  if (rc == SQLITE_OK && n->moved) {
+    tde_key_full_id(&n->info, full);
+    w.key_id = full;
+    w.mode = n->mode;
+    memset(&out, 0, sizeof(out));
+    rc = tde_change_run(db, schema, "auto-rotation", set_protector, &w, st);
     if (rc == SQLITE_OK) return rc; /* which notes the look, too */
   }
   if (rc) {
     (void)sqlite3_snprintf(sizeof(why), why, "%s", st->message);
-    l.error = why;
+    n->l.error = why;
   }
   /* Not each look is an event: its failure was told already. */
-  (void)tde_change_run(db, schema, NULL, note_look, &l, &ignored);
+  (void)tde_change_run(db, schema, NULL, note_look, n, &ignored);
   return rc;
+}
+
+int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
+  newest n = {.l.now = (int64_t)time(NULL)};
+
+  return auto_rotate(db, schema, &n, st);
 }
 
 /* ---- the background job ---- */
@@ -450,14 +529,55 @@ static int is_due(int64_t checked, int64_t every) {
   return checked > now || now - checked >= every;
 }
 
-void tde_change_job(const tde_key_facts *facts, const tde_key_params *params) {
-  const tde_instance *inst;
+/* Is this the database that was meant, under no protector of its own, and under another
+** than its instance's default? */
+static int still_follows(void *ctx, const tde_change *c) {
+  const uint8_t *uuid = ctx;
+
+  return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && !c->info->facts.secondary &&
+         has_moved(&c->info->facts, c->inst);
+}
+
+/* By now another file may have the path: one with a protector of its own. */
+static int is_the_one(sqlite3 *db, const uint8_t *uuid) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = tde_subject_file(db, "main", NULL);
+  int same = 0;
+
+  if (f && info) {
+    tde_file_info_get(f, 0, info);
+    same = info->state == TDE_STATE_ONLINE && !info->facts.secondary &&
+           memcmp(info->uuid, uuid, TDE_UUID_BYTES) == 0;
+  }
+  sqlite3_free(info);
+  return same;
+}
+
+static void run_job(sqlite3 *db, const uint8_t *uuid, int follow, int rotate) {
   tde_key_info out;
+  protector_work w = {.out = &out, .still = still_follows, .ctx = (void *)uuid};
+  newest n = {.uuid = uuid, .l.now = (int64_t)time(NULL)};
   tde_status st;
+
+  if (!is_the_one(db, uuid)) return;
+  if (follow && inherit(db, "main", "follow-instance", &w, &st)) {
+    tde_log_status(TDE_LOG_WARNING, "follow-instance", &st);
+  }
+  if (rotate && auto_rotate(db, "main", &n, &st)) {
+    tde_log_status(TDE_LOG_WARNING, "auto-rotation", &st);
+  }
+}
+
+void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
+                    const tde_key_params *params) {
+  const tde_instance *inst;
   sqlite3 *db;
   int follow, rotate;
 
-  if (facts->secondary || tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) return;
+  if (facts->secondary ||
+      tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
+    return;
+  }
   follow = has_moved(facts, inst);
   rotate = facts->auto_rotation &&
            is_due(facts->rotation_checked, tde_instance_policy(inst)->rotation_s);
@@ -467,11 +587,6 @@ void tde_change_job(const tde_key_facts *facts, const tde_key_params *params) {
     tde_log(TDE_LOG_WARNING, "%s: could not be opened to follow its protector", params->path);
     return;
   }
-  if (follow && tde_change_inherit(db, "main", "follow-instance", &out, &st)) {
-    tde_log_status(TDE_LOG_WARNING, "follow-instance", &st);
-  }
-  if (rotate && tde_change_auto_rotate(db, "main", &st)) {
-    tde_log_status(TDE_LOG_WARNING, "auto-rotation", &st);
-  }
+  run_job(db, uuid, follow, rotate);
   (void)sqlite3_close(db);
 }

@@ -58,13 +58,15 @@ tde_class tde_change_dek(const tde_change *c, uint32_t epoch, uint8_t *dek, tde_
 int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
                          const tde_keydoc_asker *who, const char *event, tde_key_info *out,
                          tde_status *st);
-/* Follows the instance's default protector. */
-int tde_change_inherit(sqlite3 *db, const char *schema, const char *event, tde_key_info *out,
-                       tde_status *st);
+/* Puts it under the instance's default protector, whatever it has now. */
+int tde_change_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
+/* The same for a database that inherits. SQLITE_MISUSE: it has a protector of its own. */
+int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
 /* Looks for a new version of the protector and moves to it. */
 int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st);
 
-/* The background job of watch.h. */
-void tde_change_job(const tde_key_facts *facts, const tde_key_params *params);
+/* The background job of watch.h. Whatever it was decided on is looked at again in each try. */
+void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
+                    const tde_key_params *params);
 
 #endif

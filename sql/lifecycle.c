@@ -97,15 +97,7 @@ void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv)
   }
   if (strcmp(key, "inherit") == 0) {
     mode = "inherit";
-    if (!is_new(f, info) && strcmp(info->facts.mode, "inherit") != 0) {
-      tde_fail(&st, TDE_MISUSE,
-               "tde_revert() goes back to a service-managed instance; to one with a key of its "
-               "own the way is a restore without a protector",
-               "%s: has a protector of its own", info->path);
-      rc = SQLITE_MISUSE;
-    } else {
-      rc = tde_change_inherit(db, schema, "follow-instance", &out, &st);
-    }
+    rc = tde_change_follow(db, schema, &out, &st);
   } else if (is_new(f, info)) {
     rc = create_under(f, key, &st);
     if (rc == SQLITE_OK) rc = protector_in_force(f, &out, &st);
@@ -142,7 +134,7 @@ void tde_sql_revert(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
              "the instance's protector is a customer's key: a database goes back to it by a "
              "restore only");
   }
-  if (rc == SQLITE_OK) rc = tde_change_inherit(db, schema, "revert", &out, &st);
+  if (rc == SQLITE_OK) rc = tde_change_revert(db, schema, &out, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
   } else {

@@ -171,6 +171,24 @@ int tde_openfiles_instances(char **instances, int n) {
   return have;
 }
 
+static int same_text(const char *a, const char *b) {
+  return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+int tde_openfiles_writable(const char *path, const char *instance) {
+  size_t n = strlen(path);
+  int found = 0;
+
+  pthread_mutex_lock(&list_lock);
+  for (tde_file *f = find(path, n, NULL); f && !found; f = find(path, n, f)) {
+    const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
+    found = db && __atomic_load_n(&db->writable, __ATOMIC_ACQUIRE) &&
+            same_text(db->params.instance, instance);
+  }
+  pthread_mutex_unlock(&list_lock);
+  return found;
+}
+
 /* Is f the first of its path in the list? */
 static int is_first(const tde_file *f, const tde_file *bucket) {
   while (bucket != f && strcmp(bucket->path, f->path) != 0) bucket = bucket->next_open;

@@ -26,6 +26,9 @@ void tde_openfiles_wipe(const tde_keys *keys);
 ** each is the caller's (sqlite3_free). */
 int tde_openfiles_instances(char **instances, int n);
 
+/* Has this process the database of this path open for writing, through this instance? */
+int tde_openfiles_writable(const char *path, const char *instance);
+
 /* The VFS below that has this file: that of the database it belongs to, else
 ** the default one. */
 sqlite3_vfs *tde_openfiles_vfs(const char *name);

@@ -33,6 +33,7 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int unwanted; /* an empty one here gets no header: last says why */
+  int writable; /* atomic: opened for writing, with params that stay as they are */
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
   int wal_writing;                  /* ... the one to write is among them */

@@ -140,7 +140,9 @@ static void check(tde_keys *k) {
     known = tde_keys_live(k) && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
   }
   if (known) {
-    if (watch.job && params.path) watch.job(facts, &params);
+    if (watch.job && params.path && tde_openfiles_writable(params.path, params.instance)) {
+      watch.job(uuid, facts, &params);
+    }
     tde_key_params_clear(&params);
   }
   free(facts);
