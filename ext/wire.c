@@ -135,6 +135,7 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
     out->remote = p && p->reply;
     out->regenerating = tde_keydoc_regenerating(kd);
     out->secondary = tde_keydoc_is_secondary(kd);
+    out->backup = tde_keydoc_is_backup(kd);
     out->auto_rotation = tde_keydoc_auto_rotation(kd, &out->rotation_checked);
     out->epoch = tde_keydoc_epoch(kd);
     out->nepochs = tde_keydoc_epochs(kd, out->epochs, TDE_EPOCHS_MAX);

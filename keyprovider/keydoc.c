@@ -495,6 +495,10 @@ int tde_keydoc_is_secondary(const tde_keydoc *doc) {
   return tde_json_get(doc->root, "secondary") != NULL;
 }
 
+int tde_keydoc_is_backup(const tde_keydoc *doc) {
+  return tde_json_get(doc->root, "backup") != NULL;
+}
+
 int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked) {
   const tde_json *rotation = tde_json_get(doc->root, "auto_rotation");
   int64_t at = tde_json_get_int(rotation, "checked", 0);

@@ -82,6 +82,7 @@ tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_st
 const char *tde_keydoc_mode(const tde_keydoc *doc);         /* "inherit" or "database" */
 int tde_keydoc_regenerating(const tde_keydoc *doc);
 int tde_keydoc_is_secondary(const tde_keydoc *doc);
+int tde_keydoc_is_backup(const tde_keydoc *doc);
 /* *checked: Unix time of the last look for a new version, 0: never. */
 int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked);
 /* Every thumbprint that some epoch is wrapped under now: what a restore needs. Into

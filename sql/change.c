@@ -38,6 +38,10 @@ static void touch(sqlite3 *db, const char *schema) {
 static int check_state(const tde_change *c, int reading, tde_status *st) {
   const tde_file_info *i = c->info;
 
+  if (i->state == TDE_STATE_ONLINE && !reading && i->facts.backup) {
+    (void)tde_fail_backup(c->f, st);
+    return SQLITE_READONLY;
+  }
   if (i->state == TDE_STATE_ONLINE && (reading || !tde_file_read_only(c->f))) return SQLITE_OK;
   if (i->state == TDE_STATE_ONLINE) {
     tde_fail(st, TDE_MISUSE, "open it for writing", "%s: the database is read-only", i->path);
@@ -538,7 +542,7 @@ static int still_follows(void *ctx, const tde_change *c) {
          has_moved(&c->info->facts, c->inst);
 }
 
-/* By now another file may have the path: one with a protector of its own. */
+/* By now another file may have the path: one with a protector of its own, or a backup. */
 static int is_the_one(sqlite3 *db, const uint8_t *uuid) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
   tde_file *f = tde_subject_file(db, "main", NULL);
@@ -546,7 +550,7 @@ static int is_the_one(sqlite3 *db, const uint8_t *uuid) {
 
   if (f && info) {
     tde_file_info_get(f, 0, info);
-    same = info->state == TDE_STATE_ONLINE && !info->facts.secondary &&
+    same = info->state == TDE_STATE_ONLINE && !info->facts.backup && !info->facts.secondary &&
            memcmp(info->uuid, uuid, TDE_UUID_BYTES) == 0;
   }
   sqlite3_free(info);
@@ -574,7 +578,7 @@ void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *fac
   sqlite3 *db;
   int follow, rotate;
 
-  if (facts->secondary ||
+  if (facts->secondary || facts->backup ||
       tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
     return;
   }

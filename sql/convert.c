@@ -55,6 +55,7 @@ typedef struct conversion {
   tde_place place;  /* the result */
   char *params;     /* tde_* URI parameters for the encrypted side */
   int in_place;
+  int from_backup; /* which nobody writes to, so that it needs no lock */
   sqlite3 *from, *to;
   int pages, page_size;
   tde_job job;
@@ -176,6 +177,7 @@ static int check_kind(conversion *c) {
     rc = sqlite3_file_control(c->from, "main", TDE_FCNTL_FILE, &f);
     if (rc == SQLITE_OK) {
       tde_file_info_get(f, 0, info);
+      c->from_backup = info->facts.backup;
       if (info->state == TDE_STATE_NOT_ENCRYPTED || info->state == TDE_STATE_PLAIN) {
         rc = fail(c, SQLITE_NOTADB, TDE_NOT_ENCRYPTED, "check the file's name", "is not encrypted");
       } else if (info->state != TDE_STATE_ONLINE && info->state != TDE_STATE_NEW) {
@@ -262,7 +264,9 @@ static int open_source(conversion *c, const char *arg) {
   }
   /* With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
   ** backup could not read beside. */
-  if (rc == SQLITE_OK) rc = exec(c, c->from, "BEGIN EXCLUSIVE; COMMIT", "is in use");
+  if (rc == SQLITE_OK && !c->from_backup) {
+    rc = exec(c, c->from, "BEGIN EXCLUSIVE; COMMIT", "is in use");
+  }
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
   if (rc == SQLITE_OK && c->pages == 0) {

@@ -781,6 +781,10 @@ static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, 
     tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read: %s", tde_path_of(f),
              sqlite3_errstr(rc));
   }
+  if (rc == SQLITE_OK && db->facts.backup) {
+    (void)tde_fail_backup(f, st);
+    rc = SQLITE_READONLY;
+  }
   if (rc == SQLITE_OK) {
     if (mutate) rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
     if (rc == SQLITE_OK && (doc || !mutate)) {
@@ -938,7 +942,7 @@ void tde_db_before_close(tde_file *f) {
   tde_db *db = f->db;
   tde_status st;
 
-  if (!db || !db->slot_behind || db->read_only || db->state != TDE_STATE_ONLINE) return;
+  if (!db || !db->slot_behind || db->read_only || db->facts.backup || db->state != TDE_STATE_ONLINE) return;
   if (update_header(f, NULL, NULL, 0, &st) == SQLITE_OK) db->slot_behind = 0;
 }
 
@@ -1137,7 +1141,12 @@ const char *tde_file_instance(tde_file *f) {
 }
 
 int tde_file_read_only(tde_file *f) {
-  return f->db->read_only;
+  return f->db->read_only || f->db->facts.backup;
+}
+
+tde_class tde_fail_backup(const tde_file *f, tde_status *st) {
+  return tde_fail(st, TDE_MISUSE, "tde_restore() makes a database of it",
+                  "%s: is a backup, which is only read", tde_path_of(f));
 }
 
 tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {

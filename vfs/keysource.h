@@ -42,6 +42,7 @@ typedef struct tde_key_facts {
   int remote;                      /* the protector is asked over a network */
   int regenerating;                /* units of an older epoch are being sealed anew */
   int secondary;                   /* a copy that follows another database */
+  int backup;                      /* nobody changes it */
   int auto_rotation;
   int64_t rotation_checked; /* Unix time of the last look for a new version, or 0 */
 } tde_key_facts;

@@ -376,6 +376,13 @@ static int refuse_secondary(tde_file *f) {
   return SQLITE_READONLY;
 }
 
+/* A backup stays what it is: the database of one moment, under the keys of then. */
+static int refuse_backup(tde_file *f) {
+  tde_fail_backup(f, &f->db->last);
+  (void)tde_db_report(f->db);
+  return SQLITE_READONLY;
+}
+
 static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
@@ -384,6 +391,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   if (level >= SQLITE_LOCK_RESERVED && !f->plain && db->facts.secondary) {
     return refuse_secondary(f);
   }
+  if (level >= SQLITE_LOCK_RESERVED && !f->plain && db->facts.backup) return refuse_backup(f);
   rc = LOWER(f)->xLock(f->lower, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);

@@ -182,7 +182,10 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st);
 int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st);
 /* What the URI said of the instance, or NULL; borrowed. */
 const char *tde_file_instance(tde_file *f);
+/* Opened read-only, or a backup. */
 int tde_file_read_only(tde_file *f);
+/* What whoever would change a backup is told. */
+tde_class tde_fail_backup(const tde_file *f, tde_status *st);
 /* Copies the DEK of one epoch (TDE_KEY_BYTES) into the caller's secret memory. */
 tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st);
 /* Makes a new epoch's DEK known, before the header that names it is written. */
