@@ -175,5 +175,12 @@ static void wire_stop(void *ctx) {
   tde_http_stop();
 }
 
+static char *wire_resolve(void *ctx, const char *instance) {
+  char *dir = NULL;
+
+  (void)ctx;
+  return tde_instance_resolve(instance, &dir, NULL) == TDE_OK ? dir : NULL;
+}
+
 const tde_key_source tde_wire = {NULL,        wire_create, wire_unwrap, wire_describe,
-                                 wire_policy, wire_event,  wire_stop};
+                                 wire_policy, wire_event,  wire_stop,   wire_resolve};

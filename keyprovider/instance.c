@@ -154,11 +154,24 @@ static tde_class default_dir(char out[DIR_MAX], tde_status *st) {
 }
 
 static tde_class resolve(const char *path, char out[DIR_MAX], int *is_default, tde_status *st) {
-  *is_default = 0;
+  char usual[DIR_MAX];
   if (path == NULL || path[0] == 0) path = secure_getenv("TDE_INSTANCE");
-  if (path != NULL && path[0] != 0) return absolute(path, out, st);
+  if (path != NULL && path[0] != 0) {
+    tde_class rc = absolute(path, out, st);
+    /* It may have been resolved before. */
+    *is_default = rc == TDE_OK && default_dir(usual, NULL) == TDE_OK && strcmp(out, usual) == 0;
+    return rc;
+  }
   *is_default = 1;
   return default_dir(out, st);
+}
+
+tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st) {
+  char out[DIR_MAX];
+  int is_default;
+  tde_class rc = resolve(path, out, &is_default, st);
+  *dir = rc == TDE_OK ? strdup(out) : NULL;
+  return rc == TDE_OK && *dir == NULL ? nomem(st) : rc;
 }
 
 /* ---- reading instance.json ---- */

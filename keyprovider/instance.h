@@ -47,6 +47,9 @@ typedef struct tde_instance tde_instance;
 ** The result stays valid for the process's life: do not free. */
 tde_class tde_instance_open(const char *path, int create, const tde_instance **out,
                             tde_status *st);
+/* The directory that a path means now, absolute, malloc'd: for whoever opens it again later,
+** when the environment or the current directory may have changed. It need not exist. */
+tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);
 /* Changes the file: change edits the parsed object under the lock file; the result
 ** must be a valid instance, and replaces the file in one step. An instance that does
 ** not exist is made first. TDE_BUSY: another process holds the lock. On failure the

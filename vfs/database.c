@@ -819,6 +819,19 @@ static char *copy_param(const char *name, const char *key, int *oom) {
   return copy;
 }
 
+/* tde_instance=, or the environment, as it is now: what is opened through one instance stays
+** with it. Where it can not be told, asking for the key says why. */
+static char *instance_of(const char *name, int *oom) {
+  char *dir = tde_source.resolve(tde_source.ctx, sqlite3_uri_parameter(name, "tde_instance"));
+  char *copy;
+
+  if (!dir) return copy_param(name, "tde_instance", oom);
+  copy = sqlite3_mprintf("%s", dir);
+  if (!copy) *oom = 1;
+  free(dir);
+  return copy;
+}
+
 /* Rule of FORMAT.md: records share sectors, so the lower file must promise
 ** that bytes outside a write's range never change. */
 static int check_powersafe(tde_file *f) {
@@ -919,7 +932,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->plain_allowed = uri_says(name, "tde_plain", "allow");
   db->damaged_zeros = uri_says(name, "tde_damaged", "zeros");
   db->map_off = uri_says(name, "tde_map", "off");
-  db->params.instance = copy_param(name, "tde_instance", &oom);
+  db->params.instance = instance_of(name, &oom);
   db->params.protector = copy_param(name, "tde_protector", &oom);
   db->params.identity = copy_param(name, "tde_identity", &oom);
   db->params.federated_client_id = copy_param(name, "tde_federated_client_id", &oom);

@@ -21,7 +21,7 @@
 typedef struct tde_key_params {
   char *path;
   char *vfs;       /* the name of the VFS below */
-  char *instance;  /* tde_instance= */
+  char *instance;  /* tde_instance=, or what stands for it, resolved when it was opened */
   char *protector; /* tde_protector=, for a new database */
   char *identity;  /* tde_identity=, for a new database */
   char *federated_client_id; /* tde_federated_client_id=, likewise */
@@ -83,6 +83,9 @@ typedef struct tde_key_source {
   /* The process ends: what is being asked of key services in the background is
   ** given up soon. */
   void (*stop)(void *ctx);
+  /* The instance that a URI names (NULL: none), malloc'd, so that it means the same one later:
+  ** the environment and the current directory may change. NULL: it can not be told now. */
+  char *(*resolve)(void *ctx, const char *instance);
 } tde_key_source;
 
 #endif

@@ -180,7 +180,8 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st);
 /* Gives an empty database its header, under this protector and identity (NULL: as
 ** its URI says). SQLITE_MISUSE: it has one already. */
 int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st);
-/* What the URI said of the instance, or NULL; borrowed. */
+/* The instance that the URI or the environment named when it was opened, resolved; NULL: it
+** could not be told. Borrowed. */
 const char *tde_file_instance(tde_file *f);
 /* Opened read-only, or a backup. */
 int tde_file_read_only(tde_file *f);

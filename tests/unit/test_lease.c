@@ -198,7 +198,7 @@ static void fake_event(void *ctx, const tde_key_params *params, const tde_key_ev
 }
 
 static const tde_key_source source = {NULL,        NULL,       fake_unwrap, fake_describe,
-                                      fake_policy, fake_event, NULL};
+                                      fake_policy, fake_event, NULL, NULL};
 static tde_key_params params;
 
 /* A header slot of database `id` whose document is doc, authenticated by its DEK; free it. */
