@@ -131,6 +131,10 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
     if (who.identity) {
       (void)snprintf(out->identity, sizeof(out->identity), "%s", who.identity);
     }
+    if (who.federated_client_id) {
+      (void)snprintf(out->federated_client_id, sizeof(out->federated_client_id), "%s",
+                     who.federated_client_id);
+    }
     p = tde_provider_find(info.base_id, NULL);
     out->remote = p && p->reply;
     out->regenerating = tde_keydoc_regenerating(kd);

@@ -1024,11 +1024,13 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
 /* An outage that another database met this short a time ago is not waited for again. */
 #define OUTAGE_SHARED_MS 900
 
-/* Names the protector together with whoever asks it. */
+/* Names the protector together with whoever asks it: another identity, or application in
+** another tenant, may be let in where this one is not. */
 static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
   char text[2 * TDE_KEY_ID_MAX + TDE_PATH_MAX];
-  int n = snprintf(text, sizeof(text), "%s|%s|%s|%s", k->facts.key_id, k->facts.key_version,
-                   k->facts.identity, k->params.instance ? k->params.instance : "");
+  int n = snprintf(text, sizeof(text), "%s\n%s\n%s\n%s\n%s", k->facts.key_id,
+                   k->facts.key_version, k->facts.identity, k->facts.federated_client_id,
+                   k->params.instance ? k->params.instance : "");
   return n > 0 && n < (int)sizeof(text) && tde_sha256(text, (size_t)n, key) == TDE_OK;
 }
 

@@ -35,6 +35,7 @@ typedef struct tde_key_facts {
   char key_version[128];
   char mode[16];
   char identity[256]; /* "" : the instance's default */
+  char federated_client_id[256]; /* "" : none */
   uint8_t thumbprint[TDE_THUMB_BYTES];
   uint32_t epoch; /* the current one */
   int nepochs;

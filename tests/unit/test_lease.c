@@ -144,7 +144,7 @@ static void reopened_by_a_new_header(void) {
 
 /* ---- the ring ---- */
 
-/* The document is one line: "key version dek-byte epoch[,epoch]". What the source
+/* The document is one line: "key [federated-client-id] dek-byte". What the source
 ** answers is set by the test. */
 static struct {
   pthread_mutex_t mutex;
@@ -175,6 +175,9 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
   memset(out, 0, sizeof(*out));
   (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
   (void)snprintf(out->key_version, sizeof(out->key_version), "1");
+  const char *second = strchr(doc, ' ') + 1;
+  (void)snprintf(out->federated_client_id, sizeof(out->federated_client_id), "%.*s",
+                 strchr(second, ' ') ? (int)strcspn(second, " ") : 0, second);
   out->remote = 1;
   out->nepochs = 1;
   out->epoch = out->epochs[0] = 1;
@@ -296,6 +299,28 @@ static void another_protector_is_asked(void) {
   tde_keyring_release(a);
   tde_header_clear(&now);
   tde_header_clear(&backup);
+}
+
+/* Databases under one key share an answer if they ask as one and the same. */
+static void who_asks_counts(void) {
+  static const char *const docs[] = {"key:shared one A", "key:shared one A", "key:shared two A"};
+  tde_header h[COUNT(docs)];
+  tde_keys *k[COUNT(docs)];
+  begin();
+  fast.check_ms = 2000;
+  for (size_t i = 0; i < COUNT(docs); i++) {
+    make_header(&h[i], (uint32_t)(60 + i), docs[i], 1);
+    REQUIRE(unlock(&h[i], 0, &k[i], NULL) == TDE_OK);
+  }
+  usleep(2100000);
+  asked();
+  CHECK(check_now(k[0], NULL) == TDE_LEASE_KEEP && asked() == 1);
+  CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP && asked() == 0);
+  CHECK(check_now(k[2], NULL) == TDE_LEASE_KEEP && asked() == 1);
+  for (size_t i = 0; i < COUNT(docs); i++) {
+    tde_keyring_release(k[i]);
+    tde_header_clear(&h[i]);
+  }
 }
 
 static void loss_wipes_and_heals(void) {
@@ -631,6 +656,7 @@ int main(int argc, char **argv) {
       {"reopened_by_a_new_header", reopened_by_a_new_header},
       {"one_fetch_for_many", one_fetch_for_many},
       {"another_protector_is_asked", another_protector_is_asked},
+      {"who_asks_counts", who_asks_counts},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
       {"closed_until_revalidated", closed_until_revalidated},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
