@@ -470,9 +470,11 @@ static int same_text(const char *a, const char *b) {
 }
 
 /* Is the entry about this file? A copy of it that lies elsewhere has the same UUID and
-** DEK, and may get another protector and another DEK in the same epoch. */
+** DEK, and may get another protector and another DEK in the same epoch. Who comes through
+** another instance has not shown that its keys let it in. */
 static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *params) {
-  return memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && same_text(k->params.path, params->path);
+  return memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && same_text(k->params.path, params->path) &&
+         same_text(k->params.instance, params->instance);
 }
 
 /* An idle entry whose check is overdue is as good as none: nobody looked after
@@ -529,10 +531,7 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
 static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
                              const tde_key_params *params) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts) &&
-        same_text(k->params.instance, params->instance)) {
-      return k;
-    }
+    if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts)) return k;
   }
   return NULL;
 }

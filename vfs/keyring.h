@@ -1,8 +1,8 @@
 /*
 ** keyring.h: the DEKs that are live in this process.
 **
-** One entry per database file (UUID and path) and protector, shared by every
-** connection of the process. A copy of the file that lies elsewhere is an entry of its
+** One entry per database file (UUID and path), protector and instance, shared by every
+** connection of the process that comes through this instance. A copy of the file that lies elsewhere is an entry of its
 ** own, and so is a backup put in its place under an older protector: it asks for its
 ** own key. Invariants:
 **  - an entry's DEKs have verified the HMAC of the header they were fetched

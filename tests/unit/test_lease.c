@@ -323,6 +323,25 @@ static void who_asks_counts(void) {
   }
 }
 
+/* A DEK that one instance's keys unwrapped is not there for another instance. */
+static void another_instance_is_asked(void) {
+  tde_header h;
+  tde_keys *a = NULL, *b = NULL, *idle = NULL;
+  begin();
+  make_header(&h, 70, "key:a A", 1);
+  params.instance = "/one";
+  REQUIRE(unlock(&h, 0, &a, NULL) == TDE_OK);
+  params.instance = "/two";
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&h, 0, &b, NULL) == TDE_DENIED && b != a);
+  tde_keyring_release(b);
+  tde_keyring_release(a);
+  CHECK(unlock(&h, 0, &idle, NULL) == TDE_DENIED && idle != a);
+  tde_keyring_release(idle);
+  params.instance = NULL;
+  tde_header_clear(&h);
+}
+
 static void loss_wipes_and_heals(void) {
   uint8_t copy[TDE_KEY_BYTES];
   tde_header h;
@@ -657,6 +676,7 @@ int main(int argc, char **argv) {
       {"one_fetch_for_many", one_fetch_for_many},
       {"another_protector_is_asked", another_protector_is_asked},
       {"who_asks_counts", who_asks_counts},
+      {"another_instance_is_asked", another_instance_is_asked},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
       {"closed_until_revalidated", closed_until_revalidated},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
