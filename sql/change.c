@@ -513,7 +513,11 @@ static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
 }
 
 static sqlite3 *open_for_job(const tde_key_params *params) {
-  const tde_uri_param query[] = {{"tde_base", params->vfs}, {"tde_instance", params->instance}};
+  const tde_uri_param query[] = {{"tde_base", params->vfs},
+                                 {"tde_instance", params->instance},
+                                 {"tde_key", params->as_key},
+                                 {"tde_identity", params->as_identity},
+                                 {"tde_federated_client_id", params->as_federated}};
   char *uri = tde_uri_with(params->path, "", query, sizeof(query) / sizeof(query[0]));
   sqlite3 *db = NULL;
 

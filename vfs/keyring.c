@@ -35,7 +35,8 @@ struct tde_keys {
   tde_key_policy policy, next_policy; /* next: came while busy; check_ms 0: none did.
                                       ** While busy it changes under the lock, and by the
                                       ** one that asks alone */
-  tde_key_params params;              /* of whoever asked first; own copies */
+  tde_key_params params;              /* of whoever asked first; own copies. as_...: how it was
+                                      ** unlocked, in which way checks ask, too */
   tde_header header;                  /* last verified, or asked for; doc is a copy */
   tde_key_facts facts;                /* of that header */
   tde_header other;                   /* the other slot, whole; see note_other */
@@ -145,6 +146,8 @@ void tde_key_params_clear(tde_key_params *p) {
   free(p->identity);
   free(p->federated_client_id);
   free(p->as_key);
+  free(p->as_identity);
+  free(p->as_federated);
   memset(p, 0, sizeof(*p));
 }
 
@@ -154,15 +157,28 @@ static int copy_one(char **to, const char *from) {
   return *to != NULL;
 }
 
+static int copy_way(tde_key_params *to, const tde_key_params *from) {
+  return copy_one(&to->as_key, from->as_key) && copy_one(&to->as_identity, from->as_identity) &&
+         copy_one(&to->as_federated, from->as_federated);
+}
+
 static int copy_params(tde_key_params *to, const tde_key_params *from) {
   memset(to, 0, sizeof(*to));
   if (copy_one(&to->path, from->path) && copy_one(&to->vfs, from->vfs) &&
       copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity) &&
-      copy_one(&to->federated_client_id, from->federated_client_id)) {
+      copy_one(&to->federated_client_id, from->federated_client_id) && copy_way(to, from)) {
     return 1;
   }
   tde_key_params_clear(to);
   return 0;
+}
+
+/* From here on the header's key is asked, as its identity. */
+static void forget_way(tde_key_params *p) {
+  free(p->as_key);
+  free(p->as_identity);
+  free(p->as_federated);
+  p->as_key = p->as_identity = p->as_federated = NULL;
 }
 
 static char *copy_doc(const tde_header *h) {
@@ -308,7 +324,12 @@ static void end_busy(tde_keys *k) {
   pthread_cond_broadcast(&ring_changed);
 }
 
-/* Replaces the header that the entry goes by; the document is copied. */
+static int same_protector(const tde_key_facts *a, const tde_key_facts *b) {
+  return strcmp(a->key_id, b->key_id) == 0 && strcmp(a->key_version, b->key_version) == 0;
+}
+
+/* Replaces the header that the entry goes by; the document is copied. A way of asking was
+** about the protector of then. */
 static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
   tde_header before = k->header;
   char *doc;
@@ -320,6 +341,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   k->header = *h;
   k->header.doc = doc;
   if (before.doc) note_other(k, &before); /* a new header is written to the other slot */
+  if (before.doc && !same_protector(&k->facts, facts)) forget_way(&k->params);
   free(before.doc);
   k->facts = *facts;
   tde_epochs_outdate(&k->epochs, h->epoch, facts);
@@ -461,10 +483,6 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
 
 /* ---- finding ---- */
 
-static int same_protector(const tde_key_facts *a, const tde_key_facts *b) {
-  return strcmp(a->key_id, b->key_id) == 0 && strcmp(a->key_version, b->key_version) == 0;
-}
-
 static int same_text(const char *a, const char *b) {
   return strcmp(a ? a : "", b ? b : "") == 0;
 }
@@ -527,11 +545,20 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
   return NULL;
 }
 
-/* An entry without its DEK that was asked for in the same way. */
+static int same_way(const tde_key_params *a, const tde_key_params *b) {
+  return same_text(a->as_key, b->as_key) && same_text(a->as_identity, b->as_identity) &&
+         same_text(a->as_federated, b->as_federated);
+}
+
+/* An entry without its DEK that was asked for in the same way; a revalidation brings back
+** any. */
 static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
-                             const tde_key_params *params) {
+                             const tde_key_params *params, int forced) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts)) return k;
+    if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts) &&
+        (forced || same_way(&k->params, params))) {
+      return k;
+    }
   }
   return NULL;
 }
@@ -630,11 +657,27 @@ static tde_class settle_first(tde_keys *k, tde_class c, fetched *got, tde_status
   return c;
 }
 
-/* How a call asks is its caller's, not the entry's. */
+/* How a call asks is its caller's, not the entry's; a check (NULL) asks as the entry was
+** unlocked. */
 static void ask_as(tde_key_params *params, const tde_key_params *caller) {
-  params->as_key = caller ? caller->as_key : NULL;
-  params->as_identity = caller ? caller->as_identity : NULL;
-  params->as_federated = caller ? caller->as_federated : NULL;
+  if (!caller) return;
+  params->as_key = caller->as_key;
+  params->as_identity = caller->as_identity;
+  params->as_federated = caller->as_federated;
+}
+
+/* The caller of a busy entry had the key: checks ask as it did. */
+static void keep_way(tde_keys *k, const tde_key_params *caller) {
+  tde_key_params way = {0};
+
+  if (same_way(&k->params, caller)) return;
+  if (!copy_way(&way, caller)) forget_way(&way);
+  pthread_mutex_lock(&ring_lock); /* somebody may be copying them */
+  forget_way(&k->params);
+  k->params.as_key = way.as_key;
+  k->params.as_identity = way.as_identity;
+  k->params.as_federated = way.as_federated;
+  pthread_mutex_unlock(&ring_lock);
 }
 
 /* Asks for a busy entry's DEKs, and applies the answer. */
@@ -649,6 +692,7 @@ static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
   ask_as(&params, caller);
   c = fetch(source, &params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
   if (c) st->code = c;
+  if (c == TDE_OK) keep_way(k, caller);
   if (first) {
     tell(source, &k->params, "unwrap", k->uuid, &k->facts, c ? st : NULL);
     c = settle_first(k, c, &got, st);
@@ -668,15 +712,14 @@ static int keeps_entry(tde_class c) {
 static tde_class unlock_absent(const tde_key_source *source, const tde_key_params *params,
                                const tde_key_policy *policy, const tde_header *h, int forced,
                                const tde_key_facts *facts, tde_keys **out, tde_status *st) {
-  tde_keys *k = find_absent(h, facts, params);
+  tde_keys *k = find_absent(h, facts, params, forced);
   plan p = PLAN_ASK;
   tde_class c = TDE_OK;
 
   if (k) {
     take_ref(k);
     *(is_busy(k) ? &k->next_policy : &k->policy) = *policy;
-    /* Who asks in a way of its own has not been answered yet. */
-    p = plan_absent(k, h, facts, forced || params->as_key != NULL);
+    p = plan_absent(k, h, facts, forced);
   } else {
     k = new_entry(h->uuid, params, policy);
     if (k && !note_header(k, h, facts)) {
@@ -716,6 +759,7 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
   pthread_mutex_unlock(&ring_lock);
   tde_status_clear(st);
   c = ask_live(k, source, 1, caller, &got, st);
+  if (c == TDE_OK) keep_way(k, caller);
   tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
   (void)apply(k, source, c, 0, &got, st);
   fetched_clear(&got);
@@ -764,6 +808,7 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
   source->policy(source->ctx, params, &policy);
   k = new_entry(uuid, params, &policy);
   if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
+  forget_way(&k->params); /* it is under the key that it was made with */
   c = tde_epoch_derive(uuid, epoch, dek, &e);
   if (c == TDE_OK) c = tde_epochs_install(&k->epochs, &k->facts, &e);
   if (c) {
@@ -1027,8 +1072,8 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
 ** another tenant, may be let in where this one is not. */
 static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
   char text[2 * TDE_KEY_ID_MAX + TDE_PATH_MAX];
-  int n = snprintf(text, sizeof(text), "%s\n%s\n%s\n%s\n%s", k->facts.key_id,
-                   k->facts.key_version, k->facts.identity, k->facts.federated_client_id,
+  int n = snprintf(text, sizeof(text), "%s\n%s\n%s\n%s\n%s", k->facts.key_id, k->facts.key_version,
+                   k->facts.identity, k->facts.federated_client_id,
                    k->params.instance ? k->params.instance : "");
   return n > 0 && n < (int)sizeof(text) && tde_sha256(text, (size_t)n, key) == TDE_OK;
 }
@@ -1066,12 +1111,13 @@ static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
 static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
                           const tde_key_params *caller, fetched *got, tde_status *st) {
   uint8_t key[TDE_HASH_BYTES];
-  int named = !(caller && caller->as_key) && recent_key(k, key);
   tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
+  int named;
 
-  if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
   ask_as(&params, caller);
+  named = !params.as_key && recent_key(k, key);
+  if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
   c = fetch(source, &params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
   if (c == TDE_OK) c = compare(k, got, st);
   fetched_clear(got);
@@ -1084,7 +1130,7 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
 static tde_class ask_absent(tde_keys *k, const tde_key_source *source, fetched *got,
                             tde_status *st) {
   uint8_t key[TDE_HASH_BYTES];
-  int named = recent_key(k, key);
+  int named = !k->params.as_key && recent_key(k, key);
   tde_class c;
 
   if (named && recent_get(key, OUTAGE_SHARED_MS, st) && st->code) return st->code;

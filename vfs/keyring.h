@@ -13,6 +13,8 @@
 **    lock only: at the loss of a key it is wiped at once, whoever holds a
 **    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or as
 **    the longest unused of more than TDE_IDLE_DEKS;
+**  - checks ask in the way in which the entry was unlocked (tde_key=, or a key that a
+**    revalidation named), until the header names another protector;
 **  - an entry without its DEK stays as long as somebody has the database open,
 **    and is asked for again on its lease (lease.h).
 */

@@ -25,7 +25,7 @@ typedef struct tde_key_params {
   char *protector; /* tde_protector=, for a new database */
   char *identity;  /* tde_identity=, for a new database */
   char *federated_client_id; /* tde_federated_client_id=, likewise */
-  /* This call asks under this key id, as this identity where one is named. */
+  /* Asks under this key id, as this identity where one is named. */
   char *as_key, *as_identity, *as_federated;
 } tde_key_params;
 
