@@ -32,6 +32,7 @@ enum {
   H_COUNT = 24,
   H_UUID = 32,
   H_EPOCH = 48, /* of the MAC key */
+  H_MARK = 52,
   H_UNITS = 56,
   H_CHAIN = 64,
   H_MAC = 96
@@ -80,6 +81,29 @@ int tde_redo_begin(tde_redo *r, tde_file *f) {
   r->lower = open_log(f, r->name, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &rc);
   if (!r->lower) return rc;
   return tde_redo_void(r);
+}
+
+/* A record is sealed under a random nonce: its hash tells it from every other. */
+static int mark_of(const uint8_t *record, uint32_t n, uint32_t *mark) {
+  uint8_t hash[TDE_HASH_BYTES];
+
+  if (tde_sha256_2(record, n, NULL, 0, hash)) return SQLITE_NOMEM;
+  *mark = tde_get32le(hash);
+  if (*mark == 0) *mark = 1;
+  return SQLITE_OK;
+}
+
+static int read_unit_0(tde_redo *r, uint8_t *record) {
+  tde_file *f = r->f;
+
+  f->s.counters->lower_reads++;
+  return LOWER(f)->xRead(f->lower, record, (int)r->record,
+                         (sqlite3_int64)tde_unit_physical(&f->s.geo, 0));
+}
+
+int tde_redo_bind(tde_redo *r) {
+  int rc = read_unit_0(r, r->buf);
+  return rc ? rc : mark_of(r->buf, r->record, &r->mark);
 }
 
 static int write_out(tde_redo *r) {
@@ -135,6 +159,7 @@ int tde_redo_commit(tde_redo *r) {
   tde_put64le(head + H_COUNT, r->count);
   memcpy(head + H_UUID, r->f->db->header.uuid, TDE_UUID_BYTES);
   tde_put32le(head + H_EPOCH, r->f->db->header.epoch);
+  tde_put32le(head + H_MARK, r->mark);
   tde_put64le(head + H_UNITS, r->units);
   memcpy(head + H_CHAIN, r->chain, TDE_HASH_BYTES);
   c = head_mac(r->f, head, r->f->db->header.epoch, head + H_MAC);
@@ -176,6 +201,36 @@ void tde_redo_close(tde_redo *r) {
 
 /* ---- reading ---- */
 
+static int read_entry(tde_redo *r, uint64_t i, uint64_t *index) {
+  int rc = r->lower->pMethods->xRead(r->lower, r->buf, (int)entry_bytes(r),
+                                     (sqlite3_int64)(HEAD_BYTES + i * entry_bytes(r)));
+  *index = tde_get64le(r->buf);
+  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
+}
+
+/* Is the database in the state that the log is for, or on its way from there? Then unit 0 is
+** the one of before, or the log's, or torn between the two. SQLITE_NOTFOUND: it is not. */
+static int fits(tde_redo *r) {
+  tde_file *f = r->f;
+  uint8_t *there = sqlite3_malloc64(2 * (sqlite3_uint64)r->record);
+  uint32_t mark = 0;
+  uint64_t index = 1;
+  tde_class c = TDE_OK;
+  int rc = there ? read_unit_0(r, there) : SQLITE_NOMEM, torn = rc == SQLITE_IOERR_SHORT_READ;
+
+  if (rc == SQLITE_OK) rc = mark_of(there, r->record, &mark);
+  if (rc == SQLITE_OK && mark != r->mark) {
+    if (r->count) rc = read_entry(r, 0, &index);
+    if (rc == SQLITE_OK && (index || memcmp(there, r->buf + 8, r->record) != 0)) {
+      c = tde_sealed_open_record(&f->s, 0, there, there + r->record);
+      rc = c == TDE_OK ? SQLITE_NOTFOUND : c == TDE_TAMPERED ? SQLITE_OK : tde_class_rc(c);
+    }
+  }
+  if (there) tde_wipe(there + r->record, r->record);
+  sqlite3_free(there);
+  return torn ? SQLITE_OK : rc;
+}
+
 /* Opens an existing log and checks it whole. SQLITE_NOTFOUND: there is none that
 ** counts. */
 static int open_existing(tde_redo *r, tde_file *f, int flags) {
@@ -197,6 +252,7 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
   r->record = tde_get32le(head + H_RECORD);
   r->count = tde_get64le(head + H_COUNT);
   r->units = tde_get64le(head + H_UNITS);
+  r->mark = tde_get32le(head + H_MARK);
   if (memcmp(head + H_MAGIC, magic, sizeof(magic)) != 0 ||
       tde_get32le(head + H_VERSION) != TDE_FORMAT_VERSION ||
       r->record != f->s.geo.unit + TDE_UNIT_OVERHEAD ||
@@ -216,14 +272,8 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
   }
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_NOTFOUND;
   if (rc) return rc;
-  return tde_equal(chain, head + H_CHAIN, sizeof(chain)) ? SQLITE_OK : SQLITE_NOTFOUND;
-}
-
-static int read_entry(tde_redo *r, uint64_t i, uint64_t *index) {
-  int rc = r->lower->pMethods->xRead(r->lower, r->buf, (int)entry_bytes(r),
-                                     (sqlite3_int64)(HEAD_BYTES + i * entry_bytes(r)));
-  *index = tde_get64le(r->buf);
-  return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
+  if (!tde_equal(chain, head + H_CHAIN, sizeof(chain))) return SQLITE_NOTFOUND;
+  return r->mark ? fits(r) : SQLITE_OK;
 }
 
 /* Of a log that was only read: its file stays, whatever it holds. */

@@ -25,6 +25,7 @@ typedef struct tde_redo {
   uint64_t count;
   uint64_t units;  /* what the database has when all is applied; 0: as many as before */
   uint32_t record; /* bytes of a record */
+  uint32_t mark;   /* of the state that it is for; 0: any */
   uint8_t chain[TDE_HASH_BYTES];
   uint8_t *buf; /* entries not yet written */
   uint32_t nbuf;
@@ -33,6 +34,9 @@ typedef struct tde_redo {
 
 /* Starts a log for f, over what may stand there. SQLite codes throughout. */
 int tde_redo_begin(tde_redo *r, tde_file *f);
+/* Binds it, just begun, to what the database is now: an update of another state, or of
+** another file with the same DEK, would be half of one. Its records must have unit 0. */
+int tde_redo_bind(tde_redo *r);
 int tde_redo_add(tde_redo *r, uint64_t index, const uint8_t *record);
 /* From here on the log counts. */
 int tde_redo_commit(tde_redo *r);

@@ -299,6 +299,7 @@ static int gather(update *u) {
   u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)lower, &rest);
   if (rc == SQLITE_OK) rc = next_counter(u, &counter);
   if (rc == SQLITE_OK) rc = tde_redo_begin(&u->log, u->to);
+  if (rc == SQLITE_OK) rc = tde_redo_bind(&u->log);
   if (rc) return rc;
   rc = r->begin(r->ctx);
   u->unread = rc != SQLITE_OK;
