@@ -25,8 +25,11 @@ static int nomem(tde_status *st) {
 static int failed(const tde_place *p, const char *what, tde_status *st) {
   int err = errno;
 
-  tde_fail(st, TDE_IO, err == ENOSPC ? "make room on the disk" : NULL, "%s: %s: %s", p->target,
-           what, strerror(err));
+  tde_fail(st, TDE_IO,
+           err == ENOSPC   ? "make room on the disk"
+           : err == EACCES ? "check the folder's permissions"
+                           : "check the disk",
+           "%s: %s: %s", p->target, what, strerror(err));
   return err == ENOSPC ? SQLITE_FULL : SQLITE_IOERR;
 }
 
@@ -140,8 +143,13 @@ int tde_place_sync(const tde_place *p, tde_status *st) {
   return rc;
 }
 
+/* Does link() say that there are no hard links here? */
+static int no_links(int err) {
+  return err == EPERM || err == EOPNOTSUPP || err == ENOSYS || err == EMLINK;
+}
+
 /* The temporary file gets the target's name, and replaces nothing. Some file systems have
-** no hard links. errno tells. */
+** no hard links, and some of these not that rename. errno tells. */
 static int take_name(const tde_place *p) {
   int err;
 
@@ -150,23 +158,17 @@ static int take_name(const tde_place *p) {
     return 0;
   }
   err = errno;
-  if (err == EEXIST || renameat2(AT_FDCWD, p->temp, AT_FDCWD, p->target, RENAME_NOREPLACE) == 0) {
-    errno = err;
-    return err == EEXIST ? -1 : 0;
-  }
-  if (errno == ENOSYS || errno == EINVAL || errno == EOPNOTSUPP) errno = err; /* link tells more */
+  if (!no_links(err)) return -1;
+  if (renameat2(AT_FDCWD, p->temp, AT_FDCWD, p->target, RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EEXIST) errno = err;
   return -1;
 }
 
 static int nameless(const tde_place *p, tde_status *st) {
   int err = errno;
 
-  if (err == ENOSPC) return failed(p, "the copy can not take its name", st);
-  tde_fail(st, TDE_IO,
-           err == EPERM || err == EOPNOTSUPP || err == ENOSYS
-               ? "name a file on another file system, and move it here when it is finished"
-           : err == EACCES ? "check the folder's permissions"
-                           : "check the disk",
+  if (!no_links(err)) return failed(p, "the copy can not take its name", st);
+  tde_fail(st, TDE_IO, "name a file on another file system, and move it here when it is finished",
            "%s: the copy can not take its name without replacing what may be there: %s", p->target,
            strerror(err));
   return SQLITE_IOERR;
