@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "../ext/base/bytes.h"
+#include "place.h"
 #include "result.h"
 #include "subject.h"
 #include "views.h"
@@ -88,8 +89,10 @@ static void check_file(retire *r, const char *path, const char *vfs) {
     add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
   } else if (v.head.unknown) {
     add(r, r->unchecked, path, "error",
-        "neither a database nor a text: an encrypted database whose header is damaged looks so; "
-        "move it out of the folder if it is none");
+        tde_place_is_temporary(path)
+            ? "a copy that is being made, or was cut short: remove it if nobody makes it any more"
+            : "neither a database nor a text: an encrypted database whose header is damaged looks "
+              "so; move it out of the folder if it is none");
   }
   tde_view_close(&v);
 }
