@@ -9,7 +9,6 @@
 
 #include <string.h>
 
-#include "../keyprovider/instance.h"
 #include "../vfs/tdevfs.h"
 
 SQLITE_EXTENSION_INIT3
@@ -80,14 +79,6 @@ static tde_class running(sqlite3 *db, char **schema, int *attaches) {
   return TDE_OK;
 }
 
-static int is_default_instance(const char *path) {
-  const tde_instance *named, *usual;
-
-  return tde_instance_open(path, 0, &named, NULL) == TDE_OK &&
-         tde_instance_open(NULL, 0, &usual, NULL) == TDE_OK &&
-         strcmp(tde_instance_dir(named), tde_instance_dir(usual)) == 0;
-}
-
 /* Is the database under a protector of its own, not the instance's default one? */
 static int has_own_protector(tde_file *f) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
@@ -101,12 +92,14 @@ static int has_own_protector(tde_file *f) {
   return own;
 }
 
-static tde_class check(const char *from, int copies, const char *path, tde_status *st) {
-  const char *why = NULL;
+static tde_class check(const char *from, int copies, const char *path, const char *instance,
+                       tde_status *st) {
+  const char *why = NULL, *has;
   tde_file *f = tde_file_named(from);
 
   if (!f) return TDE_OK;
-  if (tde_file_instance(f) && !is_default_instance(tde_file_instance(f))) {
+  has = tde_file_instance(f);
+  if (has && instance && strcmp(has, instance) != 0) {
     why = "the database of this connection has another instance";
   } else if (copies && has_own_protector(f)) {
     why = "the database that is copied has a protector of its own";
@@ -119,14 +112,15 @@ static tde_class check(const char *from, int copies, const char *path, tde_statu
       "%s: would be a new database under the default instance's key, but %s", path, why);
 }
 
-tde_class tde_attach_check(sqlite3 *db, const char *path, tde_status *st) {
+tde_class tde_attach_check(sqlite3 *db, const char *path, const char *instance, tde_status *st) {
   char *schema = NULL;
   int attaches = 0;
   tde_class c = running(db, &schema, &attaches);
 
   if (c) return tde_fail(st, c, NULL, "out of memory");
   if (schema || attaches) {
-    c = check(sqlite3_db_filename(db, schema ? schema : "main"), schema != NULL, path, st);
+    c = check(sqlite3_db_filename(db, schema ? schema : "main"), schema != NULL, path, instance,
+              st);
   }
   sqlite3_free(schema);
   return c;

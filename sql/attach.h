@@ -11,6 +11,6 @@
 #include "sqlite3ext.h"
 
 /* For tde_vfs_ask_of_new. */
-tde_class tde_attach_check(sqlite3 *db, const char *path, tde_status *st);
+tde_class tde_attach_check(sqlite3 *db, const char *path, const char *instance, tde_status *st);
 
 #endif

@@ -479,9 +479,12 @@ static void take_connection(tde_file *f, sqlite3 *connection) {
   tde_db *db = f->db;
   tde_status st;
 
-  if (!ask || db->state != TDE_STATE_NEW || db->params.instance || db->params.protector) return;
+  if (!ask || db->state != TDE_STATE_NEW || db->params.protector ||
+      sqlite3_uri_parameter(f->path, "tde_instance")) {
+    return;
+  }
   tde_status_clear(&st);
-  db->unwanted = ask(connection, tde_path_of(f), &st) != TDE_OK;
+  db->unwanted = ask(connection, tde_path_of(f), db->params.instance, &st) != TDE_OK;
   if (db->unwanted) db->last = st;
 }
 

@@ -67,9 +67,10 @@ int tde_vfs_register(const tde_key_source *source);
 /* Makes it the default VFS for later opens, or restores the one before. */
 int tde_vfs_make_default(int on);
 /* Asked when a connection has opened a main database that is still empty, and whose URI names
-** neither instance nor protector. Where the answer is not TDE_OK, st says why, and it stays
-** empty. */
-typedef tde_class (*tde_ask_of_new)(sqlite3 *db, const char *path, tde_status *st);
+** neither instance nor protector; instance: the one that it would be under, resolved. Where
+** the answer is not TDE_OK, st says why, and it stays empty. */
+typedef tde_class (*tde_ask_of_new)(sqlite3 *db, const char *path, const char *instance,
+                                    tde_status *st);
 void tde_vfs_ask_of_new(tde_ask_of_new ask);
 /* The VFS below, for opening plain files. */
 const char *tde_vfs_base_name(void);
