@@ -692,7 +692,7 @@ static int try_owner(tde_file *f, const char *path, const char *instance, tde_fi
 }
 
 /* Its instance is most likely that of the connection which rolls back now, and holds SHARED
-** still (pager.c, pager_playback). */
+** still (pager.c, pager_playback), or of one that has it attached, and comes to it later. */
 static int open_owner(tde_file *f, const char *journal_path, tde_file **owner) {
   size_t n = strlen(journal_path);
   char *path, *instances[INSTANCES_MAX];
@@ -701,7 +701,7 @@ static int open_owner(tde_file *f, const char *journal_path, tde_file **owner) {
   if (n < 9 || strcmp(journal_path + n - 8, "-journal") != 0) return SQLITE_CANTOPEN;
   path = sqlite3_mprintf("%.*s", (int)(n - 8), journal_path);
   if (!path) return SQLITE_NOMEM;
-  have = tde_openfiles_instances(instances, INSTANCES_MAX);
+  have = tde_openfiles_instances(path, instances, INSTANCES_MAX);
   for (int i = 0; i < have && !found; i++) found = try_owner(f, path, instances[i], owner, &rc);
   if (!found) (void)try_owner(f, path, NULL, owner, &rc);
   for (int i = 0; i < have; i++) sqlite3_free(instances[i]);

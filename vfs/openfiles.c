@@ -154,14 +154,18 @@ static int is_one_of(char *const *texts, int n, const char *text) {
   return i < n;
 }
 
-int tde_openfiles_instances(char **instances, int n) {
+int tde_openfiles_instances(const char *path, char **instances, int n) {
   int have = 0;
 
   pthread_mutex_lock(&list_lock);
   for (unsigned b = 0; b < BUCKETS; b++) {
     for (tde_file *f = buckets[b]; f && have < n; f = f->next_open) {
       const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
-      if (!db || __atomic_load_n(&db->lock, __ATOMIC_RELAXED) == SQLITE_LOCK_NONE) continue;
+      if (!db) continue;
+      if (__atomic_load_n(&db->lock, __ATOMIC_RELAXED) == SQLITE_LOCK_NONE &&
+          strcmp(f->path, path) != 0) {
+        continue;
+      }
       if (!db->params.instance || is_one_of(instances, have, db->params.instance)) continue;
       instances[have] = sqlite3_mprintf("%s", db->params.instance);
       if (instances[have]) have++;

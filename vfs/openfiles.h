@@ -22,9 +22,9 @@ tde_file *tde_openfiles_owner(const char *name);
 ** transaction or a call is under way; those connections do it themselves. */
 void tde_openfiles_wipe(const tde_keys *keys);
 
-/* The instances of connections that hold a lock: at most n, each once. Returns how many;
-** each is the caller's (sqlite3_free). */
-int tde_openfiles_instances(char **instances, int n);
+/* The instances of connections that hold a lock or have this file open: at most n, each
+** once. Returns how many; each is the caller's (sqlite3_free). */
+int tde_openfiles_instances(const char *path, char **instances, int n);
 
 /* Has this process the database of this path open for writing, through this instance? */
 int tde_openfiles_writable(const char *path, const char *instance);
