@@ -31,6 +31,9 @@ typedef struct tde_keydoc_asker {
 /* Bounds of a document, in bytes of text and in entries. The text fits a header
 ** slot with room to spare; events beyond their bound make way, oldest first. */
 #define TDE_KEYDOC_TEXT_MAX 27000
+/* What a key list leaves free of it, events not counted: room for a wrap of a new DEK and for
+** a protector with a longer id. */
+#define TDE_KEYDOC_RESERVE 4000
 #define TDE_KEYDOC_EVENTS_MAX 32
 #define TDE_KEYDOC_WRAPS_MAX 16     /* of one epoch */
 
@@ -140,6 +143,9 @@ int tde_keydoc_take_epochs(tde_keydoc *doc, const uint32_t *epochs, const tde_op
                            int n, uint32_t current, int keep, int64_t now);
 /* Adds the keys of another document's list that this one lacks. */
 int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from);
+/* Where the text is too long: drops entries of the key list that wrap no DEK, oldest first,
+** until the reserve is free. *dropped: how many. -1: out of memory. */
+int tde_keydoc_fit(tde_keydoc *doc, int *dropped);
 /* Sets or (v NULL) removes a member that the format does not depend on: origin,
 ** backup, secondary, secondaries. Takes v over. */
 int tde_keydoc_set_member(tde_keydoc *doc, const char *name, tde_json *v);

@@ -265,6 +265,53 @@ int tde_keydoc_set_identity(tde_keydoc *doc, const tde_keydoc_asker *who) {
 
 /* ---- the key list ---- */
 
+/* True when some epoch is wrapped under this very key version. */
+static int is_protector(const tde_keydoc *doc, const tde_key_info *info) {
+  tde_key_info needed[TDE_EPOCHS_MAX];
+  int n = tde_keydoc_needed(doc, needed, TDE_EPOCHS_MAX);
+  for (int i = 0; i < n; i++) {
+    if (tde_key_same_version(&needed[i], info)) return 1;
+  }
+  return 0;
+}
+
+/* The text's length without the events, which make way. 0: out of memory. */
+static size_t bare_size(const tde_keydoc *doc) {
+  size_t n = 0;
+  tde_json *copy = tde_json_copy(doc->root);
+  char *text = copy != NULL && tde_json_unset(copy, "events") == 0 ? tde_json_text(copy, &n) : NULL;
+  if (text == NULL) n = 0;
+  free(text);
+  tde_json_free(copy);
+  return n;
+}
+
+/* The oldest entry that wraps no DEK; the number of entries: there is none. */
+static size_t oldest_unused(const tde_keydoc *doc, const tde_json *keys) {
+  size_t i = 0, n = tde_json_count(keys);
+  tde_key_info info;
+  for (; i < n; i++) {
+    tde_keydoc_info_of(tde_json_at(keys, i), &info);
+    if (!is_protector(doc, &info)) break;
+  }
+  return i;
+}
+
+int tde_keydoc_fit(tde_keydoc *doc, int *dropped) {
+  tde_json *keys = tde_json_get(doc->root, "keys");
+  size_t size = bare_size(doc);
+  *dropped = 0;
+  if (size > 0 && size <= TDE_KEYDOC_TEXT_MAX) return 0;
+  while (size > TDE_KEYDOC_TEXT_MAX - TDE_KEYDOC_RESERVE) {
+    size_t i = oldest_unused(doc, keys);
+    if (i == tde_json_count(keys)) return 0; /* whether it fits at all is told when it is written */
+    tde_json_remove_at(keys, i);
+    ++*dropped;
+    size = bare_size(doc);
+  }
+  return size > 0 ? 0 : -1;
+}
+
 tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t now,
                               tde_status *st) {
   tde_json *keys = list_of(doc);
@@ -279,17 +326,15 @@ tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t
   if (tde_json_append(keys, new_list_entry(info, now)) != 0) {
     return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   }
-  return TDE_OK;
-}
-
-/* True when some epoch is wrapped under this very key version. */
-static int is_protector(const tde_keydoc *doc, const tde_key_info *info) {
-  tde_key_info needed[TDE_EPOCHS_MAX];
-  int n = tde_keydoc_needed(doc, needed, TDE_EPOCHS_MAX);
-  for (int i = 0; i < n; i++) {
-    if (tde_key_same_version(&needed[i], info)) return 1;
+  size_t size = bare_size(doc);
+  if (size == 0) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (size > TDE_KEYDOC_TEXT_MAX - TDE_KEYDOC_RESERVE) {
+    return tde_fail(st, TDE_UNSUPPORTED, "remove keys that no backup needs (tde_remove_key)",
+                    "the key list is full: the key document would be %zu bytes long, and %d of %d are "
+                    "kept free for a new protector or DEK",
+                    size, TDE_KEYDOC_RESERVE, TDE_KEYDOC_TEXT_MAX);
   }
-  return 0;
+  return TDE_OK;
 }
 
 tde_class tde_keydoc_list_remove(tde_keydoc *doc, const char *key, tde_status *st) {

@@ -733,7 +733,8 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK) {
     w->b.answer = tde_json_object();
     if (tde_json_set_text(w->b.answer, "path", place.target) |
-        tde_json_set_int(w->b.answer, "pages", n.pages)) {
+        tde_json_set_int(w->b.answer, "pages", n.pages) |
+        (n.dropped ? tde_json_set_int(w->b.answer, "keys_dropped", n.dropped) : 0)) {
       tde_json_free(w->b.answer);
       w->b.answer = NULL;
     }

@@ -127,7 +127,7 @@ static int check_new(tde_newdb *n, const char *path, tde_status *st) {
 /* Its document learns where it comes from. The audit hears of it from the caller, when
 ** the file has its name. */
 static tde_class edit_origin(void *ctx, tde_keydoc *doc, tde_status *st) {
-  const tde_newdb *n = ctx;
+  tde_newdb *n = ctx;
   tde_json *origin = tde_json_object();
   tde_key_info p;
   tde_event e;
@@ -142,6 +142,8 @@ static tde_class edit_origin(void *ctx, tde_keydoc *doc, tde_status *st) {
   if (c) return c;
   tde_event_fill(&e, n->event, NULL, NULL, p.base_id, p.version, NULL);
   bad |= tde_keydoc_add_event(doc, &e);
+  /* Under a protector with another id the source's list may be too long. */
+  bad |= tde_keydoc_fit(doc, &n->dropped);
   return bad ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
 }
 

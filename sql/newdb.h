@@ -21,7 +21,8 @@ typedef struct tde_newdb {
   const uint8_t *source_uuid;
   int64_t source_time;
   tde_job *job;
-  int pages; /* out */
+  int pages;   /* out */
+  int dropped; /* out: keys of the source's list for which the new header had no room */
 } tde_newdb;
 
 /* Makes it under the place's temporary name, whole, synced and read back; then it gets

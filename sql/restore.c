@@ -590,7 +590,7 @@ static int announce(const restore *r, const char *path, tde_status *st) {
   return tde_class_rc(tde_event_announce(audit, &e, st));
 }
 
-static int run_restore(restore *r, const char *source, const char *path, int *pages,
+static int run_restore(restore *r, const char *source, const char *path, int *pages, int *dropped,
                        tde_status *st) {
   sqlite3 *from = NULL;
   tde_place place;
@@ -621,6 +621,7 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     rc = tde_newdb_make(&n, &place, st);
     tde_job_end(&job);
     *pages = n.pages;
+    *dropped = n.dropped;
   }
   (void)sqlite3_close(from);
   tell(r, place.target ? place.target : path, rc ? st : NULL);
@@ -634,7 +635,7 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   restore *r = path ? sqlite3_malloc64(sizeof(*r)) : NULL;
   tde_options o;
   tde_status st;
-  int rc, pages = 0;
+  int rc, pages = 0, dropped = 0;
 
   if (!r) {
     if (path) sqlite3_result_error_nomem(ctx);
@@ -642,7 +643,7 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   }
   rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 2),
              "keys instance identity federated_client_id protector at uuid", &st);
-  if (rc == SQLITE_OK) rc = run_restore(r, source, path, &pages, &st);
+  if (rc == SQLITE_OK) rc = run_restore(r, source, path, &pages, &dropped, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
   } else {
@@ -650,6 +651,7 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     int bad = tde_json_set_text(j, "path", path) | tde_json_set_text(j, "source", r->v.path) |
               tde_json_set_int(j, "pages", pages) |
               tde_json_set_text(j, "mode", o.protector ? "database" : "inherit");
+    if (dropped) bad |= tde_json_set_int(j, "keys_dropped", dropped);
     tde_result_json(ctx, j, bad);
   }
   tde_view_close(&r->v);
