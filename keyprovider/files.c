@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "../ext/base/bytes.h"
@@ -122,6 +123,15 @@ static tde_class read_all(int fd, const char *path, size_t size, char **out, tde
   return TDE_OK;
 }
 
+/* How strictly this file is looked at: TDE_FILE_GIVEN is one or the other. */
+static tde_file_privacy strictness(int fd, const struct stat *sb, tde_file_privacy privacy) {
+  struct statvfs mount;
+  if (privacy != TDE_FILE_GIVEN) return privacy;
+  if (sb->st_uid == 0 && geteuid() != 0) return TDE_FILE_TRUSTED;
+  return fstatvfs(fd, &mount) == 0 && (mount.f_flag & ST_RDONLY) != 0 ? TDE_FILE_TRUSTED
+                                                                      : TDE_FILE_SECRET;
+}
+
 tde_class tde_file_read(const char *path, tde_file_privacy privacy, size_t max, char **out,
                         size_t *n, tde_file_mark *mark, tde_status *st) {
   struct stat sb;
@@ -132,7 +142,7 @@ tde_class tde_file_read(const char *path, tde_file_privacy privacy, size_t max, 
   if (fd < 0) return os_fail(st, errno, "open", path);
   tde_class rc = TDE_OK;
   if (fstat(fd, &sb) != 0) rc = os_fail(st, errno, "look at", path);
-  if (rc == TDE_OK) rc = tde_file_check(&sb, privacy, path, st);
+  if (rc == TDE_OK) rc = tde_file_check(&sb, strictness(fd, &sb, privacy), path, st);
   if (rc == TDE_OK && (sb.st_size <= 0 || (size_t)sb.st_size > max)) {
     rc = tde_fail(st, TDE_MISCONFIGURED, "restore it from a backup",
                   "%s is %lld bytes long; 1 to %zu are expected", path, (long long)sb.st_size, max);

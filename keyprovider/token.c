@@ -561,7 +561,7 @@ static void chomp(char *text) {
 static tde_class read_private(const char *path, size_t max, char **out, size_t *n,
                               tde_status *st) {
   size_t got = 0;
-  tde_class rc = tde_file_read(path, TDE_FILE_SECRET, max, out, &got, NULL, st);
+  tde_class rc = tde_file_read(path, TDE_FILE_GIVEN, max, out, &got, NULL, st);
   if (rc == TDE_MISSING || rc == TDE_DENIED) {
     /* A file that is not there says nothing about the key. */
     rc = tde_fail(st, TDE_MISCONFIGURED, "put the file there, or correct instance.json",

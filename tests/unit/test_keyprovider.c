@@ -19,6 +19,7 @@
 #include <spawn.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -1375,6 +1376,59 @@ static void owned_by_another(void) {
   CHECK(child_ok(pid));
 }
 
+static int given(const char *path) {
+  char *text = NULL;
+  size_t n = 0;
+  tde_status st;
+  tde_class rc = tde_file_read(path, TDE_FILE_GIVEN, 100, &text, &n, NULL, &st);
+  tde_secret_free(text);
+  return rc == TDE_OK;
+}
+
+/* Secrets as a platform puts them: links, files of root's, modes that nobody can change. */
+static void secrets_that_a_platform_gives(void) {
+  char dir[PATH_BYTES], file[PATH_BYTES + 16], link[PATH_BYTES + 16];
+  fresh_dir(dir, "given");
+  CHECK(chmod(root_dir, 0711) == 0 && chmod(dir, 0755) == 0);
+  snprintf(file, sizeof file, "%s/secret", dir);
+  snprintf(link, sizeof link, "%s/link", dir);
+  CHECK(put_file(file, "x", 0600) == 0 && symlink("secret", link) == 0);
+  CHECK(given(file) && given(link));
+  CHECK(chmod(file, 0640) == 0 && !given(file) && !given(link)); /* our own to close */
+  if (geteuid() != 0) SKIP("needs root to give a file to another user");
+  pid_t pid = fork_child();
+  if (pid == 0) {
+    CHILD_REQUIRE(chmod(file, 0444) == 0 && chown(file, 0, 0) == 0);
+    CHILD_REQUIRE(setresgid(NOBODY, NOBODY, NOBODY) == 0 && setresuid(NOBODY, NOBODY, NOBODY) == 0);
+    CHILD_REQUIRE(given(file) && given(link));
+    _exit(0);
+  }
+  CHECK(child_ok(pid));
+  for (mode_t open_to = 020; open_to > 0; open_to = open_to == 020 ? 002 : 0) {
+    pid = fork_child();
+    if (pid == 0) {
+      CHILD_REQUIRE(chmod(file, 0444 | open_to) == 0);
+      CHILD_REQUIRE(setresgid(NOBODY, NOBODY, NOBODY) == 0 && setresuid(NOBODY, NOBODY, NOBODY) == 0);
+      CHILD_REQUIRE(!given(file) && !given(link));
+      _exit(0);
+    }
+    CHECK(child_ok(pid));
+  }
+  CHECK(chmod(file, 0444) == 0 && !given(file));
+  pid = fork_child();
+  if (pid == 0) {
+    /* Where mounts are not to be had there is nothing to be seen. */
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount(dir, dir, NULL, MS_BIND, NULL) != 0 ||
+        mount(NULL, dir, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) != 0) {
+      _exit(0);
+    }
+    CHILD_REQUIRE(given(file) && given(link));
+    _exit(0);
+  }
+  CHECK(child_ok(pid));
+}
+
 /* ---- key document ---- */
 
 #define T64 V40 "012345678901234567890123"
@@ -2051,6 +2105,7 @@ int main(int argc, char **argv) {
       {"instance_killed", instance_killed},
       {"as_ordinary_user", as_ordinary_user},
       {"owned_by_another", owned_by_another},
+      {"secrets_that_a_platform_gives", secrets_that_a_platform_gives},
       {"keydoc_malformed", keydoc_malformed},
       {"keydoc_bounds", keydoc_bounds},
       {"keydoc_unknown_members_survive", keydoc_unknown_members_survive},
