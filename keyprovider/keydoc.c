@@ -379,14 +379,15 @@ void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out) {
   out->federated_client_id = tde_json_get_text(identity, "federated_client_id");
 }
 
-/* as: the id to ask under, NULL: the wrap's own. */
+/* as: the id to ask under, NULL: the wrap's own. until: when all wraps must have been tried. */
 static tde_class unwrap_one(const tde_keydoc_asker *who, const tde_instance *inst,
-                            const tde_json *wrap, const char *as,
+                            const tde_json *wrap, const char *as, int64_t until,
                             const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
   char full[TDE_KEY_ID_MAX];
   tde_key_info info;
   tde_op op;
   tde_keydoc_operation(&op, TDE_OP_UNWRAP, inst, who, uuid, dek);
+  op.until = until;
   tde_keydoc_info_of(wrap, &info);
   tde_key_full_id(&info, full);
   memcpy(op.algorithm, info.algorithm, sizeof op.algorithm);
@@ -427,9 +428,11 @@ tde_class tde_keydoc_unwrap_which(const tde_keydoc *doc, const tde_instance *ins
     return tde_fail(st, TDE_CORRUPT, RESTORE_IT, "the key document names no DEK of epoch %u", epoch);
   }
   const tde_json *wraps = tde_json_get(entry, "wraps");
+  /* A header may name sixteen hosts, none of which answers: they have the time of one. */
+  int64_t until = tde_op_deadline(inst);
   tde_class rc = TDE_CORRUPT;
   for (size_t i = tde_json_count(wraps); i > 0; i--) {
-    rc = unwrap_one(who, inst, tde_json_at(wraps, i - 1), as, uuid, dek, st);
+    rc = unwrap_one(who, inst, tde_json_at(wraps, i - 1), as, until, uuid, dek, st);
     if (rc == TDE_OK && which != NULL) *which = i - 1;
     if (rc == TDE_OK) return TDE_OK;
     if (may_pass(rc)) passing = *st;

@@ -104,6 +104,7 @@ typedef struct tde_op {
   tde_key_info info;
   tde_key_info *versions;         /* newest first; the caller frees it with free() */
   size_t nversions;               /* at least 1 after a success */
+  int64_t until;                  /* tde_boot_ms() at which several operations must have ended; 0: none */
   int64_t deadline;               /* set by the driver: tde_boot_ms() at which it all must have ended */
   void *state;                    /* the provider's own, freed by its finish() */
 } tde_op;
@@ -129,6 +130,9 @@ typedef struct tde_provider {
 
 /* Milliseconds on a clock that neither jumps nor stops while the machine sleeps. */
 int64_t tde_boot_ms(void);
+
+/* When an operation that begins now must have ended: twice the instance's timeout. */
+int64_t tde_op_deadline(const struct tde_instance *inst);
 
 /* How a request is sent: one exchange under the one transport policy, retries
 ** included. An HTTP error status is a reply (TDE_OK), not a failure; a failure

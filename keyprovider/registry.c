@@ -246,9 +246,14 @@ int64_t tde_boot_ms(void) {
 }
 
 /* Each exchange has its own deadline; together they have this one. */
-static int64_t deadline_of(const tde_op *op) {
-  int timeout = op->instance != NULL ? tde_instance_cloud(op->instance)->total_ms : 30000;
+int64_t tde_op_deadline(const struct tde_instance *inst) {
+  int timeout = inst != NULL ? tde_instance_cloud(inst)->total_ms : 30000;
   return tde_boot_ms() + 2 * (int64_t)timeout;
+}
+
+static int64_t deadline_of(const tde_op *op) {
+  int64_t own = tde_op_deadline(op->instance);
+  return op->until != 0 && op->until < own ? op->until : own;
 }
 
 /* start, then send and reply until the provider is done. */

@@ -1376,6 +1376,52 @@ static void owned_by_another(void) {
   CHECK(child_ok(pid));
 }
 
+/* A host that takes the time which is left, and says nothing. */
+static int asked_hosts;
+static tde_class silent_send(const tde_op *op, const tde_request *req, tde_reply *reply,
+                             tde_status *st) {
+  int64_t now = tde_boot_ms(), end = now + 200;
+  (void)reply;
+  asked_hosts++;
+  if (op->deadline < end) end = op->deadline;
+  if (end > now) usleep((useconds_t)(end - now) * 1000);
+  return tde_fail(st, TDE_UNREACHABLE, NULL, "%.60s does not answer", req->url);
+}
+
+/* Sixteen wraps under keys of hosts that do not answer hold an opening as long as one does. */
+static void wraps_of_hosts_that_do_not_answer(void) {
+  static const char wrap[] =
+      "%s{\"key_id\":\"https://v%d.vault.azure.net/keys/k\",\"version\":\"a\",\"type\":\"RSA-2048\","
+      "\"algorithm\":\"RSA-OAEP-256\",\"thumbprint\":\"%064d\",\"wrapped\":\"AAEC\",\"created\":5}";
+  static const char config[] =
+      "{\"version\":1,\"default_protector\":\"https://v.vault.azure.net/keys/k\","
+      "\"http\":{\"timeout_ms\":200},\"identities\":{\"default\":{\"kind\":\"managed_identity\"}}}";
+  static const char begins[] =
+      "{\"version\":1,\"mode\":\"database\",\"epoch\":1,\"deks\":[{\"epoch\":1,\"created\":1,\"wraps\":[";
+  char dir[PATH_BYTES], path[PATH_BYTES + 32], text[8192];
+  const tde_instance *inst = NULL;
+  tde_keydoc *doc = NULL;
+  tde_status st;
+  fresh_dir(dir, "silent");
+  snprintf(path, sizeof path, "%s/instance.json", dir);
+  CHECK(put_file(path, config, 0600) == 0);
+  REQUIRE(tde_instance_open(dir, 0, &inst, &st) == TDE_OK);
+  size_t n = (size_t)snprintf(text, sizeof text, "%s", begins);
+  for (int i = 0; i < TDE_KEYDOC_WRAPS_MAX; i++) {
+    n += (size_t)snprintf(text + n, sizeof text - n, wrap, i > 0 ? "," : "", i, i);
+  }
+  n += (size_t)snprintf(text + n, sizeof text - n, "]}],\"keys\":[],\"identity\":null}");
+  REQUIRE(n < sizeof text && tde_keydoc_parse(text, n, &doc, &st) == TDE_OK);
+  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  int64_t begun = tde_boot_ms();
+  tde_http_sender = silent_send;
+  CHECK(tde_keydoc_unwrap(doc, inst, 1, uuid, dek, &st) == TDE_UNREACHABLE);
+  tde_http_sender = NULL;
+  CHECK(tde_boot_ms() - begun < 1000 && asked_hosts >= 2);
+  tde_secret_free(dek);
+  tde_keydoc_free(doc);
+}
+
 static int given(const char *path) {
   char *text = NULL;
   size_t n = 0;
@@ -2106,6 +2152,7 @@ int main(int argc, char **argv) {
       {"as_ordinary_user", as_ordinary_user},
       {"owned_by_another", owned_by_another},
       {"secrets_that_a_platform_gives", secrets_that_a_platform_gives},
+      {"wraps_of_hosts_that_do_not_answer", wraps_of_hosts_that_do_not_answer},
       {"keydoc_malformed", keydoc_malformed},
       {"keydoc_bounds", keydoc_bounds},
       {"keydoc_unknown_members_survive", keydoc_unknown_members_survive},
