@@ -42,6 +42,10 @@
 /* What an instance file holds of ordinary ones; each change of it leaves them in memory. */
 #define TDE_IDENTITIES_MAX 256
 #define TDE_SUFFIXES_MAX 8
+/* Members of an identity. */
+#define TDE_IDENTITY_NAMES "kind tenant client_id via secret_env secret_file certificate_file token_file"
+/* Of "policy", beside the numbers of policy.h. */
+#define TDE_POLICY_OTHER_NAMES "allow_purgeable_keys"
 #define TDE_CLOUD_PATH_MAX 1024
 
 typedef enum tde_identity_kind {

@@ -55,6 +55,8 @@ void tde_event_fill(tde_event *e, const char *event, const uint8_t *uuid, const 
 /* "key_id/version", or "" */
 void tde_event_key(const tde_event *e, char out[TDE_KEY_ID_MAX]);
 
+#define TDE_AUDIT_NAMES "file max_bytes keep sync syslog required"
+
 /* Where lines go. */
 typedef struct tde_audit {
   char file[1024];     /* "" : none */

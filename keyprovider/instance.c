@@ -53,6 +53,7 @@ struct tde_instance {
   char identity[64];                   /* default_identity, or "" */
   tde_key_info *keys;                  /* the key list */
   int nkeys;
+  tde_json *unknown;                   /* members of the file that are passed over, by name */
   uint8_t digest[TDE_HASH_BYTES];      /* of the file's text */
   const struct tde_instance *older;    /* seen before, of the same directory */
 };
@@ -303,8 +304,41 @@ static tde_class read_root(const tde_json *root, const char *file, tde_instance 
   return rc == TDE_OK ? read_protector(root, file, inst, st) : rc;
 }
 
+/* Members that do not exist are misspelt ones, or of a newer version: databases must not hang
+** on that, but somebody is to see it. */
+static void note_unknown(const tde_json *obj, const char *where, const char *names,
+                         const char *file, tde_json *list) {
+  char line[200];
+  for (size_t i = 0; i < tde_json_members(obj); i++) {
+    const char *name = tde_json_member_name(obj, i);
+    if (tde_is_one_of(name, names)) continue;
+    snprintf(line, sizeof line, "%.100s.%.90s", where, name);
+    tde_clean_line(line);
+    tde_log(TDE_LOG_WARNING, "%s: \"%s\" is not known and is passed over", file, line);
+    (void)tde_json_append_text(list, line); /* the warning is out */
+  }
+}
+
+static void find_unknown(const tde_json *root, const char *file, tde_instance *inst) {
+  const tde_json *ids = tde_json_get(root, "identities");
+  char policy[256] = TDE_POLICY_OTHER_NAMES, where[100];
+  for (int i = 0; i < tde_policy_nitems; i++) {
+    size_t n = strlen(policy);
+    snprintf(policy + n, sizeof policy - n, " %s", tde_policy_items[i].name);
+  }
+  inst->unknown = tde_json_array();
+  note_unknown(tde_json_get(root, "audit"), "audit", TDE_AUDIT_NAMES, file, inst->unknown);
+  note_unknown(tde_json_get(root, "policy"), "policy", policy, file, inst->unknown);
+  for (size_t i = 0; i < tde_json_members(ids); i++) {
+    const char *name = tde_json_member_name(ids, i);
+    snprintf(where, sizeof where, "identities.%.63s", name);
+    note_unknown(tde_json_get(ids, name), where, TDE_IDENTITY_NAMES, file, inst->unknown);
+  }
+}
+
 static void instance_free(tde_instance *inst) {
   if (inst == NULL) return;
+  tde_json_free(inst->unknown);
   tde_cloud_free(&inst->cloud);
   free(inst->keys);
   free(inst->dir);
@@ -338,6 +372,7 @@ static tde_class load(const char *dir, const char *file, tde_instance **out, tde
     rc = nomem(st);
   }
   if (rc == TDE_OK) rc = read_root(root, file, inst, st);
+  if (rc == TDE_OK) find_unknown(root, file, inst);
   if (rc == TDE_OK && tde_sha256(text, n, inst->digest) != TDE_OK) {
     rc = tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash %s", file);
   }
@@ -607,6 +642,10 @@ const tde_policy *tde_instance_policy(const tde_instance *inst) {
 
 const tde_audit *tde_instance_audit(const tde_instance *inst) {
   return &inst->audit;
+}
+
+const tde_json *tde_instance_unknown(const tde_instance *inst) {
+  return inst->unknown;
 }
 
 const char *tde_instance_default_identity(const tde_instance *inst) {

@@ -346,10 +346,8 @@ static tde_class parse_setting(setting *s, const char *json, const char *what, c
 
 tde_class tde_instance_set_identity(const char *path, const char *name, const char *json,
                                     tde_status *st) {
-  static const char names[] =
-      "kind tenant client_id via secret_env secret_file certificate_file token_file";
   setting s = {.name = name};
-  tde_class rc = parse_setting(&s, json, "the identity", names, st);
+  tde_class rc = parse_setting(&s, json, "the identity", TDE_IDENTITY_NAMES, st);
   if (rc == TDE_OK) rc = announce(path, "set-instance-identity", "", "", st);
   if (rc == TDE_OK) {
     rc = tde_instance_change(path, apply_identity, &s, st);
@@ -393,7 +391,7 @@ tde_class tde_instance_set_audit(const char *path, const char *json, tde_status 
   const tde_instance *inst;
   tde_audit old;
   setting s = {.name = "audit"};
-  tde_class rc = parse_setting(&s, json, "the audit", "file max_bytes keep sync syslog required", st);
+  tde_class rc = parse_setting(&s, json, "the audit", TDE_AUDIT_NAMES, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) old = *tde_instance_audit(inst);
   if (rc == TDE_OK && s.value != NULL) rc = try_sink(s.value, tde_instance_dir(inst), st);
@@ -465,6 +463,9 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
   failed |= tde_json_set_json(o, "identities", describe_identities(tde_instance_cloud(inst)));
   failed |= tde_json_set_json(o, "policy", policy);
   failed |= tde_json_set_json(o, "audit", describe_audit(tde_instance_audit(inst)));
+  if (tde_json_count(tde_instance_unknown(inst)) > 0) {
+    failed |= tde_json_set_json(o, "unknown", tde_json_copy(tde_instance_unknown(inst)));
+  }
   if (!failed) return o;
   tde_json_free(o);
   return NULL;
