@@ -154,23 +154,20 @@ static tde_class default_dir(char out[DIR_MAX], tde_status *st) {
   return absolute(path, out, st);
 }
 
-static tde_class resolve(const char *path, char out[DIR_MAX], int *is_default, tde_status *st) {
-  char usual[DIR_MAX];
+static tde_class resolve(const char *path, char out[DIR_MAX], tde_status *st) {
   if (path == NULL || path[0] == 0) path = secure_getenv("TDE_INSTANCE");
-  if (path != NULL && path[0] != 0) {
-    tde_class rc = absolute(path, out, st);
-    /* It may have been resolved before. */
-    *is_default = rc == TDE_OK && default_dir(usual, NULL) == TDE_OK && strcmp(out, usual) == 0;
-    return rc;
-  }
-  *is_default = 1;
-  return default_dir(out, st);
+  return path != NULL && path[0] != 0 ? absolute(path, out, st) : default_dir(out, st);
+}
+
+/* Whoever names it: it may have been resolved before. */
+static int is_default(const char *dir) {
+  char usual[DIR_MAX];
+  return default_dir(usual, NULL) == TDE_OK && strcmp(dir, usual) == 0;
 }
 
 tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st) {
   char out[DIR_MAX];
-  int is_default;
-  tde_class rc = resolve(path, out, &is_default, st);
+  tde_class rc = resolve(path, out, st);
   *dir = rc == TDE_OK ? strdup(out) : NULL;
   return rc == TDE_OK && *dir == NULL ? nomem(st) : rc;
 }
@@ -526,8 +523,8 @@ static tde_class make_files(const char *dir, const char *file, tde_status *st) {
   return rc == TDE_BUSY ? TDE_OK : rc;
 }
 
-static tde_class make_instance(const char *dir, const char *file, int is_default, tde_status *st) {
-  tde_class rc = make_dirs(dir, is_default, st);
+static tde_class make_instance(const char *dir, const char *file, tde_status *st) {
+  tde_class rc = make_dirs(dir, is_default(dir), st);
   if (rc == TDE_OK) rc = tde_dir_check(dir, st);
   if (rc == TDE_OK) {
     int lock = lock_take(dir);
@@ -545,12 +542,11 @@ static tde_class make_instance(const char *dir, const char *file, int is_default
 tde_class tde_instance_open(const char *path, int create, const tde_instance **out,
                             tde_status *st) {
   char dir[DIR_MAX], file[FILE_PATH_MAX];
-  int is_default = 0;
   struct stat sb;
   tde_file_mark mark;
   tde_instance *inst = NULL;
   *out = NULL;
-  tde_class rc = resolve(path, dir, &is_default, st);
+  tde_class rc = resolve(path, dir, st);
   if (rc != TDE_OK) return rc;
   snprintf(file, sizeof file, "%s/" INSTANCE_FILE, dir);
   if (stat(file, &sb) == 0) {
@@ -558,7 +554,7 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
     *out = known(dir, &mark);
     if (*out != NULL) return TDE_OK;
   } else if (errno == ENOENT && create) {
-    rc = make_instance(dir, file, is_default, st);
+    rc = make_instance(dir, file, st);
     if (rc != TDE_OK) return rc;
   }
   rc = load(dir, file, &inst, &mark, st);
