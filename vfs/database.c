@@ -928,6 +928,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   memset(db, 0, sizeof(*db));
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
+  db->fork = tde_fork_generation();
   db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
   db->plain_allowed = uri_says(name, "tde_plain", "allow");
   db->damaged_zeros = uri_says(name, "tde_damaged", "zeros");
@@ -1002,16 +1003,62 @@ void tde_db_lose(tde_db *db) {
   }
 }
 
-/* A check that is due and that no thread looks after. */
+/* Asks the key service, by the header that is on disk now. */
+static void check_now(tde_db *db) {
+  tde_slots *both = tde_slots_new();
+  tde_key_report r;
+  tde_header h;
+
+  memset(&h, 0, sizeof(h));
+  if (both && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK) {
+    (void)tde_slots_newest(both, &h);
+  }
+  tde_slots_free(both);
+  (void)tde_keyring_check(db->keys, &tde_source, h.doc ? &h : NULL);
+  tde_header_clear(&h);
+  /* A denial is repeated by a thread, and what goes with a check (watch.h) is its to do. */
+  if (!tde_watch_kick()) return;
+  tde_keys_report(db->keys, &r);
+  if (r.last.code == TDE_OK) tde_keyring_hurry(db->keys);
+}
+
+/* A thread that is there has looked by then. */
+#define LATE_MS 1000
+
+/* A check that is due and that no thread looks after. A key service is not waited for here
+** if a thread can be had. A local key answers at once, and is asked before anything is read
+** if no thread did in time: for local keys alone none is started when a database is opened. */
 static void check_here(tde_db *db) {
-  if (tde_keys_due(db->keys) > tde_now_ms() || tde_watch_kick()) return;
-  if (tde_keyring_claim(db->keys)) (void)tde_keyring_check(db->keys, &tde_source, NULL);
+  int64_t late = tde_now_ms() - tde_keys_due(db->keys);
+  uint64_t fork = tde_fork_generation();
+  int remote = db->facts.remote;
+
+  if (db->fork != fork) { /* the parent's threads are not here */
+    db->fork = fork;
+    tde_watch_note(tde_keys_due(db->keys), remote);
+  }
+  if (late < 0) return;
+  if (remote || (late < LATE_MS && tde_watch_threads() > 0)) {
+    if (tde_watch_kick()) return;
+  }
+  if (tde_keyring_claim(db->keys, !remote)) check_now(db);
+}
+
+/* A transaction may go on for longer than a check interval. */
+#define IO_GATES 64
+static void check_meanwhile(tde_db *db) {
+  if (++db->io_gates % IO_GATES || tde_keys_due(db->keys) > tde_now_ms()) return;
+  (void)tde_watch_kick();
 }
 
 int tde_db_io_gate(tde_file *f) {
   tde_db *db = f->db;
 
-  if (!db->keys || tde_keys_live(db->keys) || db->state != TDE_STATE_ONLINE) return SQLITE_OK;
+  if (!db->keys || db->state != TDE_STATE_ONLINE) return SQLITE_OK;
+  if (tde_keys_live(db->keys)) {
+    check_meanwhile(db);
+    return SQLITE_OK;
+  }
   /* What was under way at the loss may end (its rollback needs the journal's
   ** key), but not go on for ever. */
   if (!tde_keys_cut_off(db->keys)) return SQLITE_OK;

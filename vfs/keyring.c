@@ -230,6 +230,11 @@ static void publish(tde_keys *k) {
   live_count += now_live - was;
 }
 
+/* An entry is in use again, or in a forked child, where no thread of the parent's is. */
+static void note_use(const tde_keys *k) {
+  tde_watch_note(k->lease.due_at, k->facts.remote);
+}
+
 static void take_ref(tde_keys *k) {
   k->refs++;
   idle_leave(k);
@@ -779,7 +784,10 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   pthread_mutex_lock(&ring_lock);
   expire_idle();
   *out = forced ? NULL : find_known(header, params);
-  if (*out) *facts = (*out)->facts;
+  if (*out) {
+    *facts = (*out)->facts;
+    note_use(*out);
+  }
   pthread_mutex_unlock(&ring_lock);
   if (*out) return TDE_OK;
 
@@ -789,6 +797,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
   *out = find_live(header, facts, params);
+  if (*out) note_use(*out);
   if (*out && forced) c = ask_live_now(*out, source, params, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   pthread_mutex_unlock(&ring_lock);
@@ -1317,14 +1326,22 @@ int tde_keyring_is_due(int64_t now) {
   return due;
 }
 
-int tde_keyring_claim(tde_keys *keys) {
+int tde_keyring_claim(tde_keys *keys, int wait) {
   int mine;
 
   pthread_mutex_lock(&ring_lock);
+  while (wait && is_busy(keys)) pthread_cond_wait(&ring_changed, &ring_lock);
   mine = !is_busy(keys) && keys->header.doc && keys->lease.due_at <= tde_now_ms();
   if (mine) set_busy(keys);
   pthread_mutex_unlock(&ring_lock);
   return mine;
+}
+
+void tde_keyring_hurry(tde_keys *keys) {
+  pthread_mutex_lock(&ring_lock);
+  if (atomic_load(&keys->live) && !is_busy(keys)) keys->lease.due_at = tde_now_ms();
+  publish(keys);
+  pthread_mutex_unlock(&ring_lock);
 }
 
 tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,

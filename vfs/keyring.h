@@ -116,8 +116,11 @@ int64_t tde_keys_due(const tde_keys *keys);
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due);
 /* Is there another one? */
 int tde_keyring_is_due(int64_t now);
-/* The same for one entry: true when its check is due and now the caller's. */
-int tde_keyring_claim(tde_keys *keys);
+/* The same for one entry: true when its check is due and now the caller's. wait: for the end
+** of one that is under way. */
+int tde_keyring_claim(tde_keys *keys, int wait);
+/* A live entry's check is due at once. */
+void tde_keyring_hurry(tde_keys *keys);
 /* Asks the key service about an entry that is the caller's to check, and applies
 ** the answer. newer: the header
 ** as it is on disk now (its document is copied), or NULL. Returns what became of

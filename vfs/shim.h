@@ -18,6 +18,8 @@ typedef struct tde_db {
   tde_state state;
   tde_status last;  /* why it is not accessible, or the last bad unit */
   int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
+  uint64_t fork;    /* of the process in which a check was last thought of */
+  unsigned io_gates;
   tde_key_params params;
   char *as_key;      /* tde_key=: the id to ask under, in place of the header's */
   tde_header header; /* in force; header.doc NULL while new */

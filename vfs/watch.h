@@ -4,9 +4,12 @@
 ** A thread of the process's own, started when there is something to ask over a
 ** network, or when a check is overdue; a few more join it while a key service
 ** keeps it waiting. It never holds a lock that a query needs while it waits. It
-** ends with the process, bounded in time; a forked child starts its own.
+** ends with the process, bounded in time; a forked child starts its own, when it first
+** uses a database there.
 **
-** Where no thread can be started the check is made at the begin of a transaction.
+** Where no thread can be started the check is made at the begin of a transaction, and so is
+** the first one of a local key: who opens databases under local keys for a moment gets no
+** thread for it. Until a transaction begins, nobody asks about those.
 */
 #ifndef TDE_WATCH_H
 #define TDE_WATCH_H
