@@ -99,6 +99,26 @@ int tde_db_report(tde_db *db) {
 
 /* ---- the header ---- */
 
+/* Asks for the key as the URI's tde_key= says, with the identity beside it. */
+static void ask_as_opened(tde_db *db) {
+  db->params.as_key = db->as_key;
+  db->params.as_identity = db->as_key ? db->params.identity : NULL;
+  db->params.as_federated = db->as_key ? db->params.federated_client_id : NULL;
+}
+
+/* tde_key= was said of the protector that the header named then. */
+static void outlive_key(tde_db *db) {
+  if (!db->as_key) return;
+  if (!db->as_known) {
+    memcpy(db->as_of, db->facts.thumbprint, TDE_THUMB_BYTES);
+    db->as_known = 1;
+  } else if (memcmp(db->as_of, db->facts.thumbprint, TDE_THUMB_BYTES) != 0) {
+    sqlite3_free(db->as_key);
+    db->as_key = NULL;
+    ask_as_opened(db);
+  }
+}
+
 /* Puts a parsed header in force with the keys that verify it. AEADs stay while
 ** the keys do: somebody further up may be using one. */
 static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
@@ -124,6 +144,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
     tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, db->header.unit_size);
   }
   db->head_valid = 0;
+  outlive_key(db);
 }
 
 /* Is this header the newest whole one that the file has now? */
@@ -464,6 +485,7 @@ static int note_written(tde_file *f) {
     memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
     db->header.version = h.version;
     c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 1, &db->facts, &db->last);
+    outlive_key(db);
   }
   tde_header_clear(&h);
   sqlite3_free(slot);
@@ -911,13 +933,6 @@ static int uri_says(const char *name, const char *param, const char *what) {
   const char *value = sqlite3_uri_parameter(name, param);
 
   return value && strcmp(value, what) == 0;
-}
-
-/* Asks for the key as the URI's tde_key= says, with the identity beside it. */
-static void ask_as_opened(tde_db *db) {
-  db->params.as_key = db->as_key;
-  db->params.as_identity = db->as_key ? db->params.identity : NULL;
-  db->params.as_federated = db->as_key ? db->params.federated_client_id : NULL;
 }
 
 int tde_db_open(tde_file *f, const char *name, int flags) {

@@ -500,17 +500,26 @@ static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *p
          same_text(k->params.instance, params->instance);
 }
 
+static int same_way(const tde_key_params *a, const tde_key_params *b) {
+  return same_text(a->as_key, b->as_key) && same_text(a->as_identity, b->as_identity) &&
+         same_text(a->as_federated, b->as_federated);
+}
+
 /* An idle entry whose check is overdue is as good as none: nobody looked after
-** it meanwhile. */
-static int usable(const tde_keys *k) {
-  return atomic_load(&k->live) && (k->refs > 0 || tde_now_ms() < k->lease.due_at);
+** it meanwhile. And who asks in a way of its own would have the next check ask in another. */
+static int usable(const tde_keys *k, const tde_key_params *params, int forced) {
+  if (!atomic_load(&k->live)) return 0;
+  if (k->refs > 0) return 1;
+  return tde_now_ms() < k->lease.due_at &&
+         (forced || !params->as_key || same_way(&k->params, params));
 }
 
 /* A live entry that verified exactly this header before: nothing to parse and
 ** nothing to compute. With a reference; or NULL. */
 static tde_keys *find_known(const tde_header *h, const tde_key_params *params) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    if (is_of(k, h, params) && usable(k) && memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0) {
+    if (is_of(k, h, params) && usable(k, params, 0) &&
+        memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) == 0) {
       take_ref(k);
       return k;
     }
@@ -533,12 +542,12 @@ static int is_older(const tde_keys *k, const tde_header *h) {
 /* A live entry of this protector whose DEK verifies this header, with a
 ** reference; or NULL. */
 static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
-                           const tde_key_params *params) {
+                           const tde_key_params *params, int forced) {
   uint32_t lacking[TDE_EPOCHS_MAX];
 
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
     const tde_epoch_keys *e;
-    if (!is_of(k, h, params) || !usable(k) || is_ahead(k, h, facts)) continue;
+    if (!is_of(k, h, params) || !usable(k, params, forced) || is_ahead(k, h, facts)) continue;
     if (!same_protector(&k->facts, facts)) continue;
     if (tde_epochs_missing(&k->epochs, facts, lacking)) continue;
     e = tde_epochs_find(&k->epochs, h->epoch);
@@ -548,11 +557,6 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
     return k;
   }
   return NULL;
-}
-
-static int same_way(const tde_key_params *a, const tde_key_params *b) {
-  return same_text(a->as_key, b->as_key) && same_text(a->as_identity, b->as_identity) &&
-         same_text(a->as_federated, b->as_federated);
 }
 
 /* An entry without its DEK that was asked for in the same way; a revalidation brings back
@@ -796,7 +800,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   if (c) return c;
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
-  *out = find_live(header, facts, params);
+  *out = find_live(header, facts, params, forced);
   if (*out) note_use(*out);
   if (*out && forced) c = ask_live_now(*out, source, params, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);

@@ -22,6 +22,8 @@ typedef struct tde_db {
   unsigned io_gates;
   tde_key_params params;
   char *as_key;      /* tde_key=: the id to ask under, in place of the header's */
+  int as_known;      /* ... whose protector it stands for has this thumbprint */
+  uint8_t as_of[TDE_THUMB_BYTES];
   tde_header header; /* in force; header.doc NULL while new */
   tde_slot_info slot[2];
   tde_key_facts facts;
