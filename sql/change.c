@@ -347,6 +347,7 @@ static int inherit(sqlite3 *db, const char *schema, const char *event, protector
   char protector[TDE_KEY_ID_MAX];
   tde_keydoc_asker who = {NULL, NULL};
   const tde_instance *inst;
+  int rc;
   tde_file *f = tde_subject_file(db, schema, st);
   tde_class c;
 
@@ -359,7 +360,10 @@ static int inherit(sqlite3 *db, const char *schema, const char *event, protector
   w->mode = "inherit";
   w->who = &who;
   memset(w->out, 0, sizeof(*w->out));
-  return tde_change_run(db, schema, event, set_protector, w, st);
+  rc = tde_change_run(db, schema, event, set_protector, w, st);
+  w->key_id = NULL; /* they end here */
+  w->who = NULL;
+  return rc;
 }
 
 int tde_change_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st) {
@@ -487,6 +491,7 @@ static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *s
   }
   /* Not each look is an event: its failure was told already. */
   (void)tde_change_run(db, schema, NULL, note_look, n, &ignored);
+  n->l.error = NULL;
   return rc;
 }
 
