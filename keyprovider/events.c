@@ -296,7 +296,8 @@ static void unlock(int fd) {
 static int open_for_lines(const tde_audit *a) {
   const int flags = O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK;
   int fd = open(a->file, O_RDWR | flags, 0600);
-  return fd < 0 && errno == EACCES ? open(a->file, O_WRONLY | flags, 0600) : fd;
+  if (fd < 0 && errno == EACCES) fd = open(a->file, O_WRONLY | flags, 0600);
+  return fd;
 }
 
 /* Opens and locks the file that has the name now; -1 with errno. *is: what it is under the
