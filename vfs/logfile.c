@@ -538,7 +538,8 @@ int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
 
   if (f->role != TDE_ROLE_JOURNAL || end <= (sqlite3_int64)TDE_PREFIX_BYTES) return SQLITE_OK;
   rc = LOWER(f)->xRead(f->lower, tail, sizeof(tail), end);
-  if (rc) return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* it is no journal of ours alone */
+  if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* it has just become shorter */
+  if (rc) return rc;
   n = tde_get32be(tail);
   if (memcmp(tail + 8, sqlite_journal_magic, 8) != 0 || n == 0 || n > SUPER_NAME_MAX ||
       end - (sqlite3_int64)n < (sqlite3_int64)TDE_PREFIX_BYTES) {
@@ -552,47 +553,58 @@ int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
   return rc;
 }
 
-/* The record of the name that ends at `end`, from SQLite's own. *n: its bytes, 0: there is no
-** name to be had. */
-static int read_super_name(tde_file *f, uint64_t end, uint8_t *out, uint32_t *n) {
+/* The record of the name, from SQLite's own, whose magic belongs at `at`. *n: its bytes, 0: there
+** is no name to be had. */
+static int read_super_name(tde_file *f, uint64_t at, uint8_t *out, uint32_t *n) {
   uint8_t head[8];
   uint32_t len;
-  int rc = end < SUPER_TAIL ? SQLITE_CORRUPT
-                            : tde_sealed_read(&f->s, head, sizeof(head), end - SUPER_TAIL, 0);
+  int rc = at < sizeof(head) ? SQLITE_CORRUPT
+                             : tde_sealed_read(&f->s, head, sizeof(head), at - sizeof(head), 0);
 
   *n = 0;
   if (rc) return rc;
   len = tde_get32be(head);
-  if (len == 0 || len > SUPER_NAME_MAX || len + SUPER_TAIL > end) return SQLITE_OK;
-  rc = tde_sealed_read(&f->s, out, len + SUPER_TAIL, end - SUPER_TAIL - len, 0);
-  if (rc == SQLITE_OK && sum_of(out, len) == tde_get32be(head + 4)) *n = len + SUPER_TAIL;
-  return rc;
+  if (len == 0 || len > SUPER_NAME_MAX || len + sizeof(head) > at) return SQLITE_OK;
+  rc = tde_sealed_read(&f->s, out, len + sizeof(head), at - sizeof(head) - len, 0);
+  if (rc || sum_of(out, len) != tde_get32be(head + 4)) return rc;
+  memcpy(out + len + sizeof(head), sqlite_journal_magic, 8);
+  *n = len + SUPER_TAIL;
+  return SQLITE_OK;
 }
 
 /* Writes it behind the last record. What an earlier, longer transaction left there goes. */
-static int repeat_super_name(tde_file *f, uint64_t end) {
+static int repeat_super_name(tde_file *f, uint64_t magic_at) {
   uint8_t *name = sqlite3_malloc64(SUPER_NAME_MAX + SUPER_TAIL);
   uint32_t n, at;
   sqlite3_int64 to =
-      (sqlite3_int64)tde_lower_size(&f->s.geo, tde_unit_at(&f->s.geo, end - 1, &at) + 1);
-  int rc = name ? read_super_name(f, end, name, &n) : SQLITE_NOMEM;
+      (sqlite3_int64)tde_lower_size(&f->s.geo, tde_unit_at(&f->s.geo, magic_at + 7, &at) + 1);
+  int rc = name ? read_super_name(f, magic_at, name, &n) : SQLITE_NOMEM;
 
-  if (rc == SQLITE_OK && n) rc = LOWER(f)->xTruncate(f->lower, to);
-  if (rc == SQLITE_OK && n) rc = LOWER(f)->xWrite(f->lower, name, (int)n, to);
+  if (rc == SQLITE_OK && n) {
+    rc = LOWER(f)->xTruncate(f->lower, to);
+    if (rc == SQLITE_OK) rc = LOWER(f)->xWrite(f->lower, name, (int)n, to);
+    /* Pages that were spilled are in the file already: an outage must not keep the magic alone.
+    ** Where nothing was synced before, they are not, or nobody asks for it. */
+    if (rc == SQLITE_OK && f->gen.synced) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+    f->s.counters->lower_writes++;
+  }
   f->s.size_known = 0;
-  f->s.counters->lower_writes++;
   sqlite3_free(name);
   return rc;
 }
 
-/* The magic that ends the name. From here on the other databases' roll-backs look for that
-** name in this file, so it must be in the lower file; and if it can not be written, this
-** journal must not claim it either, or it would take a deleted super-journal for a commit. */
-static int end_super_name(tde_file *f, uint64_t off) {
+/* The magic ends the name. From then on the other databases' roll-backs look for that name in
+** this file, so it must be in the lower file, the name in plain before it; and if it can not
+** be written, this journal must not claim it either, or it would take a deleted super-journal
+** for a commit. Without the magic, it is rolled back alone. */
+static int write_super_magic(tde_file *f, const uint8_t *magic, uint64_t off) {
   static const uint8_t none[8];
   int rc = tde_sealed_flush(&f->s);
 
-  if (rc == SQLITE_OK) rc = repeat_super_name(f, off + 8);
+  if (rc == SQLITE_OK) rc = repeat_super_name(f, off);
+  if (rc) return rc;
+  rc = tde_sealed_write(&f->s, magic, 8, off);
+  if (rc == SQLITE_OK) rc = tde_sealed_flush(&f->s);
   if (rc) (void)tde_sealed_write(&f->s, none, sizeof(none), off);
   return rc;
 }
@@ -610,11 +622,10 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
     rc = new_generation(f, TDE_UNIT_JOURNAL);
     if (rc) return rc;
   }
-  rc = tde_sealed_write(&f->s, buf, n, off);
-  if (rc == SQLITE_OK && off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
-    rc = end_super_name(f, off);
+  if (off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
+    return write_super_magic(f, buf, off);
   }
-  return rc;
+  return tde_sealed_write(&f->s, buf, n, off);
 }
 
 /* Looks into the journal through a handle of its own, as SQLite does: the first byte

@@ -704,6 +704,7 @@ static int do_side_sync(sqlite3_file *pf, int flags) {
     int rc = tde_sealed_flush(&f->s);
     if (rc) return rc;
     f->s.counters->lower_syncs++;
+    f->gen.synced = 1;
   }
   return LOWER(f)->xSync(f->lower, flags);
 }

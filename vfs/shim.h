@@ -86,6 +86,7 @@ typedef struct tde_generation {
   int indexed;     /* WAL: index_salt says what the wal-index called this generation */
   uint32_t pages;  /* WAL: of the database, by the last commit frame written or recovered here */
   uint32_t last;   /* ... which is this one; 0: none of this generation */
+  int synced;      /* journal: was it, since this generation began? */
   uint8_t index_salt[TDE_INDEX_SALT];
   uint8_t seen[TDE_PREFIX_BYTES];
 } tde_generation;
