@@ -202,7 +202,11 @@ static int verify_main(tde_file *f, verifier *v) {
     if (c == TDE_OK && i == 0) check_length(b + n, units, rest, v);
     if (rc == SQLITE_OK) rc = step(v);
   }
-  if (rc == SQLITE_OK) check_logged_length(f, v, units);
+  if (rc == SQLITE_OK) {
+    tde_file_enter(f);
+    check_logged_length(f, v, units);
+    tde_file_leave(f);
+  }
   tde_wipe(b, 2 * (size_t)n);
   sqlite3_free(b);
   return rc;
@@ -267,7 +271,7 @@ static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8
   if (rc) return rc;
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
   if (i <= v->frames) {
-    if (c) v->spoilt[v->nspoilt++] = (uint32_t)i;
+    if (c && !(i == 0 && k->headless)) v->spoilt[v->nspoilt++] = (uint32_t)i;
     v->out->wal_units += c == TDE_OK;
     if (c == TDE_OK && i > 0) note_frame(w, v, i, k->plain);
     return SQLITE_OK;
@@ -294,7 +298,7 @@ static int read_index(tde_file *f, const tde_verify_log *log, verifier *v) {
   }
   v->frames = log ? log->frames : g->last;
   v->restored = log ? log->restored : 0;
-  v->count = g->pages;
+  v->count = g->valid ? g->pages : 0;
   v->page_size = g->valid ? f->db->wal->s.geo.unit - TDE_WAL_FRAME_HEAD : 0;
   return SQLITE_OK;
 }
