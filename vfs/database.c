@@ -1117,15 +1117,23 @@ static int finish_update(tde_file *f) {
   if (db->read_only) {
     /* A log that does not count is of an update that has changed nothing yet. */
     rc = tde_redo_none(f);
-    if (rc == SQLITE_OK) return rc;
-    tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
-             "%s: an update of this secondary was cut short", tde_path_of(f));
-    return rc;
+    if (rc == SQLITE_BUSY) {
+      tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
+               "%s: an update of this secondary was cut short", tde_path_of(f));
+    }
+  } else {
+    rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+    if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);
+    if (rc == SQLITE_OK) rc = tde_redo_settle(f, 1);
+    (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_SHARED);
   }
-  rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-  if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);
-  if (rc == SQLITE_OK) rc = tde_redo_settle(f, 1);
-  (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_SHARED);
+  if (rc && (rc & 0xff) != SQLITE_BUSY) {
+    tde_fail(&db->last, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO,
+             "check the disk, and the permissions of the file whose name ends in -tdelog",
+             "%s: the log of an update of this secondary can not be used: %s", tde_path_of(f),
+             sqlite3_errstr(rc));
+    (void)tde_db_report(db);
+  }
   return rc;
 }
 

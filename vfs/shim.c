@@ -292,6 +292,30 @@ static int write_page(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
   return tde_sealed_write(&f->s, buf, n, off);
 }
 
+/* What changes a secondary is its primary. */
+static int refuse_secondary(tde_file *f) {
+  tde_fail(&f->db->last, TDE_MISUSE,
+           "write to its primary and run tde_sync_secondary() there; tde_restore() makes a "
+           "database of its own of it",
+           "%s: is a secondary, which is only read", f->path);
+  (void)tde_db_report(f->db);
+  return SQLITE_READONLY;
+}
+
+/* A backup stays what it is: the database of one moment, under the keys of then. */
+static int refuse_backup(tde_file *f) {
+  tde_fail_backup(f, &f->db->last);
+  (void)tde_db_report(f->db);
+  return SQLITE_READONLY;
+}
+
+/* Asked where SQLite takes its locks, and where it writes: with nolock=1 it takes none. */
+static int refuse_read_only(tde_file *f) {
+  if (f->plain) return SQLITE_OK;
+  if (f->db->facts.secondary) return refuse_secondary(f);
+  return f->db->facts.backup ? refuse_backup(f) : SQLITE_OK;
+}
+
 static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
@@ -301,6 +325,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (db->damaged_zeros) return SQLITE_IOERR_WRITE; /* opened read-only: see open_main */
   if (db->state == TDE_STATE_NEW) rc = tde_db_create(f);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) rc = tde_db_report(db);
+  if (rc == SQLITE_OK) rc = refuse_read_only(f);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
   if (rc) return rc;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
@@ -314,11 +339,14 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
 
 static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   tde_file *f = file_of(pf);
+  int rc;
 
   if (f->plain) return LOWER(f)->xTruncate(f->lower, size);
   if (f->db->state == TDE_STATE_NEW && size == 0) return SQLITE_OK;
   if (f->db->state != TDE_STATE_ONLINE) return tde_db_report(f->db);
   if (!f->db->header.unit_size) return SQLITE_OK; /* empty */
+  rc = refuse_read_only(f);
+  if (rc) return rc;
   tde_map_undo(f);
   f->s.gap_page = gap_page(f, 0);
   return tde_sealed_truncate(&f->s, (uint64_t)size);
@@ -366,33 +394,13 @@ static void set_lock(tde_db *db, int level) {
   __atomic_store_n(&db->lock, level, __ATOMIC_RELAXED);
 }
 
-/* What changes a secondary is its primary. */
-static int refuse_secondary(tde_file *f) {
-  tde_fail(&f->db->last, TDE_MISUSE,
-           "write to its primary and run tde_sync_secondary() there; tde_restore() makes a "
-           "database of its own of it",
-           "%s: is a secondary, which is only read", f->path);
-  (void)tde_db_report(f->db);
-  return SQLITE_READONLY;
-}
-
-/* A backup stays what it is: the database of one moment, under the keys of then. */
-static int refuse_backup(tde_file *f) {
-  tde_fail_backup(f, &f->db->last);
-  (void)tde_db_report(f->db);
-  return SQLITE_READONLY;
-}
-
 static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int before = db->lock, rc;
 
-  if (level >= SQLITE_LOCK_RESERVED && !f->plain && db->facts.secondary) {
-    return refuse_secondary(f);
-  }
-  if (level >= SQLITE_LOCK_RESERVED && !f->plain && db->facts.backup) return refuse_backup(f);
-  rc = LOWER(f)->xLock(f->lower, level);
+  rc = level >= SQLITE_LOCK_RESERVED ? refuse_read_only(f) : SQLITE_OK;
+  if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);
   if (f->plain) return SQLITE_OK;
