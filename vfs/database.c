@@ -957,7 +957,7 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   if (oom) return SQLITE_NOMEM;
   db->params.path = (char *)f->path; /* borrowed, as is the name of the VFS */
   db->params.vfs = (char *)f->lower_vfs->zName;
-  __atomic_store_n(&db->writable, !db->read_only, __ATOMIC_RELEASE); /* for openfiles.c */
+  __atomic_store_n(&db->opened, db->read_only ? 1 : 2, __ATOMIC_RELEASE);
   tde_sealed_init(&f->s, f->lower, TDE_ROLE_MAIN, TDE_UNIT_MAIN_MAX, &db->crypt[0], &db->counters,
                   &tde_main_hooks, f);
   tde_map_init(f);

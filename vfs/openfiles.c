@@ -161,7 +161,7 @@ int tde_openfiles_instances(const char *path, char **instances, int n) {
   for (unsigned b = 0; b < BUCKETS; b++) {
     for (tde_file *f = buckets[b]; f && have < n; f = f->next_open) {
       const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
-      if (!db) continue;
+      if (!db || !__atomic_load_n(&db->opened, __ATOMIC_ACQUIRE)) continue;
       if (__atomic_load_n(&db->lock, __ATOMIC_RELAXED) == SQLITE_LOCK_NONE &&
           strcmp(f->path, path) != 0) {
         continue;
@@ -186,7 +186,7 @@ int tde_openfiles_writable(const char *path, const char *instance) {
   pthread_mutex_lock(&list_lock);
   for (tde_file *f = find(path, n, NULL); f && !found; f = find(path, n, f)) {
     const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
-    found = db && __atomic_load_n(&db->writable, __ATOMIC_ACQUIRE) &&
+    found = db && __atomic_load_n(&db->opened, __ATOMIC_ACQUIRE) == 2 &&
             same_text(db->params.instance, instance);
   }
   pthread_mutex_unlock(&list_lock);

@@ -37,7 +37,7 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int unwanted; /* an empty one here gets no header: last says why */
-  int writable; /* atomic: opened for writing, with params that stay as they are */
+  int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
   int wal_writing;                  /* ... the one to write is among them */
