@@ -409,6 +409,11 @@ void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   int rc = SQLITE_ERROR;
 
   tde_status_clear(&st);
+  if (key && !key[0]) {
+    tde_fail(&st, TDE_MISUSE, "name a key, or give NULL for the header's", "the key id is empty");
+    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
   f = tde_subject_file(db, schema, &st);
   if (f) rc = tde_file_revalidate(f, key, &st);
   /* A read-only database has nothing to say. */

@@ -162,17 +162,34 @@ static int is_on_disk(tde_db *db, const tde_header *h) {
   return same;
 }
 
+/* How the key of this header is asked for: the key of tde_key= stands for one protector, and
+** this may be another's. */
+static tde_key_params way_for(const tde_db *db, const tde_header *h) {
+  tde_key_params p = db->params;
+  tde_key_facts *facts;
+
+  if (!db->as_key || p.as_key != db->as_key || !db->as_known) return p;
+  facts = sqlite3_malloc64(sizeof(*facts));
+  if (facts && tde_source.describe(tde_source.ctx, h->doc, h->ndoc, facts, NULL) == TDE_OK &&
+      memcmp(facts->thumbprint, db->as_of, TDE_THUMB_BYTES) != 0) {
+    p.as_key = p.as_identity = p.as_federated = NULL;
+  }
+  sqlite3_free(facts);
+  return p;
+}
+
 /* Unlocks one slot; on success it is in force. forced: a revalidation. */
 static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
+  tde_key_params params = way_for(db, h);
   tde_keys *keys = NULL;
   tde_class c = TDE_WRONG_KEY;
 
   if (db->keys && tde_keys_live(db->keys) && !forced) {
-    c = tde_keyring_follow(db->keys, &tde_source, &db->params, h, 0, &db->facts, &db->last);
+    c = tde_keyring_follow(db->keys, &tde_source, &params, h, 0, &db->facts, &db->last);
     if (c == TDE_OK) keys = db->keys;
   }
   if (c == TDE_WRONG_KEY) { /* or another database stands in this one's place */
-    c = tde_keyring_unlock(&tde_source, &db->params, h, forced, &db->facts, &keys, &db->last);
+    c = tde_keyring_unlock(&tde_source, &params, h, forced, &db->facts, &keys, &db->last);
     if (keys && keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
   }
   if (c == TDE_OK) {
@@ -447,7 +464,8 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
     (void)tde_slots_newest(both, &h);
   if (!both || !facts) c = TDE_NOMEM;
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0) {
-    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 0, facts, NULL);
+    tde_key_params params = way_for(db, &h);
+    c = tde_keyring_follow(db->keys, &tde_source, &params, &h, 0, facts, NULL);
     if (c && c != TDE_NOMEM && !tde_class_is_outage(c) && !tde_class_is_denial(c)) {
       c = TDE_WRONG_KEY; /* nobody's header */
     }
@@ -1046,7 +1064,7 @@ static void check_now(tde_db *db) {
 static void check_here(tde_db *db) {
   int64_t late = tde_now_ms() - tde_keys_due(db->keys);
   uint64_t fork = tde_fork_generation();
-  int remote = db->facts.remote;
+  int remote = tde_keys_remote(db->keys); /* another connection may have changed the key */
 
   if (db->fork != fork) { /* the parent's threads are not here */
     db->fork = fork;
@@ -1056,7 +1074,7 @@ static void check_here(tde_db *db) {
   if (remote || (late < LATE_MS && tde_watch_threads() > 0)) {
     if (tde_watch_kick()) return;
   }
-  if (tde_keyring_claim(db->keys, !remote)) check_now(db);
+  if (tde_keyring_claim(db->keys)) check_now(db);
 }
 
 /* A transaction may go on for longer than a check interval. */
@@ -1178,6 +1196,19 @@ int tde_db_gate(tde_file *f) {
   return tde_db_report(db);
 }
 
+/* A header that can not be changed does not name the key that was found: this connection goes
+** on asking for it, as if it had been opened with tde_key=. */
+static int keep_key(tde_db *db, const char *as_key) {
+  char *copy = sqlite3_mprintf("%s", as_key);
+
+  if (!copy) return SQLITE_NOMEM;
+  sqlite3_free(db->as_key);
+  db->as_key = copy;
+  memcpy(db->as_of, db->facts.thumbprint, TDE_THUMB_BYTES);
+  db->as_known = 1;
+  return SQLITE_OK;
+}
+
 int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
   tde_db *db = f->db;
   int rc;
@@ -1189,6 +1220,9 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
     db->params.as_identity = db->params.as_federated = NULL; /* the header's */
   }
   rc = load(f, 1, 1);
+  if (rc == SQLITE_OK && as_key && db->state == TDE_STATE_ONLINE && tde_file_read_only(f)) {
+    rc = keep_key(db, as_key);
+  }
   ask_as_opened(db);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
     rc = not_online(db, st);

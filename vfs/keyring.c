@@ -30,6 +30,7 @@ struct tde_keys {
   uint64_t busy_fork; /* ... of this process */
   int linked;
   atomic_int live;
+  atomic_int remote; /* facts.remote */
   _Atomic int64_t cutoff, due; /* ms; see tde_keys_cut_off, tde_keys_due */
   tde_lease lease;
   tde_key_policy policy, next_policy; /* next: came while busy; check_ms 0: none did.
@@ -349,6 +350,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   if (before.doc && !same_protector(&k->facts, facts)) forget_way(&k->params);
   free(before.doc);
   k->facts = *facts;
+  atomic_store(&k->remote, facts->remote);
   tde_epochs_outdate(&k->epochs, h->epoch, facts);
   return 1;
 }
@@ -762,6 +764,7 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
                               const tde_key_params *caller, tde_status *st) {
   fetched got = {0};
   tde_class c;
+  int counts;
 
   while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
   set_busy(k);
@@ -770,9 +773,12 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
   c = ask_live(k, source, 1, caller, &got, st);
   if (c == TDE_OK) keep_way(k, caller);
   tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
-  (void)apply(k, source, c, 0, &got, st);
+  /* That a key which somebody named does not fit says nothing of the one in use. */
+  counts = c == TDE_OK || same_way(&k->params, caller);
+  if (counts) (void)apply(k, source, c, 0, &got, st);
   fetched_clear(&got);
   pthread_mutex_lock(&ring_lock);
+  if (!counts) end_busy(k);
   return c;
 }
 
@@ -967,6 +973,10 @@ int tde_keys_live(const tde_keys *keys) {
 int tde_keys_cut_off(const tde_keys *keys) {
   int64_t at = atomic_load(&((tde_keys *)keys)->cutoff);
   return at != INT64_MAX && tde_now_ms() >= at;
+}
+
+int tde_keys_remote(const tde_keys *keys) {
+  return atomic_load_explicit(&((tde_keys *)keys)->remote, memory_order_relaxed);
 }
 
 int64_t tde_keys_due(const tde_keys *keys) {
@@ -1330,11 +1340,11 @@ int tde_keyring_is_due(int64_t now) {
   return due;
 }
 
-int tde_keyring_claim(tde_keys *keys, int wait) {
+int tde_keyring_claim(tde_keys *keys) {
   int mine;
 
   pthread_mutex_lock(&ring_lock);
-  while (wait && is_busy(keys)) pthread_cond_wait(&ring_changed, &ring_lock);
+  while (is_busy(keys) && !keys->facts.remote) pthread_cond_wait(&ring_changed, &ring_lock);
   mine = !is_busy(keys) && keys->header.doc && keys->lease.due_at <= tde_now_ms();
   if (mine) set_busy(keys);
   pthread_mutex_unlock(&ring_lock);

@@ -108,6 +108,8 @@ int tde_keyring_count(void);
 
 /* ---- for watch.c and the gate ---- */
 
+/* Does its key need a network? One load. */
+int tde_keys_remote(const tde_keys *keys);
 /* When the key service is to be asked about this entry again (tde_now_ms);
 ** INT64_MAX: not by itself. One load. */
 int64_t tde_keys_due(const tde_keys *keys);
@@ -116,9 +118,9 @@ int64_t tde_keys_due(const tde_keys *keys);
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due);
 /* Is there another one? */
 int tde_keyring_is_due(int64_t now);
-/* The same for one entry: true when its check is due and now the caller's. wait: for the end
-** of one that is under way. */
-int tde_keyring_claim(tde_keys *keys, int wait);
+/* The same for one entry: true when its check is due and now the caller's. The end of one that
+** is under way is waited for where no network is asked. */
+int tde_keyring_claim(tde_keys *keys);
 /* A live entry's check is due at once. */
 void tde_keyring_hurry(tde_keys *keys);
 /* Asks the key service about an entry that is the caller's to check, and applies

@@ -252,7 +252,7 @@ static int asked(void) {
 
 /* Checks the entry now, as a thread of the watch would. */
 static tde_lease_act check_now(tde_keys *k, const tde_header *newer) {
-  for (int i = 0; i < 200 && !tde_keyring_claim(k, 0); i++) usleep(10000);
+  for (int i = 0; i < 200 && !tde_keyring_claim(k); i++) usleep(10000);
   return tde_keyring_check(k, &source, newer);
 }
 
