@@ -34,6 +34,7 @@
 /* Every line begins so: object_of. */
 #define LINE_HEAD "{\"time\":\""
 #define LINE_HEAD_LEN (sizeof LINE_HEAD - 1)
+#define OWN "names a file of the instance, or one among its keys"
 #define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
 
 /* ---- the event ---- */
@@ -236,10 +237,9 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
     if (text == NULL || text[0] != '/' || strlen(text) >= sizeof out->file - 16) {
       return bad(st, file, "file", "is no absolute path");
     }
-    if (is_instances_own(text, file)) {
-      return bad(st, file, "file", "names a file of the instance, or one among its keys");
-    }
     memcpy(out->file, text, strlen(text) + 1);
+    /* Databases must not hang on that: only the audit fails. */
+    out->own = is_instances_own(text, file);
   }
   if (tde_json_get(obj, "max_bytes") != NULL) out->max_bytes = tde_json_get_int(obj, "max_bytes", -1);
   if (out->max_bytes < 4096) return bad(st, file, "max_bytes", "is no number from 4096 on");
@@ -277,6 +277,7 @@ static tde_class not_a_log(const tde_audit *a, const char *what, tde_status *st)
 tde_class tde_audit_look(const tde_audit *a, tde_status *st) {
   struct stat sb;
   tde_class rc = TDE_OK;
+  if (a->own) return not_a_log(a, OWN, st);
   if (a->file[0] == 0 || lstat(a->file, &sb) != 0) return TDE_OK;
   if (!S_ISREG(sb.st_mode)) return not_a_log(a, "is no regular file", st);
   int fd = open(a->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
@@ -448,7 +449,7 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
 
 static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_status *st) {
   int fd = -1;
-  tde_class rc = open_with_room(a, n, &fd, st);
+  tde_class rc = a->own ? not_a_log(a, OWN, st) : open_with_room(a, n, &fd, st);
   if (rc != TDE_OK) return rc;
   int64_t before = lseek(fd, 0, SEEK_END);
   int failed = write_line(fd, line, n, a->sync), saved = errno;

@@ -63,13 +63,15 @@ typedef struct tde_audit {
   int64_t max_bytes;
   int keep;
   int sync, syslog, required;
+  int own;             /* the file is one of the instance's: nothing is written to it */
 } tde_audit;
 
 /* Reads root's "audit" over the defaults. TDE_MISCONFIGURED names the member. file: the
-** instance's, which the log must not be, nor lie among its keys. */
+** instance's; a log that is it, or lies among its keys, is read all the same, and fails itself. */
 tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out, tde_status *st);
 
-/* Is the file absent, or may lines be added to what is in it? Changes nothing. */
+/* Is the file absent, or may lines be added to what is in it? It is no file of the instance's
+** own either. Changes nothing. */
 tde_class tde_audit_look(const tde_audit *audit, tde_status *st);
 
 /* Keeps the event and writes it to the sink (NULL: none). The result is the
