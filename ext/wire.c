@@ -28,11 +28,17 @@ static tde_class announce(const tde_instance *inst, const tde_keydoc *kd, const 
   return tde_event_announce(tde_instance_audit(inst), &e, st);
 }
 
-/* A missing instance is made for a new database, but not where it cannot have the key. */
-static int may_make_instance(const char *protector) {
-  const tde_provider *p = protector ? tde_provider_find(protector, NULL) : NULL;
+/* A missing instance is made for a new database, but not where it cannot have the key, or
+** where that is none. */
+static tde_class open_for_new(const tde_key_params *params, const tde_instance **inst,
+                              tde_status *st) {
+  const char *key = params->protector;
+  int make = !key;
+  tde_class c = TDE_OK;
 
-  return !p || p->reply || strcmp(protector, TDE_SERVICE_MANAGED) == 0;
+  /* No id, but why it can not be had is for the instance to say. */
+  if (key && strcmp(key, TDE_SERVICE_MANAGED) != 0) c = tde_key_id_parse(key, &make, st);
+  return c == TDE_OK ? tde_instance_open(params->instance, make, inst, st) : c;
 }
 
 static tde_class wire_create(void *ctx, const tde_key_params *params,
@@ -41,8 +47,7 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
   const tde_instance *inst;
   tde_keydoc *kd = NULL;
   tde_keydoc_asker who = {params->identity, params->federated_client_id};
-  int make = may_make_instance(params->protector);
-  tde_class c = tde_instance_open(params->instance, make, &inst, st);
+  tde_class c = open_for_new(params, &inst, st);
 
   *doc = NULL;
 

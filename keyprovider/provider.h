@@ -146,6 +146,9 @@ extern _Atomic(tde_http_send_fn) tde_http_sender;
 /* The provider of this key id, or NULL with st set (TDE_UNSUPPORTED). */
 const tde_provider *tde_provider_find(const char *key_id, tde_status *st);
 
+/* Is this a key's id, as far as its form shows? *remote: of a key service. */
+tde_class tde_key_id_parse(const char *key_id, int *remote, tde_status *st);
+
 /* Do two ids name the same key, however each is spelt? Of one version, where both name
 ** one (versions are compared without case: what differs by that alone counts as the same). */
 int tde_key_ids_match(const char *a, const char *b);

@@ -57,6 +57,16 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
   return NULL;
 }
 
+tde_class tde_key_id_parse(const char *key_id, int *remote, tde_status *st) {
+  char base[TDE_KEY_ID_MAX], version[128];
+  tde_status own;
+  if (st == NULL) st = &own;
+  const tde_provider *p = tde_provider_find(key_id, st);
+  if (p == NULL) return st->code;
+  *remote = p->reply != NULL;
+  return p->parse_id(key_id, base, version, st);
+}
+
 /* Splits an id; one that no provider takes is its own spelling. */
 static void split_id(const char *key_id, char base[TDE_KEY_ID_MAX], char version[128]) {
   const tde_provider *p = tde_provider_find(key_id, NULL);
