@@ -2,7 +2,7 @@
 ** events.c: the ring of recent events, and the audit sink; see events.h.
 **
 ** What must hold:
-**  - a line is written by one write(2) to a file opened for appending, under a
+**  - a line is written by one writev(2) to a file opened for appending, under a
 **    lock that all processes of the instance take: lines do not mix, and a
 **    rotation loses none;
 **  - the lock is waited for at most LOCK_WAIT_MS: a process that hangs on to it
@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,7 +34,7 @@
 #define LOCK_NAP_MS 5
 /* Every line begins so: object_of. */
 #define LINE_HEAD "{\"time\":\""
-#define LINE_HEAD_LEN (sizeof LINE_HEAD - 1)
+#define LINE_HEAD_LEN ((ssize_t)sizeof LINE_HEAD - 1)
 #define OWN "names a file of the instance, or one among its keys"
 #define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
 
@@ -261,12 +262,18 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 
-/* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at. */
+/* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at. After
+** an outage the first line may be zeros, or end too early: the next one begins anew. */
 static int is_ours(int fd) {
-  char head[LINE_HEAD_LEN];
-  ssize_t n = pread(fd, head, sizeof head, 0);
+  char head[4096];
+  ssize_t n = pread(fd, head, sizeof head, 0), zeros = 0, same = 0;
   if (n < 0) return errno == EBADF;
-  return n == 0 || (n == (ssize_t)sizeof head && memcmp(head, LINE_HEAD, sizeof head) == 0);
+  while (zeros < n && head[zeros] == 0) zeros++;
+  if (zeros == n) return 1;
+  if (zeros > 0 && head[zeros] == '\n') zeros++;
+  while (same < LINE_HEAD_LEN && zeros + same < n && head[zeros + same] == LINE_HEAD[same]) same++;
+  if (same == LINE_HEAD_LEN || zeros + same == n) return 1;
+  return same > 0 && head[zeros + same] == '\n';
 }
 
 static tde_class not_a_log(const tde_audit *a, const char *what, tde_status *st) {
@@ -361,12 +368,19 @@ static int rotate(const tde_audit *a) {
   return 0;
 }
 
-static int write_line(int fd, const char *line, size_t n, int sync) {
+/* Did an outage, or a full disk, leave half a line at the end? It is to be one of its own. */
+static int ends_torn(int fd, int64_t size) {
+  char last = '\n';
+  return size > 0 && pread(fd, &last, 1, size - 1) == 1 && last != '\n';
+}
+
+static int write_line(int fd, const char *line, size_t n, int torn, int sync) {
+  struct iovec parts[] = {{(void *)"\n", torn ? 1 : 0}, {(void *)line, n}};
   ssize_t done;
   do {
-    done = write(fd, line, n);
+    done = writev(fd, parts, 2);
   } while (done < 0 && errno == EINTR);
-  if (done >= 0 && (size_t)done != n) {
+  if (done >= 0 && (size_t)done != parts[0].iov_len + n) {
     errno = ENOSPC;
     return -1;
   }
@@ -452,7 +466,7 @@ static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_sta
   tde_class rc = a->own ? not_a_log(a, OWN, st) : open_with_room(a, n, &fd, st);
   if (rc != TDE_OK) return rc;
   int64_t before = lseek(fd, 0, SEEK_END);
-  int failed = write_line(fd, line, n, a->sync), saved = errno;
+  int failed = write_line(fd, line, n, ends_torn(fd, before), a->sync), saved = errno;
   if (failed && before >= 0 && ftruncate(fd, before) != 0) {
     tde_log(TDE_LOG_WARNING, "the audit file %s may end with half a line", a->file);
   }

@@ -631,6 +631,46 @@ static void an_audit_that_can_not_be_written(void) {
   CHECK(tde_event_announce(&a, &e, &st) == TDE_OK && count_lines(&a) == 1);
 }
 
+/* What an outage leaves of a first line is an audit's; the lines that follow are whole. */
+static void an_audit_whose_first_line_is_torn(void) {
+  static const struct {
+    const char *head;
+    size_t n;
+    int ours;
+  } begins[] = {
+      {"{", 1, 1},
+      {"{\"ti", 4, 1},
+      {"{\"time\":\"20", 11, 1},
+      {"\0\0\0", 3, 1},
+      {"\0\0{\"ti", 6, 1},
+      {"{\"tame\":\"", 9, 0},
+      {"[", 1, 0},
+      {"\0\0x", 3, 0},
+      {"\n{\"time\":\"", 10, 0},
+      {"\0\n\n", 3, 0},
+  };
+  for (size_t i = 0; i < COUNT(begins); i++) {
+    char path[PATH_BYTES], *text;
+    tde_audit a = audit_at(path, "torn.log");
+    tde_event e = event_of(uuid, "local:k", NULL);
+    tde_status st;
+    size_t n;
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600), good = 1;
+    REQUIRE(fd >= 0 && write(fd, begins[i].head, begins[i].n) == (ssize_t)begins[i].n);
+    close(fd);
+    good &= (tde_audit_look(&a, &st) == TDE_OK) == begins[i].ours;
+    for (int k = 0; k < 2; k++) good &= (tde_event_emit(&a, &e, &st) == TDE_OK) == begins[i].ours;
+    text = whole(path, &n);
+    REQUIRE(text != NULL);
+    good &= memcmp(text, begins[i].head, begins[i].n) == 0;
+    if (begins[i].ours) good &= memcmp(text + begins[i].n, "\n{\"time\":\"", 10) == 0;
+    good &= begins[i].ours ? text[n - 1] == '\n' : n == begins[i].n;
+    if (!CHECK(good)) printf("  %zu\n", i);
+    tde_secret_free(text);
+    (void)unlink(path);
+  }
+}
+
 static void audit_settings(void) {
   static const char *const bad[] = {
       "{\"audit\":1}",
@@ -677,6 +717,7 @@ int main(int argc, char **argv) {
       {"processes_rotate_the_audit", processes_rotate_the_audit},
       {"a_rotation_that_another_fills", a_rotation_that_another_fills},
       {"an_audit_that_can_not_be_written", an_audit_that_can_not_be_written},
+      {"an_audit_whose_first_line_is_torn", an_audit_whose_first_line_is_torn},
       {"audit_settings", audit_settings},
   };
   const char *tmp = getenv("TMPDIR");
