@@ -388,13 +388,13 @@ static int write_line(int fd, const char *line, size_t n, int torn, int sync) {
 }
 
 /* A new file that root makes is for whoever wrote the one before; the first is for the
-** folder's owner. */
-static void adopt(const tde_audit *a, int fd) {
+** folder's owner. One with a second name is not new, but root's for something else. */
+static void adopt(const tde_audit *a, int fd, const struct stat *is) {
   char before[1100];
   struct stat sb;
   int rc;
   snprintf(before, sizeof before, "%s.1", a->file);
-  if (geteuid() != 0) return;
+  if (geteuid() != 0 || is->st_uid != 0 || is->st_nlink != 1) return;
   if (lstat(before, &sb) == 0 && S_ISREG(sb.st_mode)) rc = fchown(fd, sb.st_uid, sb.st_gid);
   else rc = tde_file_adopt(fd, a->file);
   if (rc != 0) {
@@ -441,7 +441,7 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
       unlock(fd);
       return not_a_log(a, "holds something else than an audit", st);
     }
-    if (sb.st_size == 0) adopt(a, fd);
+    if (sb.st_size == 0) adopt(a, fd, &sb);
     if (sb.st_size == 0 || sb.st_size + (int64_t)n <= a->max_bytes) {
       *out = fd;
       return TDE_OK;
