@@ -419,21 +419,21 @@ static int is_protector(const tde_change *c, const tde_key_info *info) {
          strcmp(c->protector.version, info->version) == 0;
 }
 
-/* Writes down that somebody looked, so that the schedule survives. */
-static int note_look(void *ctx, tde_change *c, tde_status *st) {
-  newest *n = ctx;
-
-  /* What another key's service answered is nothing to write down. */
-  if (n->from.base_id[0] && !is_protector(c, &n->from)) return SQLITE_OK;
-  return tde_change_commit(c, edit_looked, &n->l, 1, 0, NULL, st);
-}
-
 static int may_rotate(const uint8_t *uuid, const tde_change *c) {
   const tde_key_facts *facts = &c->info->facts;
 
   if (!uuid) return 1; /* somebody called for it */
   return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && !facts->secondary &&
          facts->auto_rotation;
+}
+
+/* Writes down that somebody looked, so that the schedule survives. */
+static int note_look(void *ctx, tde_change *c, tde_status *st) {
+  newest *n = ctx;
+
+  /* What another key's service answered, or none, is nothing to write down. */
+  if (!may_rotate(n->uuid, c) || !is_protector(c, &n->from)) return SQLITE_OK;
+  return tde_change_commit(c, edit_looked, &n->l, 1, 0, NULL, st);
 }
 
 static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
