@@ -385,7 +385,8 @@ int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_st
   tde_fail(st, TDE_MISUSE,
            "tde_revert() goes back to a service-managed instance; to one with a key of its own "
            "the way is a restore without a protector",
-           "the database has a protector of its own");
+           "%s: the database has a protector of its own",
+           sqlite3_db_filename(db, schema ? schema : "main"));
   return SQLITE_MISUSE;
 }
 
