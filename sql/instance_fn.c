@@ -34,9 +34,10 @@ static const char *instance_of(sqlite3_context *ctx, int argc, sqlite3_value **a
 
 /* A directory that is named holds an instance, or was misspelt: only a new key (and a new
 ** database) makes one there. Nor is one made that cannot have the key (NULL: none is
-** needed), of which a new one has only its own. False: the error is the call's result. */
+** needed), of which a new one has only its own, or for what is no key's id. False: the error
+** is the call's result. */
 static int is_there(sqlite3_context *ctx, const char *path, int named, const char *key) {
-  int old = named || (key && strncmp(key, "local:", 6) == 0 && strcmp(key, "local:smk") != 0);
+  int old = named, remote = 1;
   const tde_instance *inst;
   tde_status st;
   tde_class c = TDE_OK;
@@ -45,6 +46,10 @@ static int is_there(sqlite3_context *ctx, const char *path, int named, const cha
   if (path && !path[0]) { /* an unset variable, not the default instance */
     c = tde_fail(&st, TDE_MISUSE, "name it, or give NULL",
                  "the instance directory's path is empty");
+  }
+  if (c == TDE_OK && key && strcmp(key, TDE_SERVICE_MANAGED) != 0) {
+    c = tde_key_id_parse(key, &remote, &st);
+    old |= !remote && strcmp(key, "local:smk") != 0;
   }
   if (c == TDE_OK && old) c = tde_instance_open(path, 0, &inst, &st);
   if (c == TDE_OK) return 1;
