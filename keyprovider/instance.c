@@ -566,27 +566,39 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
   return publish(inst, &mark, out, st);
 }
 
+/* Changes what was sound, and checks it. */
+static tde_class change_root(tde_json *root, const char *file,
+                             tde_class (*change)(void *, tde_json *, tde_status *), void *ctx,
+                             tde_status *st) {
+  tde_instance draft;
+  tde_status inner;
+  memset(&draft, 0, sizeof draft);
+  tde_status_clear(&inner);
+  tde_class rc = change(ctx, root, st);
+  /* What is wrong now is what was to be put into it. */
+  if (rc == TDE_OK && read_root(root, file, &draft, &inner) != TDE_OK) {
+    rc = inner.code == TDE_NOMEM ? nomem(st)
+                                 : tde_fail(st, TDE_MISUSE, "give another value; nothing was changed",
+                                            "%s", inner.message);
+  }
+  tde_cloud_free(&draft.cloud);
+  free(draft.keys);
+  return rc;
+}
+
 /* Reads, edits and checks; the lock is held. *text: the new content. */
 static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, tde_status *),
                       void *ctx, char **text, size_t *n, tde_status *st) {
   char *old = NULL;
   tde_json *root = NULL;
-  tde_instance draft;
   tde_status inner;
-  memset(&draft, 0, sizeof draft);
   tde_class rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &old, n, NULL, st);
   if (rc != TDE_OK) return rc;
   tde_status_clear(&inner);
   rc = tde_json_parse(old, *n, "file", &root, &inner);
   if (rc != TDE_OK) rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
   tde_secret_free(old);
-  if (rc == TDE_OK) rc = change(ctx, root, st);
-  /* The file was sound: what is wrong now is what was to be put into it. */
-  if (rc == TDE_OK && read_root(root, file, &draft, &inner) != TDE_OK) {
-    rc = inner.code == TDE_NOMEM ? nomem(st)
-                                 : tde_fail(st, TDE_MISUSE, "give another value; nothing was changed",
-                                            "%s", inner.message);
-  }
+  if (rc == TDE_OK) rc = change_root(root, file, change, ctx, st);
   if (rc == TDE_OK) {
     *text = tde_json_pretty(root, n);
     if (*text == NULL) rc = nomem(st);
@@ -596,9 +608,27 @@ static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, 
                   "the instance file would be %zu bytes long; at most %d are", *n,
                   TDE_INSTANCE_TEXT_MAX);
   }
-  tde_cloud_free(&draft.cloud);
-  free(draft.keys);
   tde_json_free(root);
+  return rc;
+}
+
+tde_class tde_instance_change_fits(const char *path,
+                                   tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
+                                   void *ctx, tde_status *st) {
+  static const tde_key_info smk = {.version = "0123456789abcdef0123456789abcdef01234567", .created = 1};
+  char dir[DIR_MAX], file[FILE_PATH_MAX], *text;
+  struct stat sb;
+  tde_json *root = NULL;
+  size_t n = 0;
+  tde_class rc = resolve(path, dir, st);
+  if (rc != TDE_OK) return rc;
+  snprintf(file, sizeof file, "%s/" INSTANCE_FILE, dir);
+  if (stat(file, &sb) == 0 || errno != ENOENT) return TDE_OK; /* the change itself tells */
+  text = instance_text(&smk, &n);
+  rc = text != NULL ? tde_json_parse(text, n, "file", &root, st) : nomem(st);
+  if (rc == TDE_OK) rc = change_root(root, file, change, ctx, st);
+  tde_json_free(root);
+  free(text);
   return rc;
 }
 

@@ -57,6 +57,11 @@ tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);
 tde_class tde_instance_change(const char *path,
                               tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
                               void *ctx, tde_status *st);
+/* Before an instance is made for a change: would a new one take it? TDE_OK, too, where one
+** is there already. Makes nothing. */
+tde_class tde_instance_change_fits(const char *path,
+                                   tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
+                                   void *ctx, tde_status *st);
 /* Absolute path of the directory; lives as long as inst. */
 const char *tde_instance_dir(const tde_instance *inst);
 /* How it reaches key services, and its identities; lives as long as inst. */

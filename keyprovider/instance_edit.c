@@ -348,6 +348,7 @@ tde_class tde_instance_set_identity(const char *path, const char *name, const ch
                                     tde_status *st) {
   setting s = {.name = name};
   tde_class rc = parse_setting(&s, json, "the identity", TDE_IDENTITY_NAMES, st);
+  if (rc == TDE_OK) rc = tde_instance_change_fits(path, apply_identity, &s, st);
   if (rc == TDE_OK) rc = announce(path, "set-instance-identity", "", "", st);
   if (rc == TDE_OK) {
     rc = tde_instance_change(path, apply_identity, &s, st);
@@ -392,6 +393,7 @@ tde_class tde_instance_set_audit(const char *path, const char *json, tde_status 
   tde_audit old;
   setting s = {.name = "audit"};
   tde_class rc = parse_setting(&s, json, "the audit", TDE_AUDIT_NAMES, st);
+  if (rc == TDE_OK) rc = tde_instance_change_fits(path, apply_audit, &s, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) old = *tde_instance_audit(inst);
   if (rc == TDE_OK && s.value != NULL) rc = try_sink(s.value, tde_instance_dir(inst), st);
