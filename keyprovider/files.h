@@ -25,8 +25,8 @@ int tde_file_mark_equal(const tde_file_mark *a, const tde_file_mark *b);
 typedef enum tde_file_privacy {
   TDE_FILE_SECRET,   /* no access for group and others; no symbolic link */
   TDE_FILE_GIVEN,    /* a secret that a platform may have put there (Kubernetes, Docker): links are
-                     ** followed, and where the mode is not ours to change (a file of root's, a
-                     ** mount that is read-only) others may read */
+                     ** followed, and where the mode is not ours to change (a file of root's, for
+                     ** who is not root; a mount that is read-only) others may read */
   TDE_FILE_TRUSTED   /* group and others may not write */
 } tde_file_privacy;
 

@@ -31,8 +31,9 @@ typedef struct tde_keydoc_asker {
 /* Bounds of a document, in bytes of text and in entries. The text fits a header
 ** slot with room to spare; events beyond their bound make way, oldest first. */
 #define TDE_KEYDOC_TEXT_MAX 27000
-/* What a key list leaves free of it, events not counted: room for a wrap of a new DEK and for
-** a protector with a longer id. */
+/* What tde_add_key() leaves free of it, events not counted: room for a wrap of a new DEK and for
+** a protector with a longer id, which may take it. A copy whose text would not fit at all drops
+** keys of its list until so much is free again (tde_keydoc_fit). */
 #define TDE_KEYDOC_RESERVE 4000
 #define TDE_KEYDOC_EVENTS_MAX 32
 #define TDE_KEYDOC_WRAPS_MAX 16     /* of one epoch */
