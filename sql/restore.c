@@ -287,7 +287,8 @@ static void consider(restore *r, const char *path, candidate *best) {
 
   if (tde_place_is_temporary(path)) return;
   rc = tde_header_peek(path, NULL, &peek);
-  if (rc && rc != SQLITE_NOTADB && is_regular(path) && !best->unread) {
+  if (rc && (rc != SQLITE_NOTADB || peek.unknown == TDE_UNKNOWN_NAME) && is_regular(path) &&
+      !best->unread) {
     best->unread = sqlite3_mprintf("%s", path);
   }
   if (rc) return;

@@ -76,7 +76,30 @@ static void check_doc(retire *r, const char *path, const tde_keydoc *doc) {
   }
 }
 
-static void check_file(retire *r, const char *path, const char *vfs) {
+/* Why a file that is no database to be seen may be one all the same. */
+static const char *why_unknown(const char *path, int unknown) {
+  if (unknown >= TDE_UNKNOWN_INDEX) {
+    return "was not opened, for it is, or is named as, the wal-index of a database: rename it if "
+           "it is a database or a backup, else remove it if nothing uses it";
+  }
+  if (tde_place_is_temporary(path)) {
+    return "a copy that is being made, or was cut short: remove it if nobody makes it any more";
+  }
+  return "neither a database nor a text: an encrypted database whose header is damaged looks so; "
+         "move it out of the folder if it is none";
+}
+
+/* The file of a name that stands in a folder beside others, or of one that was named. */
+enum { FOUND, BESIDE, NAMED };
+
+/* Does it count that a file may be a database all the same? That a wal-index is beside its
+** database is as it should be; a log there may begin with zeros. */
+static int counts(int unknown, int how) {
+  if (how == NAMED) return unknown != 0;
+  return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && how == FOUND);
+}
+
+static void check_file(retire *r, const char *path, const char *vfs, int how) {
   tde_view_db v;
   tde_status st;
   int rc;
@@ -87,12 +110,8 @@ static void check_file(retire *r, const char *path, const char *vfs) {
     check_doc(r, path, v.doc);
   } else if (rc != SQLITE_NOTADB) {
     add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
-  } else if (v.head.unknown) {
-    add(r, r->unchecked, path, "error",
-        tde_place_is_temporary(path)
-            ? "a copy that is being made, or was cut short: remove it if nobody makes it any more"
-            : "neither a database nor a text: an encrypted database whose header is damaged looks "
-              "so; move it out of the folder if it is none");
+  } else if (counts(v.head.unknown, how)) {
+    add(r, r->unchecked, path, "error", why_unknown(path, v.head.unknown));
   }
   tde_view_close(&v);
 }
@@ -103,7 +122,7 @@ static void check_open_databases(retire *r) {
 
   r->bad |= tde_open_databases(&list, &n) != SQLITE_OK;
   for (int i = 0; i < n && !r->bad; i++) {
-    check_file(r, list[i].path, list[i].vfs);
+    check_file(r, list[i].path, list[i].vfs, NAMED);
     if (list[i].moved) {
       add(r, r->unchecked, list[i].path, "error", "was moved or replaced since it was opened");
     }
@@ -113,29 +132,17 @@ static void check_open_databases(retire *r) {
 
 /* ---- the folder ---- */
 
-/* The files beside a database are not opened. One that stands alone may be a database of
-** such a name: it was not looked at. */
-static void check_side(retire *r, const char *path, size_t stem, const struct stat *sb) {
-  char *name = sqlite3_mprintf("%.*s", (int)stem, path);
-  struct stat other;
-
-  if (!name) {
-    r->bad = 1;
-  } else if (sb->st_size > 0 && lstat(name, &other) != 0) {
-    add(r, r->unchecked, path, "error",
-        "by its name it belongs to a database that is not there: remove or rename it");
-  }
-  sqlite3_free(name);
-}
-
-static void check_regular(retire *r, const char *path, const struct stat *sb) {
+/* A file that belongs beside a database by its name may be a database, too: a backup that
+** was renamed, say. What it is not is no news where the other one is there. */
+static void check_regular(retire *r, const char *path) {
   size_t stem = tde_side_stem(path);
+  char *name = stem ? sqlite3_mprintf("%.*s", (int)stem, path) : NULL;
+  struct stat sb;
+  int beside = name && stat(name, &sb) == 0 && S_ISREG(sb.st_mode);
 
-  if (stem) {
-    check_side(r, path, stem, sb);
-  } else {
-    check_file(r, path, NULL);
-  }
+  r->bad |= stem && !name;
+  sqlite3_free(name);
+  check_file(r, path, NULL, beside ? BESIDE : FOUND);
 }
 
 static void check_folder(retire *r, const char *folder, int depth);
@@ -153,7 +160,7 @@ static void check_entry(retire *r, const char *path, int depth) {
   } else if (S_ISDIR(sb.st_mode)) {
     check_folder(r, path, depth + 1);
   } else if (S_ISREG(sb.st_mode)) {
-    check_regular(r, path, &sb);
+    check_regular(r, path);
   }
 }
 
@@ -237,7 +244,7 @@ static void look(retire *r, const char *where, const struct stat *sb) {
   if (where && S_ISDIR(sb->st_mode)) {
     check_folder(r, where, 0);
   } else if (where && S_ISREG(sb->st_mode)) {
-    check_regular(r, where, sb);
+    check_file(r, where, NULL, NAMED);
   } else if (where) {
     add(r, r->unchecked, where, "error", "is neither a folder nor a file");
   }

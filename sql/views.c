@@ -40,6 +40,12 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
 
   if (!v->schema && tde_is_uri(v->path, st)) return SQLITE_MISUSE;
   rc = tde_header_peek(v->path, vfs, &v->head);
+  if (rc == SQLITE_NOTADB && v->head.unknown >= TDE_UNKNOWN_INDEX) {
+    tde_fail(st, TDE_MISUSE, "rename it, if it is a database or a backup",
+             "%s: was not opened, for it is, or is named as, the wal-index (-shm) of a database",
+             v->path);
+    return rc;
+  }
   if (rc == SQLITE_NOTADB) {
     tde_fail(st, TDE_NOT_ENCRYPTED, "check the file's name",
              "%s: no header of an encrypted database is to be found in it", v->path);

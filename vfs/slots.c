@@ -126,20 +126,35 @@ static int is_open_index(const struct stat *sb, int *rc) {
   return found;
 }
 
+/* Is it named as a wal-index? Is the database that this one would be of there? */
+static int named_as_index(const char *name) {
+  size_t stem = tde_side_stem(name);
+  struct stat sb;
+  char *of;
+  int found;
+
+  if (!stem || strcmp(name + stem, "-shm") != 0) return 0;
+  of = sqlite3_mprintf("%.*s", (int)stem, name);
+  found = of && stat(of, &sb) == 0 && S_ISREG(sb.st_mode);
+  sqlite3_free(of);
+  return found ? TDE_UNKNOWN_INDEX : TDE_UNKNOWN_NAME;
+}
+
 /* May a file be opened to see what it is? Closing one drops every POSIX lock that this
-** process has on it, but for a main database, of which SQLite's VFS sees to that. So a
-** file that belongs beside a database is never opened, nor one that is too short for a
-** header and so may be some program's lock file. To open a FIFO may last for ever. What
-** cannot be looked at is the VFS's to judge. SQLITE_NOTADB: no. */
-static int may_look(const char *name) {
+** process has on it, but for a main database, of which SQLite's VFS sees to that. It has
+** such locks on one more file, the wal-index: so what is named as one is never opened, nor
+** is a file that is too short for a header and so may be some program's lock file. To open
+** a FIFO may last for ever. What cannot be looked at is the VFS's to judge. SQLITE_NOTADB:
+** no. */
+static int may_look(const char *name, int *unknown) {
   struct stat sb;
   int rc = SQLITE_OK;
 
-  if (tde_side_stem(name)) return SQLITE_NOTADB;
   if (stat(name, &sb) != 0 || S_ISDIR(sb.st_mode)) return SQLITE_OK;
   if (!S_ISREG(sb.st_mode) || sb.st_size < (off_t)sizeof(tde_header_magic)) return SQLITE_NOTADB;
-  if (sb.st_nlink > 1 && is_open_index(&sb, &rc)) return SQLITE_NOTADB;
-  return rc;
+  *unknown = named_as_index(name);
+  if (!*unknown && sb.st_nlink > 1 && is_open_index(&sb, &rc)) *unknown = TDE_UNKNOWN_INDEX;
+  return rc == SQLITE_OK && *unknown ? SQLITE_NOTADB : rc;
 }
 
 /* Has it no byte that a text has not? */
@@ -172,7 +187,7 @@ static int may_be_damaged(sqlite3_file *lower, const tde_slots *both) {
   return size >= (sqlite3_int64)TDE_HEADER_BYTES && !begins_otherwise(both->head);
 }
 
-/* unknown: set where what there is may be a database whose header is gone. */
+/* unknown: set to TDE_UNKNOWN_... where what there is may be a database all the same. */
 static int peek(const char *path, const char *vfs, tde_header *out, int *unknown) {
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
@@ -186,7 +201,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
   memset(&counters, 0, sizeof(counters));
   both = tde_slots_new();
   name = resolve(v, path);
-  if (both && name) rc = may_look(name);
+  if (both && name) rc = may_look(name, unknown);
   if (rc == SQLITE_OK) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
@@ -194,7 +209,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
     rc = tde_slots_read(lower, &counters, both);
     if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
-    if (rc == SQLITE_NOTADB) *unknown = may_be_damaged(lower, both);
+    if (rc == SQLITE_NOTADB && may_be_damaged(lower, both)) *unknown = TDE_UNKNOWN_BYTES;
   }
   (void)tde_lower_close(lower);
   tde_name_free(name);
@@ -203,7 +218,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
 }
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
-  int unknown;
+  int unknown = 0;
   return peek(path, vfs, out, &unknown);
 }
 

@@ -97,14 +97,20 @@ typedef struct tde_peek {
   uint32_t unit_size, epoch;
   char *doc;
   size_t ndoc;
-  int unknown; /* SQLITE_NOTADB: it is long enough for a database, and begins as no file that
-               ** is known here: one whose header is gone may be so */
+  int unknown; /* SQLITE_NOTADB: it may be a database all the same, TDE_UNKNOWN_... */
 } tde_peek;
+/* It is long enough for a database, and begins as no file that is known here: one whose header
+** is gone may be so. */
+#define TDE_UNKNOWN_BYTES 1
+/* It was not opened, being named as the wal-index (-shm) of a database; a file of that
+** database's name is there, or none. */
+#define TDE_UNKNOWN_INDEX 2
+#define TDE_UNKNOWN_NAME 3
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out);
 
 /* Of a file that belongs beside a database by its name (-wal, -journal, -shm, -tdelog): the
-** length of that database's path. 0: any other. Such a file is never opened as a database,
-** nor is what is no file: SQLITE_NOTADB. */
+** length of that database's path. 0: any other. Such a file may be a database all the same,
+** by whatever way it came to its name. */
 size_t tde_side_stem(const char *path);
 
 /* The main databases that are open in this process, each path once: *out is the caller's
