@@ -13,9 +13,20 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define WORD_END " \t\r\n\f;/-\"'`["
+/* Is this a byte of a word, as SQLite sees it? */
+static int in_word(char b) {
+  return (b & 0x80) || b == '_' || b == '$' || (b >= '0' && b <= '9') || (b >= 'A' && b <= 'Z') ||
+         (b >= 'a' && b <= 'z');
+}
 
-/* Behind what may stand before a word: space and comments. */
+static size_t word(const char *sql) {
+  size_t n = 0;
+
+  while (in_word(sql[n])) n++;
+  return n;
+}
+
+/* Behind what may stand before a word: space, comments, a byte order mark. */
 static const char *skip(const char *sql) {
   const char *end;
 
@@ -23,6 +34,8 @@ static const char *skip(const char *sql) {
     sql += strspn(sql, " \t\r\n\f;");
     if (strncmp(sql, "--", 2) == 0) {
       sql += strcspn(sql, "\n");
+    } else if (strncmp(sql, "\xef\xbb\xbf", 3) == 0) {
+      sql += 3;
     } else if (strncmp(sql, "/*", 2) == 0) {
       end = strstr(sql + 2, "*/");
       sql = end ? end + 2 : sql + strlen(sql);
@@ -33,11 +46,11 @@ static const char *skip(const char *sql) {
 }
 
 /* Does the text go on with this word? Then *rest is what follows it. */
-static int begins(const char *sql, const char *word, const char **rest) {
-  size_t n = strlen(word);
+static int begins(const char *sql, const char *with, const char **rest) {
+  size_t n = strlen(with);
 
   sql = skip(sql);
-  if (sqlite3_strnicmp(sql, word, (int)n) != 0 || !strchr(WORD_END, sql[n])) return 0;
+  if (word(sql) != n || sqlite3_strnicmp(sql, with, (int)n) != 0) return 0;
   *rest = skip(sql + n);
   return 1;
 }
@@ -49,7 +62,7 @@ static char *vacuumed(const char *rest) {
 
   if (!quote || begins(rest, "INTO", &in)) return sqlite3_mprintf("main");
   if (!strchr("\"'`]", quote)) {
-    return sqlite3_mprintf("%.*s", (int)strcspn(rest, WORD_END), rest);
+    return sqlite3_mprintf("%.*s", (int)word(rest), rest);
   }
   name = sqlite3_mprintf("%s", rest + 1);
   for (in = to = name; name && *in; in++) {
@@ -97,9 +110,11 @@ static tde_class check(const char *from, int copies, const char *path, const cha
   const char *why = NULL, *has;
   tde_file *f = tde_file_named(from);
 
-  if (!f) return TDE_OK;
-  has = tde_file_instance(f);
-  if (has && instance && strcmp(has, instance) != 0) {
+  if (!f && (from || !copies)) return TDE_OK;
+  has = f ? tde_file_instance(f) : NULL;
+  if (!f) { /* its name was not understood: what is not known is not let through */
+    why = "the database that is copied cannot be told from the statement";
+  } else if (has && instance && strcmp(has, instance) != 0) {
     why = "the database of this connection has another instance";
   } else if (copies && has_own_protector(f)) {
     why = "the database that is copied has a protector of its own";
