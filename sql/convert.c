@@ -485,8 +485,12 @@ static int replace_source(conversion *c) {
   if (rc) return rc;
   sqlite3_free(c->place.temp); /* nothing to clean up any more */
   c->place.temp = NULL;
+  /* Spoiled not before the rename is durable: an outage could bring the old file back. */
   rc = tde_place_sync(&c->place, &c->st);
-  return rc ? rc : spoil_source(c); /* not before: an outage could bring the old file back */
+  if (rc == SQLITE_OK) return spoil_source(c);
+  return fail(c, rc, TDE_IO,
+              "check the disk; close whatever has the old file open: what it writes is lost",
+              "is encrypted now, unless an outage undoes it: its folder could not be synced");
 }
 
 /* The rename. In place it replaces the source; else it must not replace. */

@@ -137,7 +137,7 @@ int tde_place_sync(const tde_place *p, tde_status *st) {
 
   if (!folder) return nomem(st);
   fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0 || fsync(fd) != 0) rc = failed(p, "the directory could not be synced", st);
+  if (fd < 0 || fsync(fd) != 0) rc = failed(p, "its folder could not be synced", st);
   if (fd >= 0) (void)close(fd);
   sqlite3_free(folder);
   return rc;
@@ -185,7 +185,9 @@ int tde_place_publish(tde_place *p, tde_status *st) {
   }
   sqlite3_free(p->temp); /* nothing to clean up any more */
   p->temp = NULL;
-  return tde_place_sync(p, st);
+  rc = tde_place_sync(p, st);
+  if (rc) (void)unlink(p->target); /* which an outage might take back after it was told of */
+  return rc;
 }
 
 void tde_place_end(tde_place *p) {

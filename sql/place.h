@@ -23,7 +23,7 @@ typedef struct tde_place {
 int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st);
 /* Is this such a temporary name? */
 int tde_place_is_temporary(const char *name);
-/* Gives the finished file its name. */
+/* Gives the finished file its name; takes it back where that can not be made durable. */
 int tde_place_publish(tde_place *p, tde_status *st);
 /* Makes the directory's entries durable. */
 int tde_place_sync(const tde_place *p, tde_status *st);
