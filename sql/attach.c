@@ -122,8 +122,10 @@ static tde_class check(const char *from, int copies, const char *path, const cha
   if (!why) return TDE_OK;
   return tde_fail(
       st, TDE_MISCONFIGURED,
-      copies ? "name tde_instance= or tde_protector= in the URI of VACUUM INTO, or use tde_copy()"
-             : "name tde_instance= or tde_protector= in the URI of ATTACH",
+      copies ? "name tde_instance= or tde_protector= in the URI of VACUUM INTO, or use tde_copy() "
+               "(an empty file may have stayed: remove it, or use another name)"
+             : "name tde_instance= or tde_protector= in the URI of ATTACH (an empty file may have "
+               "stayed)",
       "%s: would be a new database under the default instance's key, but %s", path, why);
 }
 
