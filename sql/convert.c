@@ -106,6 +106,8 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
       return fail(c, rc, TDE_IO, MAKE_ROOM, text);
     case SQLITE_NOTADB:
       return fail(c, rc, TDE_MISUSE, "name an SQLite database", text);
+    case SQLITE_CORRUPT:
+      return fail(c, rc, TDE_IO, "it is cut short or damaged: name another one, or a backup", text);
     case SQLITE_MISUSE:
       return fail(c, rc, TDE_MISUSE, "a URI parameter or its value does not exist; README.md lists them",
                   text);
@@ -267,9 +269,15 @@ static int open_source(conversion *c, const char *arg) {
   if (rc == SQLITE_OK && !c->from_backup) {
     rc = exec(c, c->from, "BEGIN EXCLUSIVE; COMMIT", "is in use");
   }
-  if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
+  if (rc) return rc;
+  rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
-  if (rc == SQLITE_OK && c->pages == 0) {
+  if (c->from_backup && (rc & 0xff) == SQLITE_READONLY) {
+    return fail(c, rc, TDE_MISUSE, "move the -wal or -journal beside it away",
+                "is a backup, which is only read, and no log beside it is a part of it");
+  }
+  if (rc) return fail_db(c, c->from, rc, "can not be read");
+  if (c->pages == 0) {
     rc = fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
               "holds nothing");
   }

@@ -31,10 +31,14 @@ static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
 }
 
 static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
+  int busy = (rc & 0xff) == SQLITE_BUSY, corrupt = (rc & 0xff) == SQLITE_CORRUPT;
+
   ask_file(db, "main", st);
   if (st->code == TDE_OK) {
-    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-             (rc & 0xff) == SQLITE_BUSY ? "try again when it is not in use" : "check the disk",
+    tde_fail(st, busy ? TDE_BUSY : TDE_IO,
+             busy      ? "try again when it is not in use"
+             : corrupt ? "the source is cut short or damaged: name another backup, or take one"
+                       : "check the disk",
              "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   }
   return rc;
