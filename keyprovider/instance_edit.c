@@ -102,6 +102,13 @@ static tde_class make_smk(const tde_instance *inst, protector_change *c, char fu
   return rc;
 }
 
+/* An unset variable is not the default identity. Before an instance is made. */
+static tde_class check_identity(const char *identity, tde_status *st) {
+  if (identity == NULL || identity[0] != 0) return TDE_OK;
+  return tde_fail(st, TDE_MISUSE, "name one of the instance's identities, or give NULL",
+                  "the identity is empty");
+}
+
 tde_class tde_instance_set_protector(const char *path, const char *key_id, const char *identity,
                                      char full[TDE_KEY_ID_MAX], tde_status *st) {
   static const char event[] = "set-instance-protector";
@@ -110,7 +117,8 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
   tde_key_info info;
   memset(&info, 0, sizeof info);
   snprintf(full, TDE_KEY_ID_MAX, "local:" SMK_NAME);
-  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  tde_class rc = check_identity(identity, st);
+  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc != TDE_OK) return rc;
   int managed = strcmp(key_id, TDE_SERVICE_MANAGED) == 0;
   int make = managed && tde_instance_smk(inst)[0] == 0;
@@ -163,7 +171,8 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
 tde_class tde_instance_add_key(const char *path, const char *key_id, const char *identity,
                                tde_key_info *info, tde_status *st) {
   const tde_instance *inst;
-  tde_class rc = tde_instance_open(path, 1, &inst, st);
+  tde_class rc = check_identity(identity, st);
+  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) rc = get_key(inst, key_id, identity, info, st);
   if (rc == TDE_OK && !info->enabled) {
     if (st != NULL) tde_key_full_id(info, st->key_id);
