@@ -98,6 +98,8 @@ DOCS := README.md SECURITY.md CHANGELOG.md LICENSE sql/SQL.md keyprovider/PROVID
         tests/crash/README.md tests/fuzz/README.md $(addprefix tests/bench/,README.md ratios.svg size.svg)
 INSTALLED := $(MODULEDIR)/tde.so $(LIBDIR)/libtde.a $(LIBDIR)/pkgconfig/sqlite3-tde.pc $(INCLUDEDIR)/tde.h \
              $(addprefix $(DOCDIR)/,$(DOCS))
+# Folders of this name are nobody else's; others stay.
+OWN_DIRS := $(filter %/sqlite3-tde,$(MODULEDIR) $(DOCDIR))
 
 .PHONY: install install-docs uninstall
 install: all lib install-docs ## install under PREFIX (/usr/local); DESTDIR for packaging
@@ -116,8 +118,8 @@ install-docs:
 
 uninstall: ## remove what install put there
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
-	-$(Q)rmdir $(addprefix $(DESTDIR),$(MODULEDIR)) 2>/dev/null
-	-$(Q)find $(DESTDIR)$(DOCDIR) -depth -type d -empty -delete 2>/dev/null
+	-$(Q)for d in $(addprefix $(DESTDIR),$(OWN_DIRS)); do \
+	  test ! -d $$d || find $$d -depth -type d -empty -delete; done
 
 .PHONY: clean help
 clean: ## remove everything built
