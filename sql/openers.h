@@ -6,7 +6,8 @@
 
 /* Has anybody but one connection of this process, the caller's own, the file open, idle or
 ** not, with SQLite or without? True only where the kernel says so: where it can not be asked
-** (another's file, a network file system, another system than Linux) the answer is 0. */
+** (another's file, a network file system, no /proc/self/fd, another system than Linux) the
+** answer is 0. */
 int tde_others_have_open(const char *path);
 
 #endif
