@@ -389,8 +389,9 @@ static int copy_pages(conversion *c) {
   } while (rc == SQLITE_OK);
   (void)sqlite3_backup_finish(b);
   if (rc == SQLITE_INTERRUPT) return tde_job_interrupted(&c->st);
-  if (rc != SQLITE_DONE) return fail_db(c, c->to, rc, "the copy stopped");
-  return SQLITE_OK;
+  if (rc == SQLITE_DONE) return SQLITE_OK;
+  /* What is wrong may be the source's. */
+  return shim_says(c, c->from) ? rc : fail_db(c, c->to, rc, "the copy stopped");
 }
 
 static int sync_target(conversion *c) {
