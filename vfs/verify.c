@@ -270,7 +270,9 @@ static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8
 
   if (rc) return rc;
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
-  if (i <= v->frames) {
+  /* A log without a committed frame is void, its beginning, too: the next generation's waits
+  ** in the memory of whoever begins it. */
+  if (i <= v->frames && (c == TDE_OK || v->frames > 0)) {
     if (c && !(i == 0 && k->headless)) v->spoilt[v->nspoilt++] = (uint32_t)i;
     v->out->wal_units += c == TDE_OK;
     if (c == TDE_OK && i > 0) note_frame(w, v, i, k->plain);
