@@ -161,6 +161,15 @@ uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
   return head ? *(const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME) : 0;
 }
 
+uint32_t tde_wal_pages(const tde_file *main_file) {
+  const tde_db *db = main_file->db;
+  uint32_t pages = 0;
+
+  if (db->index) (void)tde_wal_index(main_file, &pages);
+  else if (db->wal && db->wal->gen.valid) pages = db->wal->gen.pages;
+  return pages;
+}
+
 /* What the next use of the log goes by is read from the file, whatever the wal-index says. */
 static void look_again(tde_file *f) {
   f->gen.checked = f->gen.indexed = 0;
@@ -425,14 +434,9 @@ int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off) {
 /* Pages smaller than the unit: which of those in unit `index`, but for its bytes lo to hi,
 ** does the database count? A bit each. */
 static uint32_t other_pages(const tde_file *f, uint64_t index, uint32_t lo, uint32_t hi) {
-  uint32_t unit = f->s.geo.unit, page = f->s.gap_page, pages = 0, set = 0;
+  uint32_t unit = f->s.geo.unit, page = f->s.gap_page, pages = tde_wal_pages(f), set = 0;
   uint64_t first = index * (unit / page); /* 0: page 1 */
 
-  if (f->db->index) {
-    (void)tde_wal_index(f, &pages);
-  } else {
-    pages = f->db->wal->gen.pages;
-  }
   for (uint32_t k = 0; k < unit / page; k++) {
     int written = k * page >= lo && (k + 1) * page <= hi;
     if (!written && first + k < pages && (first + k) * page != TDE_HOLE_START) set |= 1u << k;

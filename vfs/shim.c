@@ -199,15 +199,8 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
 ** may read what it is about to create. The wal-index knows the count even when all
 ** that was logged is in the file; without shared memory nobody else writes. */
 static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
-  uint32_t pages = 0;
-
   if (!f->db->wal || n < 512) return 0;
-  if (f->db->index) {
-    (void)tde_wal_index(f, &pages);
-  } else if (f->db->wal->gen.valid) {
-    pages = f->db->wal->gen.pages;
-  }
-  return off / n < (sqlite3_int64)pages;
+  return off / n < (sqlite3_int64)tde_wal_pages(f);
 }
 
 /* Is this all of an empty database: page 1 its only one, and in it an empty schema table (SQLite

@@ -239,6 +239,9 @@ int tde_log_size(tde_file *f, uint64_t *size);
 ** from the wal-index; 0 without shared memory. The caller's transaction has seen
 ** to it that the wal-index is up to date. */
 uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
+/* Pages of the database after the WAL's last commit, by the wal-index, or, where there is no
+** shared memory and nobody else writes, by the generation; 0: unknown. */
+uint32_t tde_wal_pages(const tde_file *main_file);
 /* Under SHARED: did somebody die in the middle of a transaction, which is to be rolled
 ** back before anything else? SQLite does that when it begins a transaction. */
 int tde_journal_is_hot(tde_file *main_file, int *hot);
