@@ -24,6 +24,7 @@
 */
 #include <string.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "redo.h"
@@ -166,12 +167,6 @@ static int seal_anew(step *p, uint64_t i, uint8_t *record) {
   return tde_redo_add(&p->log, i, record);
 }
 
-/* The place of a unit that no record was written to: a checkpoint passed over it, and its
-** page is in the WAL (sealed.c). There is nothing of an older epoch in it. */
-static int is_gap(const uint8_t *record, uint32_t n) {
-  return record[0] == 0 && memcmp(record, record + 1, n - 1) == 0;
-}
-
 /* Looks at up to READ_UNITS units from i on; *n gets their number, 0 at the end. */
 static int look(step *p, uint64_t i, uint32_t *n) {
   tde_sealed *s = &p->f->s;
@@ -187,7 +182,9 @@ static int look(step *p, uint64_t i, uint32_t *n) {
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
   for (uint32_t k = 0; rc == SQLITE_OK && k < got; k++) {
     uint8_t *record = p->records + (size_t)k * p->record;
-    if (tde_unit_epoch(record) == p->f->db->header.epoch || is_gap(record, p->record)) continue;
+    /* All zero: no record was written to the unit's place. A checkpoint passed over it, and its
+    ** page is in the WAL (sealed.c). There is nothing of an older epoch in it. */
+    if (tde_unit_epoch(record) == p->f->db->header.epoch || tde_all_zero(record, p->record)) continue;
     rc = seal_anew(p, i + k, record);
   }
   *n = got;
