@@ -23,11 +23,13 @@ static const uint8_t wal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
 static const uint8_t journal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
                                           'D', 'E', '-', 'J', 'R', 'N', '\r', '\n'};
 
+const uint8_t tde_redo_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
+                                    'D', 'E', '-', 'L', 'O', 'G', '\r', '\n'};
+
 int tde_is_log_magic(const uint8_t b[16]) {
-  static const char redo[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
-                                'D', 'E', '-', 'L', 'O', 'G', '\r', '\n'};
   return memcmp(b, wal_magic, sizeof(wal_magic)) == 0 ||
-         memcmp(b, journal_magic, sizeof(journal_magic)) == 0 || memcmp(b, redo, sizeof(redo)) == 0;
+         memcmp(b, journal_magic, sizeof(journal_magic)) == 0 ||
+         memcmp(b, tde_redo_magic, sizeof(tde_redo_magic)) == 0;
 }
 
 /* Offsets in the fixed part of a slot. */

@@ -30,6 +30,7 @@
 #define TDE_GUARD_BYTES (TDE_SLOT_STRIDE - TDE_SLOT_BYTES)
 
 extern const uint8_t tde_header_magic[16];
+extern const uint8_t tde_redo_magic[16]; /* of the log of a long change (redo.c) */
 /* Does a file that begins with these 16 bytes belong to a database, as its WAL, its journal
 ** or the log of a long change? */
 int tde_is_log_magic(const uint8_t b[16]);

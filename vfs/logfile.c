@@ -34,7 +34,8 @@
 
 SQLITE_EXTENSION_INIT3
 
-static const uint8_t sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
+const uint8_t tde_sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9,
+                                             0x20, 0xa1, 0x63, 0xd7};
 
 void tde_log_open(tde_file *f) {
   tde_sealed_init(&f->s, f->lower, f->role, 0, &f->db->crypt[f->role - 1], &f->db->counters,
@@ -545,7 +546,7 @@ int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* it has just become shorter */
   if (rc) return rc;
   n = tde_get32be(tail);
-  if (memcmp(tail + 8, sqlite_journal_magic, 8) != 0 || n == 0 || n > SUPER_NAME_MAX ||
+  if (memcmp(tail + 8, tde_sqlite_journal_magic, 8) != 0 || n == 0 || n > SUPER_NAME_MAX ||
       end - (sqlite3_int64)n < (sqlite3_int64)TDE_PREFIX_BYTES) {
     return SQLITE_OK;
   }
@@ -571,7 +572,7 @@ static int read_super_name(tde_file *f, uint64_t at, uint8_t *out, uint32_t *n) 
   if (len == 0 || len > SUPER_NAME_MAX || len + sizeof(head) > at) return SQLITE_OK;
   rc = tde_sealed_read(&f->s, out, len + sizeof(head), at - sizeof(head) - len, 0);
   if (rc || sum_of(out, len) != tde_get32be(head + 4)) return rc;
-  memcpy(out + len + sizeof(head), sqlite_journal_magic, 8);
+  memcpy(out + len + sizeof(head), tde_sqlite_journal_magic, 8);
   *n = len + SUPER_TAIL;
   return SQLITE_OK;
 }
@@ -617,7 +618,7 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
   int starts, rc;
 
   if (off == 0 && n == 28 && tde_all_zero(buf, n)) return void_journal(f);
-  starts = off == 0 && n >= 28 && memcmp(buf, sqlite_journal_magic, 8) == 0;
+  starts = off == 0 && n >= 28 && memcmp(buf, tde_sqlite_journal_magic, 8) == 0;
   if (!starts) {
     rc = tde_log_refresh(f);
     if (rc) return rc;
@@ -626,7 +627,7 @@ int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off)
     rc = new_generation(f, TDE_UNIT_JOURNAL);
     if (rc) return rc;
   }
-  if (off > 0 && n == 8 && memcmp(buf, sqlite_journal_magic, 8) == 0) {
+  if (off > 0 && n == 8 && memcmp(buf, tde_sqlite_journal_magic, 8) == 0) {
     return write_super_magic(f, buf, off);
   }
   return tde_sealed_write(&f->s, buf, n, off);

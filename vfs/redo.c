@@ -38,9 +38,6 @@ enum {
   H_MAC = 96
 };
 
-static const uint8_t magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
-                                  'D', 'E', '-', 'L', 'O', 'G', '\r', '\n'};
-
 static uint32_t entry_bytes(const tde_redo *r) {
   return 8 + r->record;
 }
@@ -153,7 +150,7 @@ int tde_redo_commit(tde_redo *r) {
   if (rc == SQLITE_OK) rc = r->lower->pMethods->xSync(r->lower, SQLITE_SYNC_NORMAL);
   if (rc) return rc;
   memset(head, 0, sizeof(head));
-  memcpy(head + H_MAGIC, magic, sizeof(magic));
+  memcpy(head + H_MAGIC, tde_redo_magic, sizeof(tde_redo_magic));
   tde_put32le(head + H_VERSION, TDE_FORMAT_VERSION);
   tde_put32le(head + H_RECORD, r->record);
   tde_put64le(head + H_COUNT, r->count);
@@ -253,7 +250,7 @@ static int open_existing(tde_redo *r, tde_file *f, int flags) {
   r->count = tde_get64le(head + H_COUNT);
   r->units = tde_get64le(head + H_UNITS);
   r->mark = tde_get32le(head + H_MARK);
-  if (memcmp(head + H_MAGIC, magic, sizeof(magic)) != 0 ||
+  if (memcmp(head + H_MAGIC, tde_redo_magic, sizeof(tde_redo_magic)) != 0 ||
       tde_get32le(head + H_VERSION) != TDE_FORMAT_VERSION ||
       r->record != f->s.geo.unit + TDE_UNIT_OVERHEAD ||
       memcmp(head + H_UUID, f->db->header.uuid, TDE_UUID_BYTES) != 0) {

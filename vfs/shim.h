@@ -229,6 +229,8 @@ void tde_wal_forget(tde_file *f);
 int tde_journal_trim(void *ctx, sqlite3_int64 *size);
 /* A hook (sealed.h, absent) of the main file. */
 int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
+/* What a rollback journal of SQLite begins with (file format, section 3). */
+extern const uint8_t tde_sqlite_journal_magic[8];
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);

@@ -168,11 +168,11 @@ static int is_text(const uint8_t *b, size_t n) {
 /* Does it begin as another file than a database of ours? One of SQLite's, a log or a
 ** wal-index (wal.c: its version number, twice), a text. */
 static int begins_otherwise(const uint8_t head[2][TDE_SLOT_GULP]) {
-  static const uint8_t journal[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
   const uint8_t *b = head[0];
   const uint32_t index_version = 3007000, wal = tde_get32be(b) & ~1u;
 
-  return memcmp(b, "SQLite format 3", 16) == 0 || memcmp(b, journal, sizeof(journal)) == 0 ||
+  return memcmp(b, "SQLite format 3", 16) == 0 ||
+         memcmp(b, tde_sqlite_journal_magic, sizeof(tde_sqlite_journal_magic)) == 0 ||
          wal == 0x377f0682 || tde_is_log_magic(b) ||
          (memcmp(b, &index_version, 4) == 0 &&
           memcmp(b + TDE_INDEX_COPY, &index_version, 4) == 0) ||
