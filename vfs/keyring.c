@@ -15,6 +15,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "epochs.h"
@@ -490,21 +491,18 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
 
 /* ---- finding ---- */
 
-static int same_text(const char *a, const char *b) {
-  return strcmp(a ? a : "", b ? b : "") == 0;
-}
-
 /* Is the entry about this file? A copy of it that lies elsewhere has the same UUID and
 ** DEK, and may get another protector and another DEK in the same epoch. Who comes through
 ** another instance has not shown that its keys let it in. */
 static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *params) {
-  return memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 && same_text(k->params.path, params->path) &&
-         same_text(k->params.instance, params->instance);
+  return memcmp(k->uuid, h->uuid, TDE_UUID_BYTES) == 0 &&
+         tde_same_text(k->params.path, params->path) &&
+         tde_same_text(k->params.instance, params->instance);
 }
 
 static int same_way(const tde_key_params *a, const tde_key_params *b) {
-  return same_text(a->as_key, b->as_key) && same_text(a->as_identity, b->as_identity) &&
-         same_text(a->as_federated, b->as_federated);
+  return tde_same_text(a->as_key, b->as_key) && tde_same_text(a->as_identity, b->as_identity) &&
+         tde_same_text(a->as_federated, b->as_federated);
 }
 
 /* An idle entry whose check is overdue is as good as none: nobody looked after

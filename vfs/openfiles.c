@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "../ext/base/bytes.h"
+
 SQLITE_EXTENSION_INIT3
 
 #define BUCKETS 1024
@@ -175,10 +177,6 @@ int tde_openfiles_instances(const char *path, char **instances, int n) {
   return have;
 }
 
-static int same_text(const char *a, const char *b) {
-  return strcmp(a ? a : "", b ? b : "") == 0;
-}
-
 int tde_openfiles_writable(const char *path, const char *instance) {
   size_t n = strlen(path);
   int found = 0;
@@ -187,7 +185,7 @@ int tde_openfiles_writable(const char *path, const char *instance) {
   for (tde_file *f = find(path, n, NULL); f && !found; f = find(path, n, f)) {
     const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
     found = db && __atomic_load_n(&db->opened, __ATOMIC_ACQUIRE) == 2 &&
-            same_text(db->params.instance, instance);
+            tde_same_text(db->params.instance, instance);
   }
   pthread_mutex_unlock(&list_lock);
   return found;

@@ -122,6 +122,10 @@ long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
   return (long)nout;
 }
 
+int tde_same_text(const char *a, const char *b) {
+  return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
 int tde_is_one_of(const char *name, const char *names) {
   size_t n = strlen(name);
   if (n == 0 || strchr(name, ' ') != NULL) return 0;

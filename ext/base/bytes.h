@@ -34,6 +34,9 @@ void tde_base64url(const uint8_t *p, size_t n, char *out);
 ** number of bytes, or -1 when malformed or longer than cap. */
 long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap);
 
+/* Equal, NULL being as good as an empty text. */
+int tde_same_text(const char *a, const char *b);
+
 /* True when name is one of names, which stand with one blank between them. */
 int tde_is_one_of(const char *name, const char *names);
 
