@@ -307,22 +307,25 @@ int tde_log_truncate(tde_file *f, uint64_t size) {
 
 /* ---- WAL ---- */
 
-void tde_wal_begin(tde_file *f) {
+/* What waits does not go out, and what was seen of the log is looked at again. */
+static void drop_waiting(tde_file *f) {
   if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
   tde_sealed_drop(&f->s);
-  tde_sealed_forget(&f->s);
   f->gen.checked = 0;
   f->s.own_from = f->s.own_to = 0;
+}
+
+void tde_wal_begin(tde_file *f) {
+  drop_waiting(f);
+  tde_sealed_forget(&f->s);
 }
 
 /* What waits and was not committed is of a transaction that was rolled back: others write
 ** these frames next, and what waited must not be read for theirs, or written over them. */
 void tde_wal_forget(tde_file *f) {
   if (!tde_sealed_pending(&f->s) && !f->s.prefix_pending) return;
-  if (f->s.prefix_pending) f->gen.valid = 0; /* a generation that never went out */
-  tde_sealed_drop(&f->s);
-  f->gen.checked = f->gen.commit = 0;
-  f->s.own_from = f->s.own_to = 0;
+  drop_waiting(f);
+  f->gen.commit = 0;
 }
 
 /* Under a VFS above that hides powersafe overwrite, SQLite pads a commit with
