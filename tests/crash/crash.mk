@@ -32,7 +32,7 @@ check-crash: $(CRASH_OUT)/crash ## power loss: N=10000 seeded outages, and one a
 check-crash-smoke: $(CRASH_OUT)/crash ## power loss, 300 outages
 	$(Q)$(CRASH_OUT)/crash -n 300 -j $(CRASH_JOBS)
 
-$(CRASH_OUT)/kill: $(addprefix $(CRASH_OUT)/,kill.o disk.o scratch.o) $(STATIC_OBJ)
+$(CRASH_OUT)/kill: $(addprefix $(CRASH_OUT)/,kill.o crowd.o disk.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-kill check-kill-smoke

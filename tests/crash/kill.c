@@ -15,23 +15,16 @@
 ** transactions are there, byte for byte, and no others.
 **
 ** Now and then a writer changes the protector or the DEK: the kill strikes there, too.
-**
-** No process that is forked here has an open connection, and the parent never
-** opens the database: every process fetches the key anew.
 */
-#include <errno.h>
 #include <getopt.h>
-#include <signal.h>
 #include <sqlite3.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../ext/tde.h"
+#include "crowd.h"
 #include "disk.h"
 #include "scratch.h"
 
@@ -61,23 +54,14 @@ static const setting settings[] = {
 typedef struct board {
   volatile uint32_t begun[WRITERS], committed[WRITERS];
   volatile long reads, commits, keys;
-  char complaint[600];
+  int second_key; /* the instance has it, from an earlier campaign, it may be */
+  char complaint[CROWD_COMPLAINT];
 } board;
 
 static board *shared;
 static const setting *now;
 static char root[256], path[300];
 static int plain, verbose, keep;
-
-static void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static void complain(const char *fmt, ...) {
-  va_list ap;
-
-  if (shared->complaint[0]) return;
-  va_start(ap, fmt);
-  (void)vsnprintf(shared->complaint, sizeof(shared->complaint), fmt, ap);
-  va_end(ap);
-}
 
 /* ---- what a transaction writes ---- */
 
@@ -100,36 +84,21 @@ static int body_of(int w, uint32_t s, int k, uint8_t *out) {
 
 /* ---- connections ---- */
 
-static void log_line(void *p, int code, const char *text) {
-  (void)p;
-  if (verbose) (void)fprintf(stderr, "  [%d] log (%d) %s\n", (int)getpid(), code, text);
-}
-
-/* SQLite's own handler sleeps up to 100 ms: too long for a crowd like this. */
-static int wait_a_little(void *p, int times) {
-  (void)p;
-  (void)usleep(200 + (unsigned)times % 16 * 50);
-  return times < 100000;
-}
-
 /* In a child: SQLite and the shim begin here. */
 static sqlite3 *start(void) {
   char uri[400];
   sqlite3 *db = NULL;
   int rc;
 
-  (void)sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
+  crowd_start(plain, verbose);
   (void)snprintf(uri, sizeof(uri), "file:%s?vfs=%s", path, plain ? "unix" : "tde");
-  rc = plain ? SQLITE_OK : tde_register();
-  if (rc == SQLITE_OK) {
-    rc = sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
-                         NULL);
-  }
+  rc = sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
+                       NULL);
   if (rc) {
     complain("open: %s", db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
     _exit(1);
   }
-  (void)sqlite3_busy_handler(db, wait_a_little, NULL);
+  (void)sqlite3_busy_handler(db, crowd_wait, (void *)100000);
   if (now->map) {
     (void)sqlite3_exec(db, "PRAGMA mmap_size=1000000000; PRAGMA cache_size=5", NULL, NULL, NULL);
   }
@@ -163,8 +132,10 @@ static void create(void) {
   sqlite3 *db = start();
   char sql[400];
 
-  /* There from the second campaign on. */
-  if (!plain) (void)sqlite3_exec(db, "SELECT tde_instance_new_key('second')", NULL, NULL, NULL);
+  if (!plain && !shared->second_key) {
+    must(db, "SELECT tde_instance_new_key('second')");
+    shared->second_key = 1;
+  }
   (void)snprintf(sql, sizeof(sql),
                  "PRAGMA page_size=%d; PRAGMA auto_vacuum=%d; CREATE TABLE t(w INT, s INT, k INT, "
                  "body BLOB, PRIMARY KEY(w, s, k)); CREATE INDEX tb ON t(body);"
@@ -207,8 +178,6 @@ static void write_rows(sqlite3 *db, int w, uint32_t s) {
 
 /* Another protector, or another DEK. What a crowd may be told: come again. */
 static void change_keys(sqlite3 *db, uint32_t s) {
-  static const char *const passing[] = {"try again", "others write",  "RotationPending",
-                                        "locked",    "OldThumbprint", "another connection"};
   const char *sql = s % 3 == 0   ? "SELECT tde_rotate_dek()"
                     : s % 3 == 1 ? "SELECT tde_set_protector('local:second')"
                                  : "SELECT tde_set_protector('local:smk')";
@@ -218,9 +187,7 @@ static void change_keys(sqlite3 *db, uint32_t s) {
     shared->keys++;
     return;
   }
-  for (size_t i = 0; i < sizeof(passing) / sizeof(passing[0]); i++) {
-    if (rc == SQLITE_BUSY || strstr(sqlite3_errmsg(db), passing[i])) return;
-  }
+  if (crowd_passing(db)) return;
   complain("%s: %s (%d)", sql, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
   _exit(1);
 }
@@ -316,17 +283,6 @@ static void reader(void) {
 
 /* ---- after a kill ---- */
 
-static void check_text(sqlite3 *db, const char *sql, const char *want) {
-  sqlite3_stmt *q = NULL;
-  int rc = sqlite3_prepare_v2(db, sql, -1, &q, NULL);
-  const char *got = NULL;
-
-  if (rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW)
-    got = (const char *)sqlite3_column_text(q, 0);
-  if (!got || !strstr(got, want)) complain("%s: %.300s", sql, got ? got : sqlite3_errmsg(db));
-  (void)sqlite3_finalize(q);
-}
-
 /* In a child. killed: the writer that was killed, WRITERS for all. before: what
 ** was committed before this look began. progress of a killed one is told. */
 static void inspect(int killed, const uint32_t *before) {
@@ -348,10 +304,10 @@ static void inspect(int killed, const uint32_t *before) {
     if (w == killed || killed == WRITERS) shared->committed[w] = p[w];
   }
   if (killed == WRITERS && !shared->complaint[0]) {
-    check_text(db, "PRAGMA integrity_check", "ok");
+    crowd_expect(db, "PRAGMA integrity_check", "ok");
     must(db, "COMMIT");
     must(db, "PRAGMA wal_checkpoint(TRUNCATE)");
-    if (!plain) check_text(db, "SELECT tde_verify()", "\"ok\":true");
+    if (!plain) crowd_expect(db, "SELECT tde_verify()", "\"ok\":true");
   } else {
     must(db, "COMMIT");
   }
@@ -361,19 +317,13 @@ static void inspect(int killed, const uint32_t *before) {
 
 /* ---- the parent ---- */
 
-static pid_t child(void (*run)(void)) {
-  pid_t pid = fork();
-  if (pid == 0) run();
-  return pid;
-}
-
 static int next_writer;
 static void run_writer(void) {
   writer(next_writer, shared->committed[next_writer] + 1);
 }
 static pid_t start_writer(int w) {
   next_writer = w;
-  return child(run_writer);
+  return crowd_child(run_writer);
 }
 
 static int inspect_killed;
@@ -384,29 +334,10 @@ static void run_inspect(void) {
 
 /* 1: something is wrong. */
 static int inspect_after(int killed) {
-  int status;
-  pid_t pid;
-
   inspect_killed = killed;
   for (int w = 0; w < WRITERS; w++) inspect_before[w] = shared->committed[w];
-  pid = child(run_inspect);
-  if (waitpid(pid, &status, 0) < 0 || !WIFEXITED(status))
-    complain("the inspection died (0x%x)", (unsigned)status);
+  crowd_join(crowd_child(run_inspect), "the inspection");
   return shared->complaint[0] != 0;
-}
-
-static void kill_one(pid_t *pid) {
-  int status;
-  pid_t it = *pid;
-
-  *pid = 0;
-  if (it <= 0) return;
-  (void)kill(it, SIGKILL);
-  if (waitpid(it, &status, 0) < 0) return;
-  /* It ended by itself: its complaint is there, or it crashed. */
-  if (WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL) {
-    complain("a worker died of signal %d", WTERMSIG(status));
-  }
 }
 
 static void remove_files(void) {
@@ -443,42 +374,39 @@ static void start_all(pid_t *pid) {
   for (int w = 0; w < WRITERS; w++) {
     if (!pid[w]) pid[w] = start_writer(w);
   }
-  if (!pid[WRITERS]) pid[WRITERS] = child(reader);
+  if (!pid[WRITERS]) pid[WRITERS] = crowd_child(reader);
 }
 
 /* Rounds with one setting. The number of rounds done without a complaint. */
 static int campaign(rng *r, int rounds) {
-  pid_t pid[WRITERS + 1] = {0}, first;
-  int done = 0, status;
+  pid_t pid[WRITERS + 1] = {0};
+  int done = 0;
 
   remove_files();
-  memset(shared, 0, sizeof(*shared));
-  first = child(create);
-  if (waitpid(first, &status, 0) < 0 || status) complain("the database could not be made");
+  memset(shared, 0, offsetof(board, second_key));
+  shared->complaint[0] = 0;
+  crowd_join(crowd_child(create), "the database's creation");
   while (done < rounds && !shared->complaint[0]) {
     int everybody = done % 5 == 4;
     int victim = everybody ? WRITERS : (int)rng_below(r, WRITERS + 1);
     start_all(pid);
     (void)usleep(3000 + rng_below(r, 1u << (9 + rng_below(r, 9))));
-    for (int i = 0; everybody && i < WRITERS; i++) kill_one(&pid[i]);
-    kill_one(&pid[victim]);
+    for (int i = 0; everybody && i < WRITERS; i++) crowd_kill(&pid[i]);
+    crowd_kill(&pid[victim]);
     /* A killed reader tells nothing of any writer. */
     if (inspect_after(everybody ? WRITERS : victim == WRITERS ? -1 : victim) == 0) done++;
   }
-  for (int i = 0; i <= WRITERS; i++) kill_one(&pid[i]);
+  for (int i = 0; i <= WRITERS; i++) crowd_kill(&pid[i]);
   return done;
 }
 
 static int prepare(void) {
   if (scratch_make("kill", root, sizeof(root))) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
-  shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  return shared == MAP_FAILED;
-}
-
-/* A decimal argument; what is none counts as 0. */
-static long number(const char *text) {
-  return strtol(text, NULL, 10);
+  shared = crowd_memory(sizeof(*shared));
+  if (!shared) return 1;
+  crowd_hear(shared->complaint);
+  return 0;
 }
 
 int main(int argc, char **argv) {
@@ -488,13 +416,13 @@ int main(int argc, char **argv) {
   while ((c = getopt(argc, argv, "n:i:c:kpv")) != -1) {
     switch (c) {
       case 'n':
-        rounds = (int)number(optarg);
+        rounds = (int)crowd_number(optarg);
         break;
       case 'i':
         seed = strtoull(optarg, NULL, 10);
         break;
       case 'c':
-        only = (int)number(optarg);
+        only = (int)crowd_number(optarg);
         break;
       case 'k':
         keep = 1;
@@ -537,7 +465,7 @@ int main(int argc, char **argv) {
         (void)printf("  its files are kept in %s\n", root);
         break;
       }
-      (void)waitpid(child(afterwards), NULL, 0);
+      (void)waitpid(crowd_child(afterwards), NULL, 0);
     }
   }
   if (!keep || !failed) scratch_remove(root);

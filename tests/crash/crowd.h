@@ -1,0 +1,46 @@
+/*
+** crowd.h: what the programs have in common that let processes work on one database and
+** kill them: the first complaint of any of them, waiting, children.
+**
+** No process that is forked has an open connection, and the parent never opens a database:
+** every process fetches its keys anew.
+*/
+#ifndef CRASH_CROWD_H
+#define CRASH_CROWD_H
+
+#include <sqlite3.h>
+#include <sys/types.h>
+
+#define CROWD_COMPLAINT 800
+
+/* Memory that all children share, zeroed. NULL when there is none. */
+void *crowd_memory(size_t n);
+
+/* Where complaints go: CROWD_COMPLAINT bytes of shared memory. The first counts. */
+void crowd_hear(char *complaint);
+void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* In a child, before anything else: SQLite's log goes to stderr if so wished, the extension
+** is registered unless plain. Ends the process where it can not be. */
+void crowd_start(int plain, int verbose);
+
+/* A busy handler that sleeps less than SQLite's own; p: (void *)times, how often at most. */
+int crowd_wait(void *p, int times);
+
+/* 1: what the connection met only says to come again. */
+int crowd_passing(sqlite3 *db);
+
+/* Complains unless the first column of the first row contains want. */
+void crowd_expect(sqlite3 *db, const char *sql, const char *want);
+
+/* A child that runs run(), which must not return. */
+pid_t crowd_child(void (*run)(void));
+/* Kills a child and forgets it; complains when it had died of something else. */
+void crowd_kill(pid_t *pid);
+/* Waits for a child, and complains when it failed. */
+void crowd_join(pid_t pid, const char *what);
+
+/* A decimal argument; what is none counts as 0. */
+long crowd_number(const char *text);
+
+#endif
