@@ -6,6 +6,7 @@ CRASH_OUT := $(BUILD)/crash
 CRASH_JOBS ?= 2
 N ?= 10000
 ROUNDS ?= 1000
+CAMPAIGNS ?= 300
 
 CRASH_LIBS := -lsqlite3 $(LIBS) -ldl
 # The product's own file-system calls go to the simulated disk (posix.c).
@@ -41,6 +42,17 @@ check-kill: $(CRASH_OUT)/kill ## kill -9 of writers and readers, ROUNDS=1000 tim
 
 check-kill-smoke: $(CRASH_OUT)/kill ## the same, 20 rounds
 	$(Q)$(CRASH_OUT)/kill -n 20
+
+$(CRASH_OUT)/stress: $(addprefix $(CRASH_OUT)/,stress.o crowd.o disk.o model.o scratch.o) $(STATIC_OBJ)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
+
+.PHONY: check-stress check-stress-smoke
+check-stress: $(CRASH_OUT)/stress ## processes do anything at random, and are killed: CAMPAIGNS=500, half of them with threads
+	$(Q)$(CRASH_OUT)/stress -n $(CAMPAIGNS)
+	$(Q)$(CRASH_OUT)/stress -n $(CAMPAIGNS) -t
+
+check-stress-smoke: $(CRASH_OUT)/stress ## the same, 8 campaigns
+	$(Q)$(CRASH_OUT)/stress -n 8
 
 $(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
