@@ -419,8 +419,7 @@ static int freshen(tde_file *f) {
   if (db->state != TDE_STATE_ONLINE) return SQLITE_OK;
   rc = LOWER(f)->xRead(f->lower, b, sizeof(b), (sqlite3_int64)other * TDE_SLOT_STRIDE);
   db->counters.lower_reads++;
-  if (rc == SQLITE_OK && db->slot[other].valid &&
-      memcmp(b, db->seen[other], sizeof(b)) == 0) {
+  if (rc == SQLITE_OK && db->slot[other].valid && memcmp(b, db->seen[other], sizeof(b)) == 0) {
     return SQLITE_OK; /* a slot that is not whole may be so by now, with the same beginning */
   }
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
@@ -989,7 +988,8 @@ void tde_db_before_close(tde_file *f) {
   tde_db *db = f->db;
   tde_status st;
 
-  if (!db || !db->slot_behind || db->read_only || db->facts.backup || db->state != TDE_STATE_ONLINE) return;
+  if (!db || !db->slot_behind || db->read_only || db->facts.backup) return;
+  if (db->state != TDE_STATE_ONLINE) return;
   if (update_header(f, NULL, NULL, 0, &st) == SQLITE_OK) db->slot_behind = 0;
 }
 

@@ -34,8 +34,7 @@
 
 SQLITE_EXTENSION_INIT3
 
-const uint8_t tde_sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9,
-                                             0x20, 0xa1, 0x63, 0xd7};
+const uint8_t tde_sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
 
 void tde_log_open(tde_file *f) {
   tde_sealed_init(&f->s, f->lower, f->role, 0, &f->db->crypt[f->role - 1], &f->db->counters,
@@ -166,8 +165,11 @@ uint32_t tde_wal_pages(const tde_file *main_file) {
   const tde_db *db = main_file->db;
   uint32_t pages = 0;
 
-  if (db->index) (void)tde_wal_index(main_file, &pages);
-  else if (db->wal && db->wal->gen.valid) pages = db->wal->gen.pages;
+  if (db->index) {
+    (void)tde_wal_index(main_file, &pages);
+  } else if (db->wal && db->wal->gen.valid) {
+    pages = db->wal->gen.pages;
+  }
   return pages;
 }
 
@@ -584,8 +586,8 @@ static int read_super_name(tde_file *f, uint64_t at, uint8_t *out, uint32_t *n) 
 static int repeat_super_name(tde_file *f, uint64_t magic_at) {
   uint8_t *name = sqlite3_malloc64(SUPER_NAME_MAX + SUPER_TAIL);
   uint32_t n, at;
-  sqlite3_int64 to =
-      (sqlite3_int64)tde_lower_size(&f->s.geo, tde_unit_at(&f->s.geo, magic_at + 7, &at) + 1);
+  sqlite3_int64 to = (sqlite3_int64)tde_lower_size(&f->s.geo,
+                                                   tde_unit_at(&f->s.geo, magic_at + 7, &at) + 1);
   int rc = name ? read_super_name(f, magic_at, name, &n) : SQLITE_NOMEM;
 
   if (rc == SQLITE_OK && n) {
