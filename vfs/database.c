@@ -394,7 +394,7 @@ static int load(tde_file *f, int wait, int forced) {
   tde_slots_free(both);
   if (rc) return rc;
   if (wait && db->state == TDE_STATE_DAMAGED &&
-      LOWER(f)->xCheckReservedLock(f->lower, &reserved) == SQLITE_OK && reserved) {
+      tde_main_reserved(f->lower, &reserved) == SQLITE_OK && reserved) {
     set_new(db);
   }
   if (db->state == TDE_STATE_NOT_ENCRYPTED && db->plain_allowed) {
@@ -710,7 +710,7 @@ int tde_db_wait_busy(tde_db *db) {
 ** over, half a transaction. So it is looked for first, as SQLite does; under SHARED
 ** none can become hot. */
 static int reserve_once(tde_file *f) {
-  int hot = 0, rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_SHARED);
+  int hot = 0, rc = tde_main_lock(f->lower, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
 
   if (rc) return rc;
   if (f->db->state == TDE_STATE_ONLINE) rc = tde_journal_is_hot(f, &hot);
@@ -1120,7 +1120,7 @@ void tde_db_close_beside(tde_file *f) {
   if (!f) return;
   tde_db_close(f);
   tde_sealed_clear(&f->s);
-  (void)tde_lower_close(f->lower);
+  (void)tde_main_close(f->lower);
   sqlite3_free_filename((char *)f->path);
   sqlite3_free(f);
 }

@@ -674,7 +674,7 @@ int tde_journal_is_hot(tde_file *main_file, int *hot) {
   *hot = 0;
   if (name) rc = vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there);
   if (rc == SQLITE_OK && there) {
-    rc = LOWER(main_file)->xCheckReservedLock(main_file->lower, &reserved);
+    rc = tde_main_reserved(main_file->lower, &reserved);
   }
   if (rc == SQLITE_OK && there && !reserved) {
     rc = first_byte(main_file, name, &first);

@@ -107,7 +107,7 @@ void tde_map_close(tde_file *f) {
   tde_db *db = f->db;
 
   if (!db || !db->map) return;
-  (void)tde_lower_close(db->map);
+  (void)tde_main_close(db->map);
   db->map = NULL;
   if (db->map_own) atomic_fetch_sub(&own_maps, 1);
   db->map_own = 0;

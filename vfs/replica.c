@@ -203,7 +203,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
   if (t.lower) {
     rc = copy_units(&t);
     if (rc == SQLITE_OK) rc = finish(&t);
-    (void)tde_lower_close(t.lower);
+    (void)tde_main_close(t.lower);
   }
   if (rc) explain(f, t.unread ? "the source" : "the copy", t.unread ? f->path : path, rc, st);
   sqlite3_free(t.run);
@@ -274,7 +274,7 @@ static int check_target(update *u, const char *path, tde_status *st) {
 }
 
 static int lock_target(tde_file *to) {
-  int rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_SHARED);
+  int rc = tde_main_lock(to->lower, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
 
   if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_RESERVED);
   if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_EXCLUSIVE);

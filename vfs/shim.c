@@ -393,7 +393,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   int before = db->lock, rc;
 
   rc = level >= SQLITE_LOCK_RESERVED ? refuse_read_only(f) : SQLITE_OK;
-  if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, level);
+  if (rc == SQLITE_OK) rc = tde_main_lock(f->lower, before, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);
   if (f->plain) return SQLITE_OK;
@@ -450,8 +450,7 @@ static int do_main_unlock(sqlite3_file *pf, int level) {
 }
 
 static int main_check_reserved(sqlite3_file *pf, int *out) {
-  tde_file *f = file_of(pf);
-  return LOWER(f)->xCheckReservedLock(f->lower, out);
+  return tde_main_reserved(file_of(pf)->lower, out);
 }
 
 /* The name chain, as other shims do it. */
@@ -565,7 +564,7 @@ static int close_main(tde_file *f) {
   tde_sealed_clear(&f->s);
   tde_map_close(f);
   tde_db_close(f);
-  rc2 = tde_lower_close(f->lower);
+  rc2 = tde_main_close(f->lower);
   sqlite3_free(f);
   return rc ? rc : rc2;
 }

@@ -213,6 +213,13 @@ int tde_map_copy(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
 void tde_map_undo(tde_file *f);
 void tde_map_close(tde_file *f);
 
+/* locks.c: as xLock (before: what the connection has), xCheckReservedLock and xClose of a
+** database's lower file, safe beside other threads' connections. */
+int tde_main_lock(sqlite3_file *lower, int before, int level);
+int tde_main_reserved(sqlite3_file *lower, int *reserved);
+/* Frees it, too; NULL too. */
+int tde_main_close(sqlite3_file *lower);
+
 /* heal.c: free pages that a crash tore and no journal restores */
 int tde_heal_free_pages(tde_file *f);
 

@@ -211,7 +211,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
     if (rc == SQLITE_OK && !out->doc) rc = has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
     if (rc == SQLITE_NOTADB && may_be_damaged(lower, both)) *unknown = TDE_UNKNOWN_BYTES;
   }
-  (void)tde_lower_close(lower);
+  (void)tde_main_close(lower);
   tde_name_free(name);
   tde_slots_free(both);
   return rc;
