@@ -39,15 +39,24 @@ void complain(const char *fmt, ...) {
   __atomic_store_n(heard, text[0], __ATOMIC_RELEASE);
 }
 
+static char last_words[300];
+
+/* p: not NULL where every line is wished for. */
 static void log_line(void *p, int code, const char *text) {
-  (void)p;
-  (void)fprintf(stderr, "  [%d] log (%d) %s\n", (int)getpid(), code, text);
+  if (p) (void)fprintf(stderr, "  [%d] log (%d) %s\n", (int)getpid(), code, text);
+  if (code != SQLITE_NOTICE && strncmp(text, "tde: ", 5) == 0) {
+    (void)snprintf(last_words, sizeof(last_words), "%s", text);
+  }
+}
+
+const char *crowd_last_words(void) {
+  return last_words;
 }
 
 void crowd_start(int plain, int verbose) {
   int rc;
 
-  if (verbose) (void)sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
+  (void)sqlite3_config(SQLITE_CONFIG_LOG, log_line, verbose ? "all" : NULL);
   (void)sqlite3_config(SQLITE_CONFIG_URI, 1);
   rc = plain ? SQLITE_OK : tde_register();
   if (rc == SQLITE_OK) return;

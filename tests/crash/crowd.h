@@ -24,6 +24,9 @@ void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 ** is registered unless plain. Ends the process where it can not be. */
 void crowd_start(int plain, int verbose);
 
+/* What the extension has last written to SQLite's log in this process, or "". */
+const char *crowd_last_words(void);
+
 /* A busy handler that sleeps less than SQLite's own; p: (void *)times, how often at most. */
 int crowd_wait(void *p, int times);
 

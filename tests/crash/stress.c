@@ -227,16 +227,18 @@ static void stop_here(void) {
   _exit(1);
 }
 
-/* Runs a text. SQLITE_BUSY: come again; what else fails is complained of, and the end. */
+/* Something has failed on a's connection. Comes back only where it may be tried again. */
+static int must_be_passing(actor *a, const char *what) {
+  if (crowd_passing(a->db)) return SQLITE_BUSY;
+  complain("actor %d: %s: %s (%d) %s", a->w, what, sqlite3_errmsg(a->db),
+           sqlite3_extended_errcode(a->db), crowd_last_words());
+  stop_here();
+  return SQLITE_ERROR;
+}
+
 static int try_sql(actor *a, const char *sql) {
   int rc = sqlite3_exec(a->db, sql, NULL, NULL, NULL);
-
-  if (rc == SQLITE_OK) return rc;
-  if (crowd_passing(a->db)) return SQLITE_BUSY;
-  complain("actor %d: %s: %s (%d)", a->w, sql, sqlite3_errmsg(a->db),
-           sqlite3_extended_errcode(a->db));
-  stop_here();
-  return rc;
+  return rc == SQLITE_OK ? rc : must_be_passing(a, sql);
 }
 
 __attribute__((format(printf, 2, 3))) static int try_text(actor *a, const char *fmt, ...) {
@@ -267,8 +269,7 @@ static int open_file(const char *file, int sealed, int flags, sqlite3 **db) {
 }
 
 /* Settings that nobody else notices. With OFF there is no super-journal, and two databases
-** are committed one by one (vdbeCommit). Where threads map the file, plain SQLite 3.40.1 does
-** not survive, either (README.md). */
+** are committed one by one (vdbeCommit). */
 static void tweak(actor *a) {
   static const int caches[] = {3, 5, 10, 40, 400}, checkpoints[] = {0, 5, 20, 60, 1000};
   static const char *const syncs[] = {"OFF", "OFF", "NORMAL", "FULL"};
@@ -277,7 +278,7 @@ static void tweak(actor *a) {
                  caches[below(a, 5)], checkpoints[below(a, 5)],
                  syncs[now.pair ? 2 + below(a, 2) : below(a, 4)]);
   (void)try_text(a, "PRAGMA mmap_size=%d; PRAGMA secure_delete=%d",
-                 threads || below(a, 3) ? 0 : 1 << (16 + below(a, 12)), (int)below(a, 2));
+                 below(a, 3) ? 0 : 1 << (16 + below(a, 12)), (int)below(a, 2));
 }
 
 static void connect_actor(actor *a) {
@@ -312,11 +313,7 @@ static void look(actor *a) {
 
   if (shared->complaint[0]) stop_here();
   if (rc) {
-    if (!crowd_passing(a->db)) {
-      complain("actor %d reads: %s (%d)", a->w, sqlite3_errmsg(a->db),
-               sqlite3_extended_errcode(a->db));
-      stop_here();
-    }
+    (void)must_be_passing(a, "reading");
     take_back(a);
     return;
   }
@@ -348,11 +345,7 @@ static int step_once(actor *a, sqlite3_stmt *q) {
 
   (void)sqlite3_finalize(q);
   if (rc == SQLITE_DONE) return SQLITE_OK;
-  if (rc == SQLITE_CONSTRAINT || crowd_passing(a->db)) return rc;
-  complain("actor %d writes: %s (%d)", a->w, sqlite3_errmsg(a->db),
-           sqlite3_extended_errcode(a->db));
-  stop_here();
-  return rc;
+  return rc == SQLITE_CONSTRAINT ? rc : must_be_passing(a, "writing");
 }
 
 static uint32_t some_length(actor *a) {
@@ -375,9 +368,8 @@ static void change_row(actor *a, uint32_t j) {
   sqlite3_stmt *q = NULL;
 
   if (sqlite3_prepare_v2(a->db, sql, -1, &q, NULL)) {
-    if (crowd_passing(a->db)) return;
-    complain("actor %d: %s", a->w, sqlite3_errmsg(a->db));
-    stop_here();
+    (void)must_be_passing(a, sql);
+    return;
   }
   (void)sqlite3_bind_int64(q, 1, id);
   if (made.len) {
