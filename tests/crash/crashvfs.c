@@ -163,6 +163,7 @@ static int crash_shm_lock(sqlite3_file *pf, int first, int n, int flags) {
   crash_file *f = (crash_file *)pf;
   unsigned mask = ((1u << n) - 1) << first;
 
+  if (!f->shm) return SQLITE_IOERR_SHMLOCK;
   if (flags & SQLITE_SHM_UNLOCK) {
     f->shm_shared &= ~mask;
     f->shm_exclusive &= ~mask;
@@ -170,8 +171,7 @@ static int crash_shm_lock(sqlite3_file *pf, int first, int n, int flags) {
   }
   if (disk_dead() || disk_fault_now(DISK_SHMLOCK)) return SQLITE_IOERR_SHMLOCK;
   for (crash_file *o = state_of(f)->handles; o; o = o->next) {
-    unsigned in_way = o->shm_exclusive;
-    if (o == f) continue;
+    unsigned in_way = o == f ? 0 : o->shm_exclusive;
     if (flags & SQLITE_SHM_EXCLUSIVE) in_way |= o->shm_shared;
     if (in_way & mask) return SQLITE_BUSY;
   }
@@ -319,8 +319,9 @@ static int crash_open(sqlite3_vfs *v, const char *name, sqlite3_file *pf, int fl
     if (!(flags & SQLITE_OPEN_CREATE)) return SQLITE_CANTOPEN;
     f->file = disk_create(name);
     if (!f->file) return SQLITE_CANTOPEN;
-    f->sync_names = (flags & logs) != 0;
   }
+  /* As the unix VFS has it: also when another connection created it, and never synced. */
+  f->sync_names = (flags & logs) && (flags & SQLITE_OPEN_CREATE);
   f->journal = (flags & SQLITE_OPEN_MAIN_JOURNAL) != 0;
   s = *inode_attachment(f->file);
   if (!s) {
