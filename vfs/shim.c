@@ -102,6 +102,13 @@ static int may_defer(const tde_file *f) {
   return f->db->lock == SQLITE_LOCK_EXCLUSIVE && !f->db->wal && !f->db->shm_open;
 }
 
+/* A write that failed must not go out later: nobody keeps others from writing newer pages
+** meanwhile, and what waits here would be read in place of theirs. */
+static int drop_failed(tde_file *f, int rc) {
+  if (rc && !may_defer(f)) tde_sealed_drop(&f->s);
+  return rc;
+}
+
 static int main_flush(tde_file *f) {
   int rc = tde_sealed_pending(&f->s) ? tde_sealed_flush(&f->s) : SQLITE_OK;
   if (rc) f->db->write_failed = 1;
@@ -327,7 +334,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   rc = write_page(f, buf, (uint32_t)n, (uint64_t)off);
   if (rc == SQLITE_OK && !may_defer(f)) rc = tde_sealed_flush(&f->s);
   if (rc) db->write_failed = 1;
-  return rc;
+  return drop_failed(f, rc);
 }
 
 static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
@@ -342,7 +349,7 @@ static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   if (rc) return rc;
   tde_map_undo(f);
   f->s.gap_page = gap_page(f, 0);
-  return tde_sealed_truncate(&f->s, (uint64_t)size);
+  return drop_failed(f, tde_sealed_truncate(&f->s, (uint64_t)size));
 }
 
 static int do_main_sync(sqlite3_file *pf, int flags) {
