@@ -450,12 +450,32 @@ static uint32_t other_pages(const tde_file *f, uint64_t index, uint32_t lo, uint
   return set;
 }
 
+/* Which of the pages from `from` on (0: page 1) are in frames first + 1 to last? Their bits are
+** taken from *lacking. */
+static int find_pages(tde_file *w, uint64_t first, uint64_t last, uint64_t from,
+                      uint32_t *lacking) {
+  int rc = SQLITE_OK;
+
+  for (uint64_t i = last; rc == SQLITE_OK && *lacking && i > first; i--) {
+    uint8_t b[4];
+    uint64_t page;
+    rc = tde_sealed_read(&w->s, b, sizeof(b), tde_unit_start(&w->s.geo, i), 0);
+    page = (uint64_t)tde_get32be(b) - 1;
+    if (page >= from && page - from < 32) *lacking &= ~(1u << (page - from));
+  }
+  return rc;
+}
+
+static uint32_t checkpointed(const tde_file *f) {
+  return *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
+}
+
 /* A checkpoint passed over the pages of a unit at the new end, for an older reader's sake,
 ** and writes one of them now: the others are behind what checkpoints have brought into
 ** the file. This is rare, so the frames are looked at one by one. */
 int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi) {
   tde_file *f = ctx, *w = f->db->wal;
-  uint32_t per, lacking, first = 0;
+  uint32_t lacking, first = 0;
   sqlite3_int64 lower = 0;
   uint64_t last, rest;
   int rc = SQLITE_OK;
@@ -463,24 +483,35 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi) {
   if (!w || !w->gen.valid || !f->s.gap_page || f->s.gap_page >= f->s.geo.unit) {
     return SQLITE_NOTFOUND;
   }
-  per = f->s.geo.unit / f->s.gap_page;
   lacking = other_pages(f, index, lo, hi);
   if (f->db->index) {
     last = tde_wal_index(f, NULL);
-    first = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
+    first = checkpointed(f);
   } else { /* nobody else writes */
     rc = LOWER(w)->xFileSize(w->lower, &lower);
     last = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
     last -= last > 0;
   }
-  for (uint64_t i = last; rc == SQLITE_OK && lacking && i > first; i--) {
-    uint8_t b[4];
-    uint64_t page; /* from 0 */
-    rc = tde_sealed_read(&w->s, b, sizeof(b), tde_unit_start(&w->s.geo, i), 0);
-    page = (uint64_t)tde_get32be(b) - 1;
-    if (page / per == index) lacking &= ~(1u << page % per);
+  if (rc == SQLITE_OK) {
+    rc = find_pages(w, first, last, index * (f->s.geo.unit / f->s.gap_page), &lacking);
   }
   return rc == SQLITE_OK && lacking ? SQLITE_NOTFOUND : rc;
+}
+
+int tde_wal_has_unit(tde_file *f, uint64_t index) {
+  tde_file *w = f->db->wal;
+  uint32_t page, pages, first, frames, lacking = 0;
+  uint64_t from;
+
+  if (!w || !f->db->index || tde_log_refresh(w) || !w->gen.valid) return 0;
+  page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
+  from = tde_unit_start(&f->s.geo, index) / page;
+  first = checkpointed(f); /* in this order: the log may just be begun anew */
+  frames = tde_wal_index(f, &pages);
+  for (uint32_t k = 0; k == 0 || (k + 1) * page <= f->s.geo.unit; k++) {
+    if (from + k < pages) lacking |= 1u << k;
+  }
+  return frames > first && find_pages(w, first, frames, from, &lacking) == SQLITE_OK && !lacking;
 }
 
 /* ---- rollback journal ---- */

@@ -13,7 +13,8 @@
 **
 ** What must hold:
 **  - only units that open are sealed anew: one that does not is an error, and the
-**    old epoch stays in the header; a place that has no record yet is passed over;
+**    old epoch stays in the header; a place that has no record yet is passed over, and
+**    one that the WAL has, so that a checkpoint will write it;
 **  - a step leaves no log behind before it lets other writers in;
 **  - the header forgets the old epoch after no WAL or rollback journal of it is left,
 **    and after that cannot be undone by an outage: SQLite truncates and deletes its logs
@@ -150,6 +151,9 @@ static int seal_anew(step *p, uint64_t i, uint8_t *record) {
     c = tde_sealed_open_record(s, i, record, plain);
     pad = tde_unit_pad(record);
   }
+  /* Torn in a checkpoint by an outage, and a reader keeps the next one from mending it yet. That
+  ** seals it under the epoch of then; nothing of an older one is in it that opens. */
+  if (c == TDE_TAMPERED && tde_wal_has_unit(f, i)) return SQLITE_OK;
   if (c) return s->hooks->bad(s->ctx, i, c);
   c = tde_cryptor_get(s->crypt, f->db->header.epoch, &aead);
   if (c == TDE_OK) {

@@ -236,6 +236,9 @@ void tde_wal_forget(tde_file *f);
 int tde_journal_trim(void *ctx, sqlite3_int64 *size);
 /* A hook (sealed.h, absent) of the main file. */
 int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
+/* Does a checkpoint that is still to come write all of the main file's unit `index`, or cut
+** it off? The caller keeps other checkpoints out. */
+int tde_wal_has_unit(tde_file *f, uint64_t index);
 /* What a rollback journal of SQLite begins with (file format, section 3). */
 extern const uint8_t tde_sqlite_journal_magic[8];
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
