@@ -72,12 +72,15 @@ static void print_failure(const outcome *o, const run *r, const char *when) {
 }
 
 /* How many operations a workload has when nothing happens. 0: it failed. */
-static long measure(run *r, outcome *o, uint64_t workload) {
+static long measure(run *r, outcome *o, uint64_t workload, int verbose) {
   disk_format();
   crash_vfs_seed(workload);
   run_init(r, o->sc, workload, o->tde, opt.disk);
+  r->verbose = verbose;
+  disk_trace(verbose > 1);
   run_life(r, 1, 0);
   o->of = disk_ops();
+  if (r->why[0] && verbose < opt.verbose) return measure(r, o, workload, opt.verbose);
   if (r->why[0]) {
     print_failure(o, r, "without any outage");
     return 0;
@@ -92,7 +95,7 @@ static long operations(run *r, outcome *o, uint64_t workload) {
   static long n[2];
 
   if (sc[o->tde] != o->sc || of[o->tde] != workload) {
-    n[o->tde] = measure(r, o, workload);
+    n[o->tde] = measure(r, o, workload, 0);
     sc[o->tde] = o->sc;
     of[o->tde] = workload;
   }

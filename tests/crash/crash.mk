@@ -13,7 +13,7 @@ CRASH_LIBS := -lsqlite3 $(LIBS) -ldl
 CRASH_WRAP := rename link unlink stat lstat chmod chown fsync access clock_gettime
 crash_wrap = $(addprefix -Wl$(comma)--wrap=,$(1))
 comma := ,
-CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run scenarios scratch)
+CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run turns scenarios scratch)
 
 $(CRASH_OUT)/%.o: tests/crash/%.c
 	@mkdir -p $(@D)

@@ -426,7 +426,7 @@ static void new_connection(run *r, const job *j) {
     if (!r->sc->attach && strcmp(r->journal, "wal") == 0) {
       (void)run_exec(r, r->db, "PRAGMA journal_mode=DELETE");
     }
-    run_check_whole(r);
+    run_check_whole(r, 0);
     if (r->committed > 0 && !r->stop) run_step(r, 't');
   }
   run_close(r);

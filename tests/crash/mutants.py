@@ -103,6 +103,24 @@ MUTANTS = [
      "    if (!s->mapped && (tde_sealed_in_run(s, i) || (s->cur_active && s->cur_index == i))) {\n"
      "      rc = read_pending",
      "crash -s maps -n 50 -m tde"),
+    ("failed-page-waits", "vfs/shim.c",
+     "  if (rc && !may_defer(f)) tde_sealed_drop(&f->s);\n", "  (void)f;\n",
+     "crash -s turns-full -n 200 -m tde"),
+    ("rolled-back-frames-wait", "vfs/logfile.c",
+     "  if (!tde_sealed_pending(&f->s) && !f->s.prefix_pending) return;\n  drop_waiting(f);",
+     "  if (f) return;\n  drop_waiting(f);",
+     "crash -s turns-rollback -n 200 -m tde"),
+    ("rolled-back-frames-wait-after-exclusive", "vfs/shim.c",
+     "      if (!f->db->wal_writing) tde_wal_forget(f->db->wal);\n", "",
+     "crash -s turns-exclusive -n 800 -m tde"),
+    ("log-under-the-writers-epoch", "vfs/sealed.c",
+     "  uint32_t epoch = s->epoch ? s->epoch : s->crypt->current;",
+     "  uint32_t epoch = s->crypt->current;",
+     "crash -s turns-keys -n 200 -m tde"),
+    ("passed-over-unit-stays-empty", "vfs/sealed.c",
+     "  if (c == TDE_TAMPERED && s->gap_page && record == s->scratch &&",
+     "  if (c == TDE_TAMPERED && !s && record == s->scratch &&",
+     "crash -s turns-small -n 800 -m tde"),
 ]
 
 

@@ -21,10 +21,13 @@ void run_fail(run *r, const char *fmt, ...) {
   va_end(ap);
 }
 
-/* A failed call: the outage, or a finding. */
-static void failed(run *r, sqlite3 *db, int rc, const char *what) {
+void run_failed(run *r, sqlite3 *db, int rc, const char *what) {
   r->stop = 1;
   if (disk_dead()) return;
+  if ((rc & 0xff) == SQLITE_BUSY && turns_may_be_busy(r)) {
+    r->busy = 1;
+    return;
+  }
   if (r->tolerant) {
     if (!r->rc) r->rc = db ? sqlite3_extended_errcode(db) : rc;
     return;
@@ -44,7 +47,7 @@ int run_exec(run *r, sqlite3 *db, const char *fmt, ...) {
   va_end(ap);
   rc = sql ? sqlite3_exec(db, sql, NULL, NULL, NULL) : SQLITE_NOMEM;
   if (r->verbose) (void)fprintf(stderr, "[%ld] %s -> %d\n", disk_ops(), sql ? sql : "", rc);
-  if (rc) failed(r, db, rc, sql ? sql : "");
+  if (rc) run_failed(r, db, rc, sql ? sql : "");
   sqlite3_free(sql);
   return rc;
 }
@@ -81,6 +84,11 @@ void run_init(run *r, const scenario *sc, uint64_t seed, int tde, const char *di
   (void)snprintf(r->out, sizeof(r->out), "%s/out.db", dir);
   (void)snprintf(r->backup, sizeof(r->backup), "%s/main.bak", dir);
   r->protector = r->protector_next = KEY_ONE;
+  r->taking = 1;
+  for (unsigned k = 0; k < TURNS_MAX; k++) {
+    unsigned mode = (unsigned)(seed + k) % 3;
+    r->turns[k].journal = k && strcmp(sc->journal, "any") == 0 ? modes[mode] : r->journal;
+  }
 }
 
 /* ---- connections ---- */
@@ -101,7 +109,7 @@ static int open_path(run *r, const char *path, int sealed, int real, sqlite3 **d
                 : SQLITE_NOMEM;
 
   if (rc) {
-    failed(r, *db, rc, "open");
+    run_failed(r, *db, rc, "open");
     (void)sqlite3_close(*db); /* it can do nothing else */
     *db = NULL;
   }
@@ -153,8 +161,21 @@ int run_connect(run *r, int real) {
 
 void run_close(run *r) {
   (void)sqlite3_close(r->reader);
+  turns_close(r);
   if (r->db && sqlite3_close(r->db) != SQLITE_OK) run_fail(r, "the connection could not be closed");
   r->db = r->reader = NULL;
+}
+
+static int text_of(sqlite3 *db, const char *sql, char *out, size_t n) {
+  sqlite3_stmt *s = NULL;
+  int rc = sqlite3_prepare_v2(db, sql, -1, &s, NULL);
+
+  out[0] = 0;
+  if (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
+    const char *t = (const char *)sqlite3_column_text(s, 0);
+    (void)snprintf(out, n, "%s", t ? t : "");
+  }
+  return sqlite3_finalize(s);
 }
 
 /* ---- states ---- */
@@ -169,7 +190,7 @@ static int resolve_one(run *r, sqlite3 *db, const char *schema, int *txn) {
   int rc, bad = model_compare(db, schema, &r->m, r->top, txn, &rc, r->why, sizeof(r->why));
 
   if (bad < 0) {
-    failed(r, db, rc, "reading the state");
+    run_failed(r, db, rc, "reading the state");
   } else if (bad) {
     r->stop = 1;
   } else if (*txn < lowest(r)) {
@@ -210,7 +231,7 @@ static void change_row(run *r, sqlite3 *db, state *s, const char *schema, int lo
     return;
   }
   if (len > MODEL_BODY_MAX) len = MODEL_BODY_MAX;
-  s->txn[id] = (uint32_t)r->top;
+  s->txn[id] = (uint32_t)r->txn;
   s->len[id] = (uint16_t)len;
   model_body(id, s->txn[id], len, body);
   sql = sqlite3_mprintf("INSERT OR REPLACE INTO %s.t VALUES(%u,%u,%u,?)", schema, id, s->txn[id],
@@ -221,12 +242,12 @@ static void change_row(run *r, sqlite3 *db, state *s, const char *schema, int lo
     (void)sqlite3_step(stmt);
     rc = sqlite3_finalize(stmt);
   }
-  if (rc) failed(r, db, rc, sql);
+  if (rc) run_failed(r, db, rc, sql);
   sqlite3_free(sql);
 }
 
 /* The same changes in both databases of an attached pair. */
-static void change(run *r, sqlite3 *db, state *s, int longest) {
+void run_change(run *r, sqlite3 *db, state *s, int longest) {
   state copy = *s;
   rng again = r->r;
 
@@ -236,36 +257,39 @@ static void change(run *r, sqlite3 *db, state *s, int longest) {
   change_row(r, db, &copy, "second", longest);
 }
 
-static state *begin(run *r, sqlite3 *db) {
+state *run_begin(run *r, sqlite3 *db) {
   state *s;
 
   if (r->stop || r->committed >= MODEL_TXNS) {
     r->stop = 1;
     return NULL;
   }
-  r->top = r->committed + 1;
-  s = &r->m.after[r->top];
-  *s = r->m.after[r->committed];
   if (run_exec(r, db, "BEGIN IMMEDIATE")) return NULL;
-  (void)run_exec(r, db, "UPDATE main.meta SET txn=%d", r->top);
-  if (r->sc->attach) (void)run_exec(r, db, "UPDATE second.meta SET txn=%d", r->top);
+  r->txn = r->committed + 1;
+  s = &r->m.after[r->txn];
+  *s = r->m.after[r->committed];
+  (void)run_exec(r, db, "UPDATE main.meta SET txn=%d", r->txn);
+  if (r->sc->attach) (void)run_exec(r, db, "UPDATE second.meta SET txn=%d", r->txn);
   return s;
 }
 
-static void commit(run *r, sqlite3 *db) {
+void run_commit(run *r, sqlite3 *db) {
+  if (r->stop) return;
+  r->top = r->txn; /* from here on an outage may leave it */
   if (run_exec(r, db, "COMMIT") == SQLITE_OK) r->committed = r->top;
 }
 
+void run_rollback(run *r, sqlite3 *db) {
+  (void)run_exec(r, db, "ROLLBACK");
+}
+
 void run_transaction(run *r, sqlite3 *db, int changes, int longest, int end) {
-  state *s = begin(r, db);
+  state *s = run_begin(r, db);
 
   if (!s) return;
-  for (int i = 0; i < changes && !r->stop; i++) change(r, db, s, longest);
-  if (end == END_COMMIT) commit(r, db);
-  if (end == END_ROLLBACK) {
-    (void)run_exec(r, db, "ROLLBACK");
-    r->top = r->committed;
-  }
+  for (int i = 0; i < changes && !r->stop; i++) run_change(r, db, s, longest);
+  if (end == END_COMMIT) run_commit(r, db);
+  if (end == END_ROLLBACK) run_rollback(r, db);
 }
 
 /* In WAL mode SQLite (3.40.1, for one; corrected in later releases) breaks its
@@ -275,35 +299,35 @@ void run_transaction(run *r, sqlite3 *db, int changes, int longest, int end) {
 ** with enough between to drive its page out of the cache. */
 static void write_twice(run *r, state *s) {
   for (int k = 0; k < 3; k++) {
-    for (int i = 0; i < 45; i++) change(r, r->db, s, 6000);
-    (void)run_exec(r, r->db, "UPDATE meta SET txn=%d", r->top);
+    for (int i = 0; i < 45; i++) run_change(r, r->db, s, 6000);
+    (void)run_exec(r, r->db, "UPDATE meta SET txn=%d", r->txn);
   }
 }
 
 /* Savepoints: the inner one is rolled back or kept. In WAL mode with spill,
 ** frames of this transaction are then written again in their place. */
 static void savepoints(run *r) {
-  state *s = begin(r, r->db), kept;
+  state *s = run_begin(r, r->db), kept;
 
   if (!s) return;
   if (strcmp(r->journal, "wal") == 0 && r->sc->cache <= 100) write_twice(r, s);
   for (int k = 0; k < 3 && !r->stop; k++) {
-    for (int i = 0; i < 6; i++) change(r, r->db, s, 1500);
+    for (int i = 0; i < 6; i++) run_change(r, r->db, s, 1500);
     kept = *s;
     (void)run_exec(r, r->db, "SAVEPOINT a");
-    for (int i = 0; i < 25; i++) change(r, r->db, s, 2500);
+    for (int i = 0; i < 25; i++) run_change(r, r->db, s, 2500);
     if (rng_below(&r->r, 3)) {
       (void)run_exec(r, r->db, "ROLLBACK TO a");
       *s = kept;
-      for (int i = 0; i < 5; i++) change(r, r->db, s, 1500);
+      for (int i = 0; i < 5; i++) run_change(r, r->db, s, 1500);
     }
     (void)run_exec(r, r->db, "RELEASE a");
   }
-  commit(r, r->db);
+  run_commit(r, r->db);
 }
 
 static void delete_many(run *r) {
-  state *s = begin(r, r->db);
+  state *s = run_begin(r, r->db);
   uint32_t from, n;
 
   if (!s) return;
@@ -314,7 +338,7 @@ static void delete_many(run *r) {
     (void)run_exec(r, r->db, "DELETE FROM second.t WHERE id BETWEEN %u AND %u", from, from + n);
   }
   for (uint32_t i = from; i <= from + n && i < MODEL_IDS; i++) s->txn[i] = 0;
-  commit(r, r->db);
+  run_commit(r, r->db);
 }
 
 /* One transaction that the backup API brings in: the new state is made in
@@ -329,7 +353,7 @@ static void restore(run *r) {
   if (b) (void)sqlite3_backup_step(b, -1);
   rc = b ? sqlite3_backup_finish(b) : sqlite3_errcode(mem);
   if (rc) {
-    failed(r, mem, rc, "backup");
+    run_failed(r, mem, rc, "backup");
     goto out;
   }
   run_transaction(r, mem, 12, 1500, END_COMMIT);
@@ -340,7 +364,7 @@ static void restore(run *r) {
   }
   if (b) rc = sqlite3_backup_finish(b);
   if (!b || rc) {
-    failed(r, r->db, rc, "restore");
+    run_failed(r, r->db, rc, "restore");
   } else {
     r->committed++;
   }
@@ -382,7 +406,7 @@ static void repair_header(run *r) {
   rc = sqlite3_file_control(r->db, "main", TDE_FCNTL_FILE, &f);
   if (rc == SQLITE_OK) rc = tde_file_update_header(f, NULL, NULL, 0, &st);
   if (r->verbose) (void)fprintf(stderr, "[%ld] header repair -> %d\n", disk_ops(), rc);
-  if (rc) failed(r, NULL, rc, "header repair");
+  if (rc) run_failed(r, NULL, rc, "header repair");
 }
 
 /* tde_encrypt and tde_decrypt on a connection of their own. */
@@ -409,12 +433,32 @@ static void convert(run *r, char letter) {
 
 /* ---- keys ---- */
 
-static void set_protector(run *r) {
-  const char *other = strcmp(r->protector_next, KEY_ONE) ? KEY_ONE : KEY_TWO;
+/* The protector is the one that was set last, as far as that was reported. */
+static void check_protector(run *r, sqlite3 *db) {
+  char text[200];
+  int rc;
 
   if (r->stop) return;
-  r->protector_next = other;
-  if (run_exec(r, r->db, "SELECT tde_set_protector('%s')", other) == SQLITE_OK) r->protector = other;
+  rc = text_of(db, "SELECT json_extract(tde_status(), '$.protector')", text, sizeof(text));
+  if (rc) run_failed(r, db, rc, "tde_status");
+  if (r->stop) return;
+  if (strcmp(text, r->protector) && strcmp(text, r->protector_next)) {
+    run_fail(r, "the protector is %s; %s was set", text, r->protector);
+  }
+  r->protector = r->protector_next = strcmp(text, KEY_ONE) ? KEY_TWO : KEY_ONE;
+}
+
+static void set_protector(run *r) {
+  const char *before;
+
+  if (strcmp(r->protector, r->protector_next)) check_protector(r, r->db); /* as the outage left it */
+  if (r->stop) return;
+  before = r->protector;
+  r->protector_next = strcmp(before, KEY_ONE) ? KEY_ONE : KEY_TWO;
+  if (run_exec(r, r->db, "SELECT tde_set_protector('%s')", r->protector_next) == SQLITE_OK) {
+    r->protector = r->protector_next;
+  }
+  if (r->busy) r->protector_next = before;
 }
 
 /* tde_backup, tde_copy, tde_create_secondary and tde_restore into out. */
@@ -574,7 +618,9 @@ static int step_life(run *r, char letter) {
 
 void run_step(run *r, char letter) {
   if (step_rows(r, letter) || step_file(r, letter) || step_life(r, letter)) return;
-  if (strchr("EOU", letter)) {
+  if (letter == '2' || letter == '3') {
+    r->taking = letter - '0';
+  } else if (strchr("EOU", letter)) {
     convert(r, letter);
   } else if (strchr("CDYZ", letter)) {
     make_out(r, letter);
@@ -588,25 +634,27 @@ void run_step(run *r, char letter) {
 /* The schema is transaction 1. */
 void run_make_schema(run *r) {
   if (r->stop || r->committed > 0) return;
-  r->top = 1;
+  r->txn = 1;
   if (run_exec(r, r->db, "BEGIN IMMEDIATE")) return;
   (void)run_exec(r, r->db, MODEL_SCHEMA("main"));
   if (r->sc->attach) (void)run_exec(r, r->db, MODEL_SCHEMA("second"));
-  commit(r, r->db);
+  run_commit(r, r->db);
 }
 
 void run_life(run *r, int fresh, long armed) {
   int early = !fresh || !r->sc->create_safe;
 
   r->stop = 0;
+  r->taking = 1;
   disk_power_fails_at(early ? armed : 0);
   if (fresh && r->sc->tde_only && strpbrk(r->sc->mix, "EO")) {
     r->tde = 0; /* a plain database first */
     r->main_form = FORM_PLAIN;
   }
-  if (run_connect(r, 0) == 0) {
+  if (!fresh) turns_begin_life(r);
+  if (!r->stop && (r->db || run_connect(r, 0) == 0)) {
     if (!fresh) (void)run_resolve(r);
-    run_set_journal(r);
+    turns_set_journal(r);
     run_make_schema(r);
   }
   for (const char *p = fresh ? r->sc->first : ""; *p && !r->stop; p++) run_step(r, *p);
@@ -616,24 +664,17 @@ void run_life(run *r, int fresh, long armed) {
     disk_power_fails_at(armed);
   }
   for (int i = 0; i < r->sc->steps && !r->stop; i++) {
-    run_step(r, r->sc->mix[rng_below(&r->r, (uint32_t)strlen(r->sc->mix))]);
+    char letter = r->sc->mix[rng_below(&r->r, (uint32_t)strlen(r->sc->mix))];
+    if (r->taking > 1) {
+      turns_step(r, letter);
+    } else {
+      run_step(r, letter);
+    }
   }
   run_close(r);
 }
 
 /* ---- after the outage, on the real VFS ---- */
-
-static int text_of(sqlite3 *db, const char *sql, char *out, size_t n) {
-  sqlite3_stmt *s = NULL;
-  int rc = sqlite3_prepare_v2(db, sql, -1, &s, NULL);
-
-  out[0] = 0;
-  if (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
-    const char *t = (const char *)sqlite3_column_text(s, 0);
-    (void)snprintf(out, n, "%s", t ? t : "");
-  }
-  return sqlite3_finalize(s);
-}
 
 static int wal_mode(sqlite3 *db) {
   char text[20];
@@ -648,31 +689,23 @@ static void check_whole(run *r, sqlite3 *db, int sealed, int in_use) {
 
   if (r->stop) return;
   rc = text_of(db, "PRAGMA integrity_check", text, sizeof(text));
-  if (rc || strcmp(text, "ok")) {
-    run_fail(r, "%s: integrity_check: %s (%d)", when, rc ? sqlite3_errmsg(db) : text, rc);
+  if (rc || disk_dead()) {
+    run_failed(r, db, rc, "integrity_check");
+  } else if (strcmp(text, "ok")) {
+    run_fail(r, "%s: integrity_check: %s", when, text);
   }
   if (!sealed || r->stop) return;
   if (!in_use && wal_mode(db)) return;
   rc = text_of(db, "SELECT tde_verify()", text, sizeof(text));
-  if (rc || !strstr(text, "\"ok\":true")) {
-    run_fail(r, "%s: tde_verify: %s (%d)", when, rc ? sqlite3_errmsg(db) : text, rc);
+  if (rc) {
+    run_failed(r, db, rc, "tde_verify");
+  } else if (!strstr(text, "\"ok\":true")) {
+    run_fail(r, "%s: tde_verify: %s", when, text);
   }
 }
 
-void run_check_whole(run *r) {
-  check_whole(r, r->db, r->tde && r->main_form == FORM_SEALED, 0);
-}
-
-/* The protector is the one that was set last, as far as that was reported. */
-static void check_protector(run *r, sqlite3 *db) {
-  char text[200];
-  int rc = text_of(db, "SELECT json_extract(tde_status(), '$.protector')", text, sizeof(text));
-
-  if (r->stop) return;
-  if (rc) run_fail(r, "tde_status: %s", sqlite3_errmsg(db));
-  if (strcmp(text, r->protector) && strcmp(text, r->protector_next)) {
-    run_fail(r, "the protector is %s; %s was set", text, r->protector);
-  }
+void run_check_whole(run *r, int in_use) {
+  check_whole(r, r->db, r->tde && r->main_form == FORM_SEALED, in_use);
 }
 
 /* One file: its state, which must be allowed; then it must be usable. */

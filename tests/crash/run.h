@@ -21,6 +21,16 @@
 **   C  tde_backup                    Y  tde_copy
 **   Z  tde_create_secondary          y  tde_sync_secondary (made when it is not
 **                                       there)
+**   2, 3  from here on so many connections take turns (turns.c)
+**
+** and among these:
+**   l  a read transaction is begun, and held while the others work
+**   W  a write transaction is begun, and held: they meet its lock
+**   X  the connection is closed, until its next turn
+**   V  integrity_check and tde_verify
+**   f  a transaction, and one of its writes finds the disk full
+**   c  a checkpoint, and one of its writes does
+**   e  transactions under locking_mode=EXCLUSIVE
 **
 ** C, D, E, O, U, Y, Z make a file, and are the last thing done (run_ends).
 **
@@ -55,6 +65,17 @@ typedef struct scenario {
 extern const scenario scenarios[];
 extern const int nscenarios;
 
+/* What a connection has not ended when another takes its turn. */
+typedef enum held { HELD_NOTHING, HELD_READ, HELD_WRITE } held;
+
+#define TURNS_MAX 3
+typedef struct turn {
+  sqlite3 *db; /* of whose turn it is: run.db */
+  const char *journal;
+  held held;
+  int snapshot; /* the state that its transaction reads */
+} turn;
+
 /* How a file stands after a conversion. */
 typedef enum form { FORM_PLAIN, FORM_SEALED, FORM_EITHER } form;
 
@@ -68,9 +89,15 @@ typedef struct run {
   rng r;
   const char *journal;
   model m;
-  int floor, committed, top; /* states that may be found: see run_low() */
-  int stop;                  /* the life is over */
-  int tolerant;              /* errors are expected: rc is kept, why is not set */
+  int floor, committed, top; /* states that may be found: see lowest(); top: one being committed */
+  int txn;                   /* the number of the transaction under way */
+  turn turns[TURNS_MAX];
+  int at;       /* whose turn it is */
+  int taking;   /* so many take turns; 1: nobody does */
+  int yields;   /* the step may meet the others' locks though they hold no transaction */
+  int busy;     /* ... it did, or that of a transaction: nothing was done */
+  int stop;     /* the life is over */
+  int tolerant; /* errors are expected: rc is kept, why is not set */
   int rc;
   form main_form; /* of path[0] */
   int out_form;   /* -1: out must not be looked for; else form of out */
@@ -80,7 +107,7 @@ typedef struct run {
   /* The database's protector: before the last change, and after it if that was
   ** reported done (else it may be either). */
   const char *protector, *protector_next;
-  char why[700];  /* a failure: what is wrong */
+  char why[700]; /* a failure: what is wrong */
 } run;
 
 void run_init(run *r, const scenario *sc, uint64_t seed, int tde, const char *dir);
@@ -90,7 +117,22 @@ void run_life(run *r, int fresh, long armed);
 /* After disk_export(): opens with the real VFS and compares. why is set when
 ** something is wrong. */
 void run_verify(run *r);
+/* Every connection. */
 void run_close(run *r);
+
+/* turns.c: how many connections take turns in a scenario. */
+int turns_of(const scenario *sc);
+/* A step of the one whose turn it is now. */
+void turns_step(run *r, char letter);
+/* Another life: all are opened before anybody reads, or one after the other; anyone
+** may be the one that recovers. Sets run.stop when it fails. */
+void turns_begin_life(run *r);
+/* run_set_journal, for which others may be in the way. */
+void turns_set_journal(run *r);
+/* Is another connection in the way of this step? */
+int turns_may_be_busy(const run *r);
+/* Closes all but run.db, which is the caller's. */
+void turns_close(run *r);
 
 /* The job's last step makes a file, on a connection that is closed then. */
 int run_ends(const scenario *sc);
@@ -104,15 +146,23 @@ void run_fail(run *r, const char *fmt, ...) __attribute__((format(printf, 2, 3))
 void run_step(run *r, char letter);
 /* Opens the database(s); real: on the unix VFS. */
 int run_connect(run *r, int real);
+/* A call failed: the outage, another connection's lock, or a finding. */
+void run_failed(run *r, sqlite3 *db, int rc, const char *what);
 /* A transaction of random changes on one connection. */
 void run_transaction(run *r, sqlite3 *db, int changes, int longest, int end);
 #define END_COMMIT 0
 #define END_ROLLBACK 1
+/* Its parts: NULL when it could not begin; changes go into that state, too. */
+state *run_begin(run *r, sqlite3 *db);
+void run_change(run *r, sqlite3 *db, state *s, int longest);
+void run_commit(run *r, sqlite3 *db);
+void run_rollback(run *r, sqlite3 *db);
 /* Finds out in which state the databases are, and that it may be. */
 int run_resolve(run *r);
 void run_set_journal(run *r);
 void run_make_schema(run *r);
-/* On the open connection: integrity_check, and tde_verify where it can tell. */
-void run_check_whole(run *r);
+/* On the open connection: integrity_check, and tde_verify where it can tell (in_use: a
+** WAL's end is known). */
+void run_check_whole(run *r, int in_use);
 
 #endif
