@@ -61,6 +61,7 @@ const scenario scenarios[] = {
     {"turns-vacuum-any", "any", "EXTRA", ANY, 20, 1000, 2, 0, 0, 0, 0, "b3", "tdvipvlBX", 14, 0, 0},
     {"turns-modes", "any", "EXTRA", ANY, 10, 30, 0, 0, 0, 0, 0, "3", "ttrWlwwwjkXPT", 24, 0, 0},
     {"turns-dek", "wal", "FULL", ANY, 20, 40, 0, 0, 0, 0, 1, "bt3", "ggttttrWlPTX", 14, 1, 0},
+    {"turns-dek-torn", "wal", "FULL", 4096, 10, 0, 0, 0, 0, 0, 1, "tt3", "ttlgPP", 12, 1, 0},
     {"turns-keys", "wal", "EXTRA", 4096, 10, 0, 0, 0, 0, 0, 1, "t3", "gmttttrWlTX", 16, 1, 0},
     {"turns-dek-small", "wal", "FULL", 4096, 20, 0, 2, 0, 0, 0, 1, "bkqj3", "gtdirWlPTX", 12, 1, 0},
     {"turns-dek-normal", "wal", "NORMAL", ANY, 10, 25, 0, 0, 1000, 0, 1, "t3", "ggmtrWlPTX", 16, 1,
