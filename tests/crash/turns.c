@@ -173,12 +173,16 @@ static void transaction(run *r, int end) {
 }
 
 /* A COMMIT that failed. With journal_mode=PERSIST the last write, half done, has voided the
-** journal: the transaction is there. In a WAL it must not be, now or later. */
+** journal: the transaction is there. In a WAL nobody may see it, but a recovery may find it:
+** the half of the last frame that was not written can be what stood there before. So the
+** life ends, and the next one finds either. */
 static void after_failed_commit(run *r) {
   int txn, rc;
 
-  if (strcmp(r->sc->journal, "wal") == 0) return;
-  if (model_compare(r->db, "main", &r->m, r->top, &txn, &rc, r->why, sizeof(r->why))) {
+  if (strcmp(r->sc->journal, "wal") == 0) {
+    look(r, r->committed);
+    r->stop = 1;
+  } else if (model_compare(r->db, "main", &r->m, r->top, &txn, &rc, r->why, sizeof(r->why))) {
     if (!r->why[0]) run_failed(r, r->db, rc, "reading after a failed commit");
   } else if (txn == r->top) {
     r->committed = txn;
@@ -199,7 +203,7 @@ static void full_disk(run *r) {
   r->stop = 0;
   if (!sqlite3_get_autocommit(r->db)) run_rollback(r, r->db);
   if (r->top > r->committed) after_failed_commit(r);
-  if (!disk_dead()) r->top = r->committed;
+  if (!r->stop) r->top = r->committed;
 }
 
 /* What a checkpoint could not write stays in the log for the next one. */
