@@ -524,7 +524,12 @@ static int void_journal(tde_file *f) {
   int rc = LOWER(f)->xWrite(f->lower, zeros, sizeof(zeros), 0);
 
   f->s.counters->lower_writes++;
-  if (rc) return rc;
+  if (rc) {
+    /* Half of it may be there: whether the journal is void is for the file to say. */
+    f->gen.checked = 0;
+    f->s.own_from = f->s.own_to = 0;
+    return rc;
+  }
   tde_sealed_drop(&f->s);
   f->gen.valid = 0;
   f->gen.checked = 1;
