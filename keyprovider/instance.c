@@ -104,7 +104,8 @@ static tde_class nomem(tde_status *st) {
 ** one place; symbolic links stay. */
 static tde_class absolute(const char *path, char out[DIR_MAX], tde_status *st) {
   size_t n = 0;
-  char cwd[DIR_MAX] = "";
+  char cwd[DIR_MAX];
+  cwd[0] = 0;
   if (path[0] != '/' && getcwd(cwd, sizeof cwd) == NULL) {
     return tde_fail(st, TDE_MISCONFIGURED, "give the instance directory as an absolute path",
                     "the relative path %s cannot be resolved: no current directory", path);
