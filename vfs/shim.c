@@ -135,16 +135,47 @@ static int open_unit0(tde_file *f, uint8_t *out) {
   return SQLITE_OK;
 }
 
-/* Reads unit 0 anew for its first 100 bytes. flags: of tde_sealed_read. */
-static int load_head(tde_file *f, int flags) {
+/* Reads unit 0 anew for its first 100 bytes; the rest is gone at once. */
+static int open_head(tde_file *f) {
   tde_sealed *s = &f->s;
-  int rc = tde_sealed_buffers(s, s->geo.unit);
+  int rc = tde_sealed_scratch(s, s->geo.unit);
+  uint8_t *page;
 
   if (rc) return rc;
-  rc = open_unit0(f, s->plain);
-  tde_wipe(s->plain, s->geo.unit);
+  page = s->scratch + TDE_UNIT_HEAD; /* in place: no second buffer for a page that nobody sees */
+  rc = open_unit0(f, page);
+  tde_wipe(page, s->geo.unit);
+  return rc;
+}
+
+static int load_head(tde_file *f) {
+  int rc = open_head(f);
+
   if (rc != SQLITE_NOTFOUND) return rc;
-  return tde_sealed_read(s, f->db->head, sizeof(f->db->head), 0, flags); /* with second looks */
+  return tde_sealed_read(&f->s, f->db->head, sizeof(f->db->head), 0, 0); /* with second looks */
+}
+
+/* Page size from SQLite's header, to notice pages smaller than a unit. (Others do not make
+** the last unit full: a backup of an empty database into one of larger pages leaves a file
+** shorter than the page size that it states.) */
+static void note_page_size(tde_file *f, const uint8_t *head) {
+  uint32_t page = (uint32_t)head[16] << 8 | head[17];
+  f->s.small_pages = page >= 512 && page < f->s.geo.unit;
+  if (f->s.small_pages) f->s.guarding = 1;
+}
+
+/* The bytes that SQLite asks for as it opens the file, at offset 0 and without a lock. */
+static int read_unlocked(tde_file *f, uint8_t *buf, uint32_t n) {
+  int rc = open_head(f);
+
+  if (rc == SQLITE_OK) {
+    memcpy(buf, f->db->head, n);
+  } else {
+    rc = tde_sealed_read(&f->s, buf, n, 0, TDE_READ_SHORT); /* says what is wrong, if it still is */
+    tde_sealed_trim(&f->s); /* mostly from here on whole pages are read */
+  }
+  if (rc == SQLITE_OK && n >= 18) note_page_size(f, buf);
+  return rc;
 }
 
 /* Page 1 whole: SQLite will ask for its change counter soon, which then costs no
@@ -181,7 +212,7 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
     }
   }
   if (!db->head_valid) {
-    rc = load_head(f, 0);
+    rc = load_head(f);
     if (rc) {
       memset(buf, 0, n);
       return rc;
@@ -189,15 +220,6 @@ static int read_head(tde_file *f, uint8_t *buf, uint32_t n, uint32_t off) {
   }
   memcpy(buf, db->head + off, n);
   return SQLITE_OK;
-}
-
-/* Page size from SQLite's header, to notice pages smaller than a unit. (Others do not make
-** the last unit full: a backup of an empty database into one of larger pages leaves a file
-** shorter than the page size that it states.) */
-static void note_page_size(tde_file *f, const uint8_t *head) {
-  uint32_t page = (uint32_t)head[16] << 8 | head[17];
-  f->s.small_pages = page >= 512 && page < f->s.geo.unit;
-  if (f->s.small_pages) f->s.guarding = 1;
 }
 
 /* Does the WAL's last commit count on a page of n bytes at this offset? SQLite
@@ -247,12 +269,7 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   if (db->damaged_zeros) {
     return tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_LENIENT);
   }
-  if (unlocked) {
-    rc = tde_sealed_read(&f->s, buf, (uint32_t)n, (uint64_t)off, TDE_READ_SHORT);
-    if (rc == SQLITE_OK && n >= 18) note_page_size(f, buf);
-    tde_sealed_trim(&f->s); /* so far, and mostly from here on, whole pages are read */
-    return rc;
-  }
+  if (unlocked) return read_unlocked(f, buf, (uint32_t)n);
   if (off + n <= (sqlite3_int64)sizeof(db->head)) {
     return read_head(f, buf, (uint32_t)n, (uint32_t)off);
   }
