@@ -149,16 +149,17 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
 
 /* Is this header the newest whole one that the file has now? */
 static int is_on_disk(tde_db *db, const tde_header *h) {
-  tde_slots *both = tde_slots_new();
+  tde_slots both;
   tde_header now;
   int same;
 
   memset(&now, 0, sizeof(now));
-  same = both && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK &&
-         tde_slots_newest(both, &now) == TDE_OK && now.doc &&
+  tde_slots_init(&both);
+  same = tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK &&
+         tde_slots_newest(&both, &now) == TDE_OK && now.doc &&
          memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
   tde_header_clear(&now);
-  tde_slots_free(both);
+  tde_slots_clear(&both);
   return same;
 }
 
@@ -386,12 +387,12 @@ static int read_header(tde_file *f, tde_slots *both, int forced) {
 ** whatever is known. */
 static int load(tde_file *f, int wait, int forced) {
   tde_db *db = f->db;
-  tde_slots *both = tde_slots_new();
+  tde_slots both;
   int rc, reserved = 0;
 
-  if (!both) return SQLITE_NOMEM;
-  rc = read_header(f, both, forced);
-  tde_slots_free(both);
+  tde_slots_init(&both);
+  rc = read_header(f, &both, forced);
+  tde_slots_clear(&both);
   if (rc) return rc;
   if (wait && db->state == TDE_STATE_DAMAGED &&
       tde_main_reserved(f->lower, &reserved) == SQLITE_OK && reserved) {
@@ -450,18 +451,18 @@ int tde_db_freshen(tde_file *f) {
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
   tde_db *db = f->db;
-  tde_slots *both;
+  tde_slots both;
   tde_header h;
   tde_key_facts *facts;
   tde_class c = TDE_WRONG_KEY;
 
   if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return TDE_WRONG_KEY;
-  both = tde_slots_new();
   facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
-  if (both && facts && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK)
-    (void)tde_slots_newest(both, &h);
-  if (!both || !facts) c = TDE_NOMEM;
+  tde_slots_init(&both);
+  if (facts && tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK)
+    (void)tde_slots_newest(&both, &h);
+  if (!facts) c = TDE_NOMEM;
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0) {
     tde_key_params params = way_for(db, &h);
     c = tde_keyring_follow(db->keys, &tde_source, &params, &h, 0, facts, NULL);
@@ -471,13 +472,13 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   }
   if (c == TDE_OK) {
     db->facts = *facts;
-    for (int i = 0; i < 2; i++) memcpy(db->seen[i], both->at[i], TDE_SLOT_FIXED);
+    for (int i = 0; i < 2; i++) memcpy(db->seen[i], both.at[i], TDE_SLOT_FIXED);
     take_header(db, &h, db->keys);
     if (!tde_keys_has(db->keys, epoch)) c = TDE_WRONG_KEY;
   }
   tde_header_clear(&h);
   sqlite3_free(facts);
-  tde_slots_free(both);
+  tde_slots_clear(&both);
   return c;
 }
 
@@ -1038,15 +1039,16 @@ void tde_db_lose(tde_db *db) {
 
 /* Asks the key service, by the header that is on disk now. */
 static void check_now(tde_db *db) {
-  tde_slots *both = tde_slots_new();
   tde_key_report r;
+  tde_slots both;
   tde_header h;
 
   memset(&h, 0, sizeof(h));
-  if (both && tde_slots_read(db->file->lower, &db->counters, both) == SQLITE_OK) {
-    (void)tde_slots_newest(both, &h);
+  tde_slots_init(&both);
+  if (tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK) {
+    (void)tde_slots_newest(&both, &h);
   }
-  tde_slots_free(both);
+  tde_slots_clear(&both);
   (void)tde_keyring_check(db->keys, &tde_source, h.doc ? &h : NULL);
   tde_header_clear(&h);
   /* A denial is repeated by a thread, and what goes with a check (watch.h) is its to do. */

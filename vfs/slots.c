@@ -11,21 +11,15 @@
 
 SQLITE_EXTENSION_INIT3
 
-void tde_slots_free(tde_slots *s) {
-  if (!s) return;
-  for (int i = 0; i < 2; i++) sqlite3_free(s->longer[i]);
-  sqlite3_free(s);
-}
-
-tde_slots *tde_slots_new(void) {
-  tde_slots *s = sqlite3_malloc64(sizeof(*s));
-
-  if (!s) return NULL;
+void tde_slots_init(tde_slots *s) {
   for (int i = 0; i < 2; i++) {
     s->longer[i] = NULL;
     s->at[i] = s->head[i];
   }
-  return s;
+}
+
+void tde_slots_clear(tde_slots *s) {
+  for (int i = 0; i < 2; i++) sqlite3_free(s->longer[i]);
 }
 
 /* Reads the rest of a slot whose document is long. */
@@ -193,27 +187,27 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
   tde_counters counters;
   sqlite3_file *lower = NULL;
   const char *name;
-  tde_slots *both;
+  tde_slots both;
   int rc = SQLITE_NOMEM;
 
   memset(out, 0, sizeof(*out));
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
-  both = tde_slots_new();
+  tde_slots_init(&both);
   name = resolve(v, path);
-  if (both && name) rc = may_look(name, unknown);
+  if (name) rc = may_look(name, unknown);
   if (rc == SQLITE_OK) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
   }
   if (lower) {
-    rc = tde_slots_read(lower, &counters, both);
-    if (rc == SQLITE_OK && tde_slots_newest(both, out)) rc = SQLITE_NOMEM;
-    if (rc == SQLITE_OK && !out->doc) rc = has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
-    if (rc == SQLITE_NOTADB && may_be_damaged(lower, both)) *unknown = TDE_UNKNOWN_BYTES;
+    rc = tde_slots_read(lower, &counters, &both);
+    if (rc == SQLITE_OK && tde_slots_newest(&both, out)) rc = SQLITE_NOMEM;
+    if (rc == SQLITE_OK && !out->doc) rc = has_magic(&both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
+    if (rc == SQLITE_NOTADB && may_be_damaged(lower, &both)) *unknown = TDE_UNKNOWN_BYTES;
   }
   (void)tde_main_close(lower);
   tde_name_free(name);
-  tde_slots_free(both);
+  tde_slots_clear(&both);
   return rc;
 }
 

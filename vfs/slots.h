@@ -17,8 +17,8 @@ typedef struct tde_slots {
   uint8_t head[2][TDE_SLOT_GULP];
 } tde_slots;
 
-tde_slots *tde_slots_new(void); /* NULL: no memory */
-void tde_slots_free(tde_slots *s);
+void tde_slots_init(tde_slots *s);
+void tde_slots_clear(tde_slots *s);
 /* Reads both slots; what lies beyond the file is zero, as SQLite demands of xRead. */
 int tde_slots_read(sqlite3_file *lower, tde_counters *counters, tde_slots *s);
 /* The newest slot that is whole, of two that were parsed; slot 0 when none is. */
