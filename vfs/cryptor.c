@@ -36,6 +36,9 @@ void tde_cryptor_wipe(tde_cryptor *c) {
 }
 
 void tde_cryptor_clear(tde_cryptor *c) {
+  for (int i = 0; c->role == TDE_ROLE_MAIN && i < c->n; i++) {
+    tde_keys_note_derived(c->keys, c->list[i].epoch, c->seen, c->list[i].aead);
+  }
   tde_cryptor_wipe(c);
   memset(c, 0, sizeof(*c));
 }

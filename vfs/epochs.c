@@ -25,7 +25,9 @@ static tde_class derive_one(const uint8_t *uuid, const uint8_t *dek, const char 
 void tde_epoch_wipe(tde_epoch_keys *e) {
   tde_secret_free(e->dek);
   tde_secret_free(e->mac_key);
+  tde_secret_free(e->derived);
   e->dek = e->mac_key = NULL;
+  e->derived = NULL;
   for (int r = 0; r < TDE_ROLE_KEYS; r++) {
     tde_secret_free(e->role_key[r]);
     e->role_key[r] = NULL;

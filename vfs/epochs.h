@@ -28,6 +28,7 @@ typedef struct tde_epoch_keys {
   uint8_t *mac_key;
   uint8_t *role_key[TDE_ROLE_KEYS]; /* index role - 1 */
   tde_nonce_source *nonces[TDE_ROLE_KEYS];
+  tde_derived *derived; /* of the role main, for the next AEAD; NULL: none yet */
 } tde_epoch_keys;
 
 typedef struct tde_retired_nonces tde_retired_nonces;

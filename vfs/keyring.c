@@ -1005,8 +1005,23 @@ tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out
   pthread_mutex_lock(&ring_lock);
   c = keys_of(keys, epoch, &e);
   if (c == TDE_OK) c = tde_aead_new(e->role_key[role - 1], e->nonces[role - 1], out, NULL);
+  if (c == TDE_OK && role == TDE_ROLE_MAIN && e->derived) tde_aead_tell(*out, e->derived);
   pthread_mutex_unlock(&ring_lock);
   return c;
+}
+
+void tde_keys_note_derived(tde_keys *keys, uint32_t epoch, unsigned seen, const tde_aead *aead) {
+  const tde_derived *d = tde_aead_derived(aead);
+  tde_epoch_keys *e;
+
+  if (!d->valid) return;
+  pthread_mutex_lock(&ring_lock);
+  e = tde_epochs_any(&keys->epochs, epoch);
+  if (e && e->dek && !e->stale && seen == atomic_load(&keys->epochs.replaced)) {
+    if (!e->derived) e->derived = tde_secret_alloc(sizeof(*d));
+    if (e->derived) *e->derived = *d; /* without memory it is derived again */
+  }
+  pthread_mutex_unlock(&ring_lock);
 }
 
 tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]) {

@@ -90,6 +90,10 @@ int tde_keys_has(const tde_keys *keys, uint32_t epoch);
 /* A new AEAD for one role and epoch, the caller's. TDE_WRONG_KEY: there is no
 ** such epoch. The class of the loss when the DEK is away. */
 tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out);
+/* An AEAD of the role main is about to go. What it derived first, most often the key of page 1,
+** is what the next connection needs first, too: it stays until the epoch's keys are wiped.
+** seen: tde_keys_replaced from before the AEAD was made. */
+void tde_keys_note_derived(tde_keys *keys, uint32_t epoch, unsigned seen, const tde_aead *aead);
 /* Copies of one epoch's header MAC key, and of its DEK: the caller wipes them. */
 tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]);
 tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out);

@@ -350,10 +350,11 @@ static tde_class lease(tde_nonce_source *s, uint64_t now, uint8_t prefix[TDE_NON
 
 /* ---- The cryptor ------------------------------------------------------- */
 
-/* K and K1, in secret memory. */
+/* K, K1 and the derived key that was used first, in secret memory. */
 typedef struct key_block {
   uint8_t k[TDE_KEY_BYTES];
   uint8_t k1[BLOCK_BYTES];
+  tde_derived first;
 } key_block;
 
 typedef struct derived_key {
@@ -409,6 +410,14 @@ void tde_aead_free(tde_aead *a) {
   free(a);
 }
 
+const tde_derived *tde_aead_derived(const tde_aead *a) {
+  return &a->keys->first;
+}
+
+void tde_aead_tell(tde_aead *a, const tde_derived *d) {
+  a->keys->first = *d;
+}
+
 /* Doubling in GF(2^128) with the polynomial x^128 + x^7 + x^2 + x + 1, in time
 ** that does not depend on the data. */
 static void double_block(const uint8_t l[BLOCK_BYTES], uint8_t out[BLOCK_BYTES]) {
@@ -439,12 +448,12 @@ static tde_class make_base(tde_aead *a) {
   return TDE_OK;
 }
 
-/* Derives the key of a prefix into a slot that is not in use. */
-static tde_class derive(tde_aead *a, const uint8_t prefix[TDE_NONCE_PREFIX], derived_key *d) {
+/* Derives the key of a prefix. */
+static tde_class derive(tde_aead *a, const uint8_t prefix[TDE_NONCE_PREFIX],
+                        uint8_t kx[TDE_KEY_BYTES]) {
   tde_class rc = a->ecb ? TDE_OK : make_base(a);
   if (rc) return rc;
-  if (!d->handle && !(d->handle = gcm->key_new())) return TDE_NOMEM;
-  uint8_t m[2 * BLOCK_BYTES], kx[TDE_KEY_BYTES];
+  uint8_t m[2 * BLOCK_BYTES];
   int got = 0;
   for (int half = 0; half < 2; half++) {
     uint8_t *block = m + half * BLOCK_BYTES;
@@ -453,12 +462,28 @@ static tde_class derive(tde_aead *a, const uint8_t prefix[TDE_NONCE_PREFIX], der
     memcpy(block + sizeof head, prefix, TDE_NONCE_PREFIX);
     for (int i = 0; i < BLOCK_BYTES; i++) block[i] ^= a->keys->k1[i];
   }
-  if (EVP_EncryptUpdate(a->ecb, kx, &got, m, sizeof m) == 1 && got == (int)sizeof kx) {
-    rc = gcm->key_set(d->handle, kx);
-  } else {
+  if (EVP_EncryptUpdate(a->ecb, kx, &got, m, sizeof m) != 1 || got != TDE_KEY_BYTES) {
     rc = TDE_CRYPTO;
   }
   tde_wipe(m, sizeof m);
+  return rc;
+}
+
+/* Sets a slot that is not in use to the key of a prefix. */
+static tde_class set_slot(tde_aead *a, const uint8_t prefix[TDE_NONCE_PREFIX], derived_key *d) {
+  tde_derived *first = &a->keys->first;
+  if (!d->handle && !(d->handle = gcm->key_new())) return TDE_NOMEM;
+  if (first->valid && memcmp(first->prefix, prefix, TDE_NONCE_PREFIX) == 0) {
+    return gcm->key_set(d->handle, first->key);
+  }
+  uint8_t kx[TDE_KEY_BYTES];
+  tde_class rc = derive(a, prefix, kx);
+  if (rc == TDE_OK && !a->clock) { /* no key was used yet */
+    memcpy(first->prefix, prefix, TDE_NONCE_PREFIX);
+    memcpy(first->key, kx, TDE_KEY_BYTES);
+    first->valid = 1;
+  }
+  if (rc == TDE_OK) rc = gcm->key_set(d->handle, kx);
   tde_wipe(kx, sizeof kx);
   return rc;
 }
@@ -489,7 +514,7 @@ __attribute__((noinline)) static tde_class find_key(tde_aead *a,
     d = victim(a);
     d->valid = 0;
     if (a->recent == d) a->recent = NULL;
-    tde_class rc = derive(a, prefix, d);
+    tde_class rc = set_slot(a, prefix, d);
     if (rc) return rc;
     memcpy(d->prefix, prefix, TDE_NONCE_PREFIX);
     d->valid = 1;

@@ -63,6 +63,21 @@ tde_class tde_aead_new(const uint8_t key[TDE_KEY_BYTES], tde_nonce_source *sourc
                        tde_status *st);
 void tde_aead_free(tde_aead *a);                       /* NULL is allowed */
 
+/* A key that a cryptor derived, for others under the same key: to derive it takes longer than
+** to open a page. Key material: whoever keeps one does so in secret memory. */
+typedef struct tde_derived {
+  uint8_t valid; /* 0: none */
+  uint8_t prefix[TDE_NONCE_PREFIX];
+  uint8_t key[TDE_KEY_BYTES];
+} tde_derived;
+
+/* The one that a used first, or was told of; it stays a's. */
+const tde_derived *tde_aead_derived(const tde_aead *a);
+/* Tells a new cryptor of one (copied), which must have come from a cryptor of the same key:
+** nothing would open under another's. */
+void tde_aead_tell(tde_aead *a, const tde_derived *d);
+
+
 /* Seals n bytes of pt into ct (the same buffer is allowed; partial overlap is
 ** not) with a fresh nonce, which it stores in nonce. n may be 0, and pt and ct
 ** are then not looked at. On failure (TDE_RANDOM, TDE_NOMEM, TDE_CRYPTO,

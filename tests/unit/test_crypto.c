@@ -743,6 +743,57 @@ static void failed_derivation(void) {
   tde_aead_free(a);
 }
 
+/* Opens a unit whose plaintext is all threes. Returns how many allocations that took. */
+static int allocations_to_open(tde_aead *a, const sealed_unit *u) {
+  static uint8_t threes[UNIT], back[UNIT];
+  memset(threes, 3, sizeof threes);
+  countdown = -1; /* counts down, and fails none */
+  tde_test_alloc_hook = fail_at;
+  CHECK(open_unit(a, u, back) == TDE_OK && memcmp(back, threes, UNIT) == 0);
+  tde_test_alloc_hook = NULL;
+  return -1 - countdown;
+}
+
+/* A cryptor that was told what another one derived first does not derive it again, and all
+** others as ever. */
+static void derived_keys_are_told(void) {
+  enum { BOTH = 2, KEY_ALONE = 1 }; /* AES for deriving, and the derived key */
+  static sealed_unit u[2];
+  static uint8_t pt[UNIT], back[UNIT];
+  tde_aead *a = cryptor(9, NULL), *b = cryptor(9, NULL), *c = cryptor(9, NULL);
+  tde_aead *other = cryptor(10, NULL);
+  REQUIRE(a && b && c && other);
+  memset(pt, 3, sizeof pt);
+  for (int i = 0; i < 2; i++) {
+    tde_aead *w = cryptor(9, NULL);
+    REQUIRE(tde_aead_seal(w, u[i].aad, TDE_AAD_BYTES, pt, UNIT, u[i].nonce, u[i].ct, u[i].tag) ==
+            TDE_OK);
+    tde_aead_free(w);
+  }
+  CHECK(!tde_aead_derived(a)->valid);
+  CHECK(allocations_to_open(a, &u[0]) == BOTH);
+  CHECK(allocations_to_open(a, &u[1]) == KEY_ALONE);
+  CHECK(tde_aead_derived(a)->valid);
+  CHECK(memcmp(tde_aead_derived(a)->prefix, u[0].nonce, TDE_NONCE_PREFIX) == 0);
+
+  tde_aead_tell(b, tde_aead_derived(a));
+  CHECK(allocations_to_open(b, &u[0]) == KEY_ALONE);
+  CHECK(allocations_to_open(b, &u[1]) == BOTH);
+  CHECK(memcmp(tde_aead_derived(b)->prefix, u[0].nonce, TDE_NONCE_PREFIX) == 0);
+
+  tde_aead_tell(c, tde_aead_derived(a)); /* of no use: page 1 was sealed anew since */
+  CHECK(allocations_to_open(c, &u[1]) == BOTH);
+  CHECK(memcmp(tde_aead_derived(c)->prefix, u[1].nonce, TDE_NONCE_PREFIX) == 0);
+  CHECK(allocations_to_open(c, &u[0]) == KEY_ALONE);
+
+  tde_aead_tell(other, tde_aead_derived(a));
+  CHECK(open_unit(other, &u[1], back) == TDE_TAMPERED && tde_all_zero(back, UNIT));
+  tde_aead_free(a);
+  tde_aead_free(b);
+  tde_aead_free(c);
+  tde_aead_free(other);
+}
+
 static void misuse(void) {
   uint8_t nonce[24], tag[16], b[1] = {0};
   tde_aead *a = cryptor(15, NULL);
@@ -793,6 +844,7 @@ int main(int argc, char **argv) {
       {"memory_runs_out", memory_runs_out},
       {"library_memory_runs_out", library_memory_runs_out},
       {"failed_derivation", failed_derivation},
+      {"derived_keys_are_told", derived_keys_are_told},
       {"misuse", misuse},
       {"fork_without_wipeonfork", fork_without_wipeonfork},
   };

@@ -374,6 +374,73 @@ static void loss_wipes_and_heals(void) {
   tde_header_clear(&h);
 }
 
+static int allocated;
+static int count_allocations(size_t n) {
+  (void)n;
+  allocated++;
+  return 0;
+}
+
+typedef struct sealed_text {
+  uint8_t nonce[TDE_NONCE_BYTES], ct[16], tag[TDE_TAG_BYTES];
+} sealed_text;
+
+static void seal_text(tde_keys *k, sealed_text *t) {
+  tde_aead *a = NULL;
+  REQUIRE(tde_keys_aead(k, 1, TDE_ROLE_MAIN, &a) == TDE_OK);
+  CHECK(tde_aead_seal(a, NULL, 0, (const uint8_t *)"sixteen letters.", 16, t->nonce, t->ct,
+                      t->tag) == TDE_OK);
+  tde_aead_free(a);
+}
+
+/* Opens it with an AEAD of its own, whose maker notes what it derived. False: that had
+** been noted before, and was not to be derived. */
+static int derives(tde_keys *k, const sealed_text *t, unsigned seen) {
+  uint8_t back[16];
+  tde_aead *a = NULL;
+  if (!CHECK(tde_keys_aead(k, 1, TDE_ROLE_MAIN, &a) == TDE_OK)) return -1;
+  allocated = 0;
+  tde_test_alloc_hook = count_allocations;
+  CHECK(tde_aead_open(a, NULL, 0, t->nonce, t->ct, 16, t->tag, back) == TDE_OK);
+  tde_test_alloc_hook = NULL;
+  CHECK(memcmp(back, "sixteen letters.", 16) == 0);
+  tde_keys_note_derived(k, 1, seen, a);
+  tde_aead_free(a);
+  return allocated > 1; /* more than the derived key's own */
+}
+
+/* What one connection derived the next one knows, until the key is lost; and what is noted
+** late is nobody's, for the key may have become another one since. */
+static void derived_keys_go_with_the_key(void) {
+  sealed_text t;
+  tde_header h;
+  tde_keys *k = NULL;
+  tde_aead *late = NULL;
+  unsigned seen;
+  begin();
+  make_header(&h, 71, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  seen = *tde_keys_replaced(k);
+  seal_text(k, &t);
+  CHECK(derives(k, &t, seen) == 1);
+  CHECK(derives(k, &t, seen) == 0);
+  REQUIRE(tde_keys_aead(k, 1, TDE_ROLE_MAIN, &late) == TDE_OK); /* was told */
+  set_answer(TDE_DENIED);
+  CHECK(check_now(k, NULL) == TDE_LEASE_KEEP);
+  CHECK(check_now(k, NULL) == TDE_LEASE_WIPE);
+  tde_keys_note_derived(k, 1, seen, late); /* while the key is away */
+  set_answer(TDE_OK);
+  CHECK(check_now(k, NULL) == TDE_LEASE_HEAL);
+  tde_keys_note_derived(k, 1, seen, late); /* of the time before */
+  tde_keys_note_derived(k, 2, *tde_keys_replaced(k), late); /* no such epoch */
+  CHECK(derives(k, &t, seen) == 1);
+  CHECK(derives(k, &t, *tde_keys_replaced(k)) == 1);
+  CHECK(derives(k, &t, *tde_keys_replaced(k)) == 0);
+  tde_aead_free(late);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
 static void closed_until_revalidated(void) {
   tde_header h;
   tde_keys *k = NULL, *again = NULL;
@@ -678,6 +745,7 @@ int main(int argc, char **argv) {
       {"who_asks_counts", who_asks_counts},
       {"another_instance_is_asked", another_instance_is_asked},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
+      {"derived_keys_go_with_the_key", derived_keys_go_with_the_key},
       {"closed_until_revalidated", closed_until_revalidated},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
