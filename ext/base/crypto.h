@@ -77,7 +77,6 @@ const tde_derived *tde_aead_derived(const tde_aead *a);
 ** nothing would open under another's. */
 void tde_aead_tell(tde_aead *a, const tde_derived *d);
 
-
 /* Seals n bytes of pt into ct (the same buffer is allowed; partial overlap is
 ** not) with a fresh nonce, which it stores in nonce. n may be 0, and pt and ct
 ** are then not looked at. On failure (TDE_RANDOM, TDE_NOMEM, TDE_CRYPTO,
