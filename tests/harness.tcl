@@ -141,7 +141,15 @@ proc json {text path} {
   return [::sql onecolumn {SELECT json_extract($text, $path)}]
 }
 proc status {db {schema main}} { return [$db onecolumn {SELECT tde_status($schema)}] }
-proc state {db {schema main}} { return [json [status $db $schema] {$.state}] }
+# A check of the key that happens to run is waited for.
+proc state {db {schema main}} {
+  for {set i 0} {$i < 100} {incr i} {
+    set state [json [status $db $schema] {$.state}]
+    if {$state ne "Revalidating"} break
+    after 50
+  }
+  return $state
+}
 proc verify {db {schema main}} { return [$db onecolumn {SELECT tde_verify($schema)}] }
 proc verify_ok {db {schema main}} { return [json [verify $db $schema] {$.ok}] }
 
