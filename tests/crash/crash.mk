@@ -43,7 +43,7 @@ check-kill: $(CRASH_OUT)/kill ## kill -9 of writers and readers, ROUNDS=1000 tim
 check-kill-smoke: $(CRASH_OUT)/kill ## the same, 20 rounds
 	$(Q)$(CRASH_OUT)/kill -n 20
 
-$(CRASH_OUT)/stress: $(addprefix $(CRASH_OUT)/,stress.o crowd.o disk.o model.o scratch.o) $(STATIC_OBJ)
+$(CRASH_OUT)/stress: $(addprefix $(CRASH_OUT)/,stress.o actor.o crowd.o disk.o model.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-stress check-stress-smoke
@@ -54,7 +54,7 @@ check-stress: $(CRASH_OUT)/stress ## processes do anything at random, and are ki
 check-stress-smoke: $(CRASH_OUT)/stress ## the same, 8 campaigns
 	$(Q)$(CRASH_OUT)/stress -n 8
 
-$(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o scratch.o) $(STATIC_OBJ)
+$(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o crowd.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-race check-race-smoke check-race-threads check-race-threads-smoke

@@ -37,6 +37,7 @@
 #include "../../ext/tde.h"
 #include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
+#include "crowd.h"
 #include "scratch.h"
 
 #define PATIENCE_MS 60000 /* a rival that does not answer hangs */
@@ -76,8 +77,8 @@ static const job jobs[] = {
 ** and is interrupted; x begins a transaction as another process, spills pages into the file,
 ** and dies; r reads. What follows the point is done up to GAP calls later, at each. */
 #define GAP 24
-static const char *const moves[] = {"cP", "cPc", "cTc", "dvP", "k",   "Pck", "cg",  "gc",
-                                    "r",  "x",   "xc",  "gh",  "w.cP", "c.P", "T.c", "T.g", "x.r"};
+static const char *const moves[] = {"cP", "cPc", "cTc", "dvP",  "k",   "Pck", "cg",  "gc", "r",
+                                    "x",  "xc",  "gh",  "w.cP", "c.P", "T.c", "T.g", "x.r"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -106,18 +107,6 @@ static void fail(char *out, size_t n, const char *fmt, ...) {
 }
 #define COMPLAIN(...) fail(shared->complaint, sizeof(shared->complaint), __VA_ARGS__)
 #define FAIL(...) fail(why, sizeof(why), __VA_ARGS__)
-
-/* What a crowd may be told: come again. */
-static int passing(sqlite3 *db) {
-  static const char *const words[] = {"try again", "others write", "RotationPending", "locked"};
-  int rc = sqlite3_errcode(db) & 0xff;
-
-  if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED || rc == SQLITE_PROTOCOL) return 1;
-  for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
-    if (strstr(sqlite3_errmsg(db), words[i])) return 1;
-  }
-  return 0;
-}
 
 static void log_line(void *p, int code, const char *text) {
   (void)p;
@@ -204,7 +193,8 @@ static uint64_t header_sequence(sqlite3 *db) {
   for (int slot = 0; slot < 2; slot++) {
     uint64_t n = 0;
     if (LOWER(f)->xRead(f->lower, &n, sizeof(n),
-                        (sqlite3_int64)slot * TDE_SLOT_STRIDE + TDE_SLOT_SEQUENCE_AT) == SQLITE_OK &&
+                        (sqlite3_int64)slot * TDE_SLOT_STRIDE + TDE_SLOT_SEQUENCE_AT) ==
+            SQLITE_OK &&
         n > newest)
       newest = n;
   }
@@ -229,7 +219,7 @@ static int rival_runs(sqlite3 *db, char letter) {
     if (letter == 'c') shared->commits += 40;
     return rc;
   }
-  if (passing(db) || (letter == 'h' && header_changed(db))) {
+  if (crowd_passing(db) || (letter == 'h' && header_changed(db))) {
     shared->busy++;
   } else {
     COMPLAIN("the rival's %c: %s (%d)", letter, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
@@ -492,7 +482,7 @@ static void trap_register(void) {
 /* ---- the job ---- */
 
 static void look(sqlite3 *db, const char *sql, const char *when) {
-  if (sqlite3_exec(db, sql, see, why, NULL) && !passing(db))
+  if (sqlite3_exec(db, sql, see, why, NULL) && !crowd_passing(db))
     FAIL("%s: %.60s: %s (%d)", when, sql, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
 }
 
@@ -603,7 +593,7 @@ static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap
   rc = sqlite3_exec(db, sql, see, why, NULL);
   trap.at = 0;
   if (!hear(PATIENCE_MS)) hangs();
-  if (rc && !passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
+  if (rc && !crowd_passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
   if (rc && verbose) (void)fprintf(stderr, "    %s: %s\n", j->name, sqlite3_errmsg(db));
   if (!sqlite3_get_autocommit(db)) (void)sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
   sqlite3_free(sql);
