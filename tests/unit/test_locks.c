@@ -1,0 +1,330 @@
+/*
+** test_locks.c: what two threads' connections must not take from each other (vfs/locks.c).
+**
+** Below the shim stands a VFS that calls back where os_unix.c has its gaps: a second thread is
+** brought to the other side of the gap, and the first goes on when that one has come through, or
+** after a while, since it must not. All on one database with a rollback journal.
+*/
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <sqlite3.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "ext/tde.h"
+#include "tests/unit/tree.h"
+#include "tests/unit/unit.h"
+
+#define LONG_ENOUGH_MS 300            /* for a thread that nobody keeps back */
+#define SHARED_FIRST (0x40000000 + 2) /* os.h: the bytes that stand for SHARED */
+#define SHARED_SIZE 510
+
+static char root[64], path[100];
+
+/* ---- the VFS below ---- */
+
+typedef struct gap_file {
+  sqlite3_file base;
+  int main;
+  sqlite3_file real[]; /* of the unix VFS */
+} gap_file;
+
+static sqlite3_vfs *unix_vfs, gap_vfs;
+static sqlite3_io_methods gap_methods;
+/* What a test does when the lower call is over (unlocking, closing: before it begins). */
+static void (*when_locked)(int level, int rc), (*when_unlocking)(int level), (*when_asked)(void),
+    (*when_closing)(void);
+
+#define REAL(f) ((gap_file *)(f))->real
+#define CALL(f, method, ...) REAL(f)->pMethods->method(REAL(f), __VA_ARGS__)
+
+static int gap_close(sqlite3_file *f) {
+  if (((gap_file *)f)->main && when_closing) when_closing();
+  return REAL(f)->pMethods->xClose(REAL(f));
+}
+static int gap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 at) {
+  return CALL(f, xRead, b, n, at);
+}
+static int gap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 at) {
+  return CALL(f, xWrite, b, n, at);
+}
+static int gap_truncate(sqlite3_file *f, sqlite3_int64 n) {
+  return CALL(f, xTruncate, n);
+}
+static int gap_sync(sqlite3_file *f, int flags) {
+  return CALL(f, xSync, flags);
+}
+static int gap_size(sqlite3_file *f, sqlite3_int64 *n) {
+  return CALL(f, xFileSize, n);
+}
+static int gap_lock(sqlite3_file *f, int level) {
+  int rc = CALL(f, xLock, level);
+  if (((gap_file *)f)->main && when_locked) when_locked(level, rc);
+  return rc;
+}
+static int gap_unlock(sqlite3_file *f, int level) {
+  if (((gap_file *)f)->main && when_unlocking) when_unlocking(level);
+  return CALL(f, xUnlock, level);
+}
+static int gap_reserved(sqlite3_file *f, int *out) {
+  int rc = CALL(f, xCheckReservedLock, out);
+  if (when_asked) when_asked();
+  return rc;
+}
+static int gap_control(sqlite3_file *f, int op, void *arg) {
+  return CALL(f, xFileControl, op, arg);
+}
+static int gap_sector(sqlite3_file *f) {
+  return REAL(f)->pMethods->xSectorSize(REAL(f));
+}
+static int gap_traits(sqlite3_file *f) {
+  return REAL(f)->pMethods->xDeviceCharacteristics(REAL(f));
+}
+
+static int gap_open(sqlite3_vfs *v, const char *name, sqlite3_file *f, int flags, int *out) {
+  gap_file *g = (gap_file *)f;
+  int rc = unix_vfs->xOpen(unix_vfs, name, g->real, flags, out);
+
+  (void)v;
+  g->main = (flags & SQLITE_OPEN_MAIN_DB) != 0;
+  f->pMethods = rc == SQLITE_OK ? &gap_methods : NULL;
+  return rc;
+}
+
+static void make_vfs(void) {
+  static const sqlite3_io_methods methods = {.iVersion = 1,
+                                             .xClose = gap_close,
+                                             .xRead = gap_read,
+                                             .xWrite = gap_write,
+                                             .xTruncate = gap_truncate,
+                                             .xSync = gap_sync,
+                                             .xFileSize = gap_size,
+                                             .xLock = gap_lock,
+                                             .xUnlock = gap_unlock,
+                                             .xCheckReservedLock = gap_reserved,
+                                             .xFileControl = gap_control,
+                                             .xSectorSize = gap_sector,
+                                             .xDeviceCharacteristics = gap_traits};
+  unix_vfs = sqlite3_vfs_find("unix");
+  gap_methods = methods;
+  gap_vfs = *unix_vfs;
+  gap_vfs.zName = "gap";
+  gap_vfs.pNext = NULL;
+  gap_vfs.szOsFile = (int)sizeof(gap_file) + unix_vfs->szOsFile;
+  gap_vfs.xOpen = gap_open;
+  (void)sqlite3_vfs_register(&gap_vfs, 0);
+}
+
+/* ---- tools ---- */
+
+static int wait_ms(sem_t *s, long ms) {
+  struct timespec until;
+  int rc;
+
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += ms / 1000;
+  until.tv_nsec += ms % 1000 * 1000000;
+  if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
+  while ((rc = sem_timedwait(s, &until)) != 0 && errno == EINTR) {
+  }
+  return rc == 0;
+}
+
+static sqlite3 *open_db(void) {
+  char uri[200];
+  sqlite3 *db = NULL;
+
+  (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde&tde_base=gap", path);
+  CHECK(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
+                        NULL) == SQLITE_OK);
+  return db;
+}
+
+/* How many rows a transaction has changed. -1: rc tells why not. */
+static int changed_rows(sqlite3 *db, int *rc) {
+  sqlite3_stmt *q = NULL;
+  int n = -1;
+
+  *rc = sqlite3_prepare_v2(db, "SELECT count(*) FROM t WHERE v<>0", -1, &q, NULL);
+  if (*rc == SQLITE_OK && (*rc = sqlite3_step(q)) == SQLITE_ROW) n = sqlite3_column_int(q, 0);
+  (void)sqlite3_finalize(q);
+  return n;
+}
+
+/* A process runs a text and dies. */
+static void run_and_die(const char *sql) {
+  pid_t pid = fork();
+  int status = 0;
+
+  if (pid == 0) {
+    sqlite3 *db = open_db();
+    _exit(sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK);
+  }
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+static void make_database(void) {
+  run_and_die(
+      "CREATE TABLE t(v INT, pad BLOB); WITH RECURSIVE i(k) AS (SELECT 1 UNION ALL SELECT k+1 "
+      "FROM i WHERE k<200) INSERT INTO t SELECT 0, zeroblob(2000) FROM i");
+}
+
+/* Half of a transaction is in the file. */
+static void leave_hot_journal(void) {
+  run_and_die("PRAGMA cache_size=1; BEGIN; UPDATE t SET v=1");
+}
+
+/* Another process that has SHARED, so that nobody gets EXCLUSIVE. */
+static pid_t somebody_reads(void) {
+  int ready[2];
+  char c = 0;
+  pid_t pid;
+
+  if (pipe(ready)) return -1;
+  pid = fork();
+  if (pid == 0) {
+    struct flock l = {.l_type = F_RDLCK, .l_start = SHARED_FIRST, .l_len = SHARED_SIZE};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && fcntl(fd, F_SETLK, &l) == 0) (void)!write(ready[1], "r", 1);
+    for (;;) pause();
+  }
+  CHECK(read(ready[0], &c, 1) == 1);
+  (void)close(ready[0]);
+  (void)close(ready[1]);
+  return pid;
+}
+
+/* ---- a refused rollback ---- */
+
+static sem_t other_has_shared, refused, other_has_asked;
+static pthread_t other_id;
+static _Thread_local int is_other;
+
+/* The other one stops between SHARED and its question until this one was refused EXCLUSIVE;
+** this one then waits for the question. */
+static void meet_at_pending(int level, int rc) {
+  if (is_other && level == SQLITE_LOCK_SHARED && rc == SQLITE_OK) {
+    (void)sem_post(&other_has_shared);
+    CHECK(wait_ms(&refused, 10000));
+  } else if (!is_other && level == SQLITE_LOCK_EXCLUSIVE) {
+    CHECK(rc == SQLITE_BUSY);
+    (void)sem_post(&refused);
+    (void)wait_ms(&other_has_asked, LONG_ENOUGH_MS);
+  }
+}
+
+static void ask_before_unlock(int level) {
+  if (!is_other && level == SQLITE_LOCK_NONE) (void)wait_ms(&other_has_asked, LONG_ENOUGH_MS);
+}
+
+static void other_asked(void) {
+  if (is_other) (void)sem_post(&other_has_asked);
+}
+
+static void *read_as_other(void *db) {
+  static int rc;
+
+  is_other = 1;
+  CHECK(changed_rows(db, &rc) == -1); /* else half a transaction was read */
+  return &rc;
+}
+
+static void who_is_refused_a_rollback_is_no_writer(void) {
+  sqlite3 *a, *b;
+  void *other_rc = NULL;
+  pid_t reader;
+  int rc;
+
+  make_database();
+  a = open_db();
+  b = open_db();
+  CHECK(changed_rows(a, &rc) == 0 && changed_rows(b, &rc) == 0); /* they know the schema */
+  leave_hot_journal();
+  reader = somebody_reads();
+  when_locked = meet_at_pending;
+  when_unlocking = ask_before_unlock;
+  when_asked = other_asked;
+  REQUIRE(pthread_create(&other_id, NULL, read_as_other, b) == 0);
+  CHECK(wait_ms(&other_has_shared, 10000));
+  CHECK(changed_rows(a, &rc) == -1 && rc == SQLITE_BUSY);
+  (void)pthread_join(other_id, &other_rc);
+  CHECK(other_rc && *(int *)other_rc == SQLITE_BUSY);
+  when_locked = NULL;
+  when_unlocking = NULL;
+  when_asked = NULL;
+  (void)kill(reader, SIGKILL);
+  (void)waitpid(reader, NULL, 0);
+  CHECK(changed_rows(a, &rc) == 0);
+  CHECK(changed_rows(b, &rc) == 0);
+  (void)sqlite3_close(a);
+  (void)sqlite3_close(b);
+}
+
+/* ---- a lock that comes while a file is closed ---- */
+
+static sem_t closing, other_is_done;
+static atomic_int close_is_over;
+
+static void *write_as_other(void *db) {
+  CHECK(wait_ms(&closing, 10000));
+  CHECK(sqlite3_exec(db, "BEGIN IMMEDIATE", NULL, NULL, NULL) == SQLITE_OK);
+  CHECK(close_is_over);
+  (void)sem_post(&other_is_done);
+  return NULL;
+}
+
+/* unixClose has looked, and is about to call close(2): nobody may have got a lock by then. */
+static void let_other_lock(void) {
+  (void)sem_post(&closing);
+  (void)wait_ms(&other_is_done, LONG_ENOUGH_MS);
+  close_is_over = 1;
+}
+
+static void nobody_gets_a_lock_while_a_file_is_closed(void) {
+  sqlite3 *a = open_db(), *b = open_db();
+  int rc;
+
+  CHECK(changed_rows(a, &rc) == 0 && changed_rows(b, &rc) == 0);
+  REQUIRE(pthread_create(&other_id, NULL, write_as_other, b) == 0);
+  when_closing = let_other_lock;
+  CHECK(sqlite3_close(a) == SQLITE_OK);
+  when_closing = NULL;
+  (void)pthread_join(other_id, NULL);
+  (void)sqlite3_close(b);
+}
+
+static int prepare(void) {
+  char instance[100];
+
+  (void)snprintf(root, sizeof(root), "/tmp/tde-locks-XXXXXX");
+  if (!mkdtemp(root)) return 1;
+  (void)snprintf(path, sizeof(path), "%s/app.db", root);
+  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
+  for (int i = 0; i < 5; i++) {
+    sem_t *all[] = {&other_has_shared, &refused, &other_has_asked, &closing, &other_is_done};
+    if (sem_init(all[i], 0, 0)) return 1;
+  }
+  make_vfs();
+  return mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
+         tde_register() != SQLITE_OK;
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"who_is_refused_a_rollback_is_no_writer", who_is_refused_a_rollback_is_no_writer},
+      {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
+  };
+  int rc;
+
+  if (prepare()) {
+    perror("test_locks");
+    return 1;
+  }
+  rc = unit_main(argc, argv, tests, COUNT(tests));
+  remove_tree(root);
+  return rc;
+}
