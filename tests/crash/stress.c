@@ -309,23 +309,26 @@ static int prepare(void) {
 
 static int usage(void) {
   (void)fprintf(stderr,
-                "usage: stress [-n campaigns] [-i seed] [-m text in the plan] [-t threads] "
+                "usage: stress [-n campaigns] [-i seed] [-r the same again] [-m text in the plan] "
+                "[-t threads] "
                 "[-p plain] [-k keep] [-v [-v]]\n");
   return 2;
 }
 
 int main(int argc, char **argv) {
-  int campaigns = 10, c, failed = 0, done = 0;
+  int campaigns = 10, c, failed = 0, done = 0, repeat = 0;
   uint64_t seed = 1;
   const char *only = NULL;
 
-  while ((c = getopt(argc, argv, "n:i:m:tpkv")) != -1) {
+  while ((c = getopt(argc, argv, "n:i:m:rtpkv")) != -1) {
     if (c == 'n')
       campaigns = (int)crowd_number(optarg);
     else if (c == 'i')
       seed = strtoull(optarg, NULL, 10);
     else if (c == 'm')
       only = optarg;
+    else if (c == 'r')
+      repeat = 1;
     else if (c == 't')
       threads = 1;
     else if (c == 'p')
@@ -341,7 +344,7 @@ int main(int argc, char **argv) {
     perror("stress");
     return 2;
   }
-  for (; done < campaigns && failed < 10 && !(keep && failed); done++, seed++) {
+  for (; done < campaigns && failed < 10 && !(keep && failed); done++, seed += !repeat) {
     while (only && (draw_plan(seed), !strstr(plan_text(), only))) seed++;
     campaign(seed);
     if (verbose) {
@@ -350,7 +353,7 @@ int main(int argc, char **argv) {
     }
     if (!shared->complaint[0]) continue;
     failed++;
-    (void)printf("FAIL %s\n  %s\n  again, some times: %s -i %llu -n 1%s%s\n", shared->complaint,
+    (void)printf("FAIL %s\n  %s\n  again: %s -i %llu -r -n 50%s%s\n", shared->complaint,
                  plan_text(), argv[0], (unsigned long long)seed, threads ? " -t" : "",
                  plain ? " -p" : "");
     (void)fflush(stdout);
