@@ -176,6 +176,8 @@ static rng draw_plan(uint64_t seed) {
   now.keys = rng_below(r, 4) ? 20 << rng_below(r, 4) : 0;
   now.pair = rng_below(r, 6) == 0 ? 1 + rng_below(r, 3) : ALONE;
   if (now.pair) now.journal = journals[3 + rng_below(r, 3)];
+  /* A plain file is the unix VFS's alone, and its threads' (vfs/locks.c). */
+  if (now.pair && threads && !plain) now.pair = BOTH_SEALED;
   return all;
 }
 
