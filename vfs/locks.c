@@ -24,15 +24,48 @@
 SQLITE_EXTENSION_INIT3
 
 /* Held by who goes from no lock to SHARED (any number), and by who closes (alone). With a
-** lock there is nothing to lose: the lower file stays open then. */
-static pthread_rwlock_t closing = PTHREAD_RWLOCK_INITIALIZER;
+** lock there is nothing to lose: the lower file stays open then. Readers would keep a closer
+** waiting for good, so they wait for him; share() never nests. */
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#define WRITER_FIRST PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#else
+#define WRITER_FIRST PTHREAD_RWLOCK_INITIALIZER
+#endif
+static pthread_rwlock_t closing = WRITER_FIRST;
 
 /* Held while a refused EXCLUSIVE may be seen as PENDING. */
 static pthread_mutex_t pending = PTHREAD_MUTEX_INITIALIZER;
 
+static void before_fork(void) {
+  pthread_mutex_lock(&pending);
+  pthread_rwlock_wrlock(&closing);
+}
+static void after_fork(void) {
+  pthread_rwlock_unlock(&closing);
+  pthread_mutex_unlock(&pending);
+}
+/* The child's only thread bears another number than the one that locked. */
+static void in_child(void) {
+  static const pthread_rwlock_t fresh = WRITER_FIRST;
+
+  closing = fresh;
+  pthread_mutex_unlock(&pending);
+}
+
+static void init(void) {
+  (void)pthread_atfork(before_fork, after_fork, in_child);
+}
+
+/* Before either lock is taken. */
+static void ready(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, init);
+}
+
 static int share(sqlite3_file *lower) {
   int rc;
 
+  ready();
   pthread_rwlock_rdlock(&closing);
   rc = lower->pMethods->xLock(lower, SQLITE_LOCK_SHARED);
   pthread_rwlock_unlock(&closing);
@@ -43,6 +76,7 @@ static int share(sqlite3_file *lower) {
 static int exclude(sqlite3_file *lower) {
   int rc;
 
+  ready();
   pthread_mutex_lock(&pending);
   rc = lower->pMethods->xLock(lower, SQLITE_LOCK_EXCLUSIVE);
   if (rc) (void)lower->pMethods->xUnlock(lower, SQLITE_LOCK_SHARED);
@@ -59,6 +93,9 @@ int tde_main_lock(sqlite3_file *lower, int before, int level) {
 int tde_main_reserved(sqlite3_file *lower, int *reserved) {
   int rc;
 
+  *reserved = 0;
+  if (!lower->pMethods->xCheckReservedLock) return SQLITE_OK; /* memdb: no journal is hot there */
+  ready();
   pthread_mutex_lock(&pending);
   rc = lower->pMethods->xCheckReservedLock(lower, reserved);
   pthread_mutex_unlock(&pending);
@@ -68,6 +105,7 @@ int tde_main_reserved(sqlite3_file *lower, int *reserved) {
 int tde_main_close(sqlite3_file *lower) {
   int rc;
 
+  ready();
   pthread_rwlock_wrlock(&closing);
   rc = tde_lower_close(lower);
   pthread_rwlock_unlock(&closing);

@@ -239,7 +239,6 @@ static void who_is_refused_a_rollback_is_no_writer(void) {
   pid_t reader;
   int rc;
 
-  make_database();
   a = open_db();
   b = open_db();
   CHECK(changed_rows(a, &rc) == 0 && changed_rows(b, &rc) == 0); /* they know the schema */
@@ -297,6 +296,50 @@ static void nobody_gets_a_lock_while_a_file_is_closed(void) {
   (void)sqlite3_close(b);
 }
 
+/* ---- a fork meanwhile ---- */
+
+static sem_t forked;
+
+/* Within xLock, for as long as the fork lets it. */
+static void stay_in_lock(int level, int rc) {
+  (void)rc;
+  if (!is_other || level != SQLITE_LOCK_SHARED) return;
+  (void)sem_post(&other_has_shared);
+  (void)wait_ms(&forked, LONG_ENOUGH_MS);
+}
+
+static void *read_for_long(void *db) {
+  int rc;
+
+  is_other = 1;
+  CHECK(changed_rows(db, &rc) == 0);
+  return NULL;
+}
+
+static void a_forked_child_opens_and_closes(void) {
+  sqlite3 *a = open_db();
+  int rc, status = 0;
+  pid_t pid;
+
+  CHECK(changed_rows(a, &rc) == 0);
+  when_locked = stay_in_lock;
+  REQUIRE(pthread_create(&other_id, NULL, read_for_long, a) == 0);
+  CHECK(wait_ms(&other_has_shared, 10000));
+  pid = fork();
+  if (pid == 0) {
+    sqlite3 *db;
+    (void)alarm(10); /* else it hangs */
+    when_locked = NULL;
+    db = open_db();
+    _exit(changed_rows(db, &rc) != 0 || sqlite3_close(db) != SQLITE_OK);
+  }
+  (void)sem_post(&forked);
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+  (void)pthread_join(other_id, NULL);
+  when_locked = NULL;
+  (void)sqlite3_close(a);
+}
+
 static int prepare(void) {
   char instance[100];
 
@@ -304,8 +347,9 @@ static int prepare(void) {
   if (!mkdtemp(root)) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
   (void)snprintf(instance, sizeof(instance), "%s/instance", root);
-  for (int i = 0; i < 5; i++) {
-    sem_t *all[] = {&other_has_shared, &refused, &other_has_asked, &closing, &other_is_done};
+  for (int i = 0; i < 6; i++) {
+    sem_t *all[] = {&other_has_shared, &refused,       &other_has_asked,
+                    &closing,          &other_is_done, &forked};
     if (sem_init(all[i], 0, 0)) return 1;
   }
   make_vfs();
@@ -317,6 +361,7 @@ int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"who_is_refused_a_rollback_is_no_writer", who_is_refused_a_rollback_is_no_writer},
       {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
+      {"a_forked_child_opens_and_closes", a_forked_child_opens_and_closes},
   };
   int rc;
 
@@ -324,6 +369,7 @@ int main(int argc, char **argv) {
     perror("test_locks");
     return 1;
   }
+  make_database();
   rc = unit_main(argc, argv, tests, COUNT(tests));
   remove_tree(root);
   return rc;
