@@ -500,18 +500,18 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi) {
 
 int tde_wal_has_unit(tde_file *f, uint64_t index) {
   tde_file *w = f->db->wal;
-  uint32_t page, pages, first, frames, lacking = 0;
-  uint64_t from;
+  uint32_t page, pages, first, frames, lacking = 1;
+  uint64_t number;
 
   if (!w || !f->db->index || tde_log_refresh(w) || !w->gen.valid) return 0;
   page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
-  from = tde_unit_start(&f->s.geo, index) / page;
+  if (page < f->s.geo.unit) return 0; /* whoever writes a part of it needs the rest */
+  number = tde_unit_start(&f->s.geo, index) / page;
   first = checkpointed(f); /* in this order: the log may just be begun anew */
   frames = tde_wal_index(f, &pages);
-  for (uint32_t k = 0; k == 0 || (k + 1) * page <= f->s.geo.unit; k++) {
-    if (from + k < pages) lacking |= 1u << k;
-  }
-  return frames > first && find_pages(w, first, frames, from, &lacking) == SQLITE_OK && !lacking;
+  if (frames <= first) return 0;
+  return number >= pages ||
+         (find_pages(w, first, frames, number, &lacking) == SQLITE_OK && !lacking);
 }
 
 /* ---- rollback journal ---- */
