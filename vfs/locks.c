@@ -26,12 +26,7 @@ SQLITE_EXTENSION_INIT3
 /* Held by who goes from no lock to SHARED (any number), and by who closes (alone). With a
 ** lock there is nothing to lose: the lower file stays open then. Readers would keep a closer
 ** waiting for good, so they wait for him; share() never nests. */
-#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
-#define WRITER_FIRST PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
-#else
-#define WRITER_FIRST PTHREAD_RWLOCK_INITIALIZER
-#endif
-static pthread_rwlock_t closing = WRITER_FIRST;
+static pthread_rwlock_t closing;
 
 /* Held while a refused EXCLUSIVE may be seen as PENDING. */
 static pthread_mutex_t pending = PTHREAD_MUTEX_INITIALIZER;
@@ -44,15 +39,28 @@ static void after_fork(void) {
   pthread_rwlock_unlock(&closing);
   pthread_mutex_unlock(&pending);
 }
+static void make_closing(void) {
+  pthread_rwlockattr_t kind;
+
+  pthread_rwlockattr_init(&kind);
+#ifdef __GLIBC__
+  pthread_rwlockattr_setkind_np(&kind, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+  pthread_rwlock_init(&closing, &kind);
+  pthread_rwlockattr_destroy(&kind);
+}
+
 /* The child's only thread bears another number than the one that locked. */
 static void in_child(void) {
-  static const pthread_rwlock_t fresh = WRITER_FIRST;
-
-  closing = fresh;
+#ifdef __SANITIZE_THREAD__
+  pthread_rwlock_unlock(&closing); /* for its books: it knows nothing of a second init */
+#endif
+  make_closing();
   pthread_mutex_unlock(&pending);
 }
 
 static void init(void) {
+  make_closing();
   (void)pthread_atfork(before_fork, after_fork, in_child);
 }
 
