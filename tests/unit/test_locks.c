@@ -162,7 +162,7 @@ static void run_and_die(const char *sql) {
 
   if (pid == 0) {
     sqlite3 *db = open_db();
-    _exit(sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK);
+    unit_child_exit(sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK);
   }
   CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
 }
@@ -331,7 +331,7 @@ static void a_forked_child_opens_and_closes(void) {
     (void)alarm(10); /* else it hangs */
     when_locked = NULL;
     db = open_db();
-    _exit(changed_rows(db, &rc) != 0 || sqlite3_close(db) != SQLITE_OK);
+    unit_child_exit(changed_rows(db, &rc) == 0 && sqlite3_close(db) == SQLITE_OK);
   }
   (void)sem_post(&forked);
   CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
