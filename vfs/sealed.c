@@ -11,10 +11,14 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* A unit that fails is read again this often: another process may have been
-** writing it (a page smaller than the unit beside a checkpoint). */
-#define REREADS 4
+/* A unit that fails is read again, each time after twice as long, for 51 ms in all: another
+** process may be writing it (a page smaller than the unit beside a checkpoint, the sweep of
+** a new DEK), and lose the processor meanwhile. Of a file with more such units than this
+** every further one is read again for a short time only. */
+#define REREADS 8
+#define REREADS_SHORT 2
 #define REREAD_USEC 200
+#define PATIENCE 8
 
 /* Zeros to fill gaps with: a unit, or the place of a record. */
 static const uint8_t zero_unit[TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD];
@@ -609,16 +613,28 @@ int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off
 
 /* ---- reading ---- */
 
+tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out) {
+  int often = s->hopeless < PATIENCE ? REREADS : REREADS_SHORT, torn;
+  tde_class c = TDE_TAMPERED;
+  uint32_t got;
+
+  for (int k = 0; k < often && c == TDE_TAMPERED; k++) {
+    usleep(REREAD_USEC << k);
+    if (tde_sealed_fetch(s, i, 1, record, &got, &torn) == SQLITE_OK) {
+      c = tde_sealed_open_record(s, i, record, out);
+    }
+  }
+  if (c == TDE_TAMPERED && s->hopeless < PATIENCE) s->hopeless++;
+  return c;
+}
+
 /* A lower record that did not open: again, the guard's copy, or the end. */
 static int reopen(tde_sealed *s, uint64_t i, tde_class c, uint8_t *out, int flags) {
   uint32_t n = tde_record_size(&s->geo, i), got;
   int torn;
 
-  for (int k = 0; k < REREADS && c == TDE_TAMPERED && s->geo.role == TDE_ROLE_MAIN; k++) {
-    usleep(REREAD_USEC);
-    if (tde_sealed_fetch(s, i, 1, s->scratch, &got, &torn) == SQLITE_OK) {
-      c = tde_sealed_open_record(s, i, s->scratch, out);
-    }
+  if (c == TDE_TAMPERED && s->geo.role == TDE_ROLE_MAIN) {
+    c = tde_sealed_again(s, i, s->scratch, out);
   }
   /* No copy to be had: perhaps it was put in place meanwhile. */
   if (c == TDE_TAMPERED && s->hooks->salvage &&

@@ -74,6 +74,7 @@ typedef struct tde_sealed {
   uint8_t size_known;  /* nunits and last_pad hold */
   uint32_t gap_page;   /* main: bytes of a page while gaps are to be left, else 0: fill_gap */
   uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
+  uint8_t hopeless;    /* main: units that did not open however often they were read */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */
   uint8_t pad_seen;    /* the last unit was looked at once */
   uint8_t guarding;    /* ... or were, in this transaction: guard each unit */
@@ -149,6 +150,9 @@ int tde_sealed_buffers(tde_sealed *s, uint32_t n);
 void tde_sealed_trim(tde_sealed *s);
 /* Opens one record (tde_record_size bytes) of unit i into out. */
 tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out);
+/* Unit i did not open. Reads its record again, with pauses, since somebody may be writing it, and
+** opens it into out. TDE_TAMPERED: it does not. */
+tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out);
 /* Reads one record from the lower file. SQLITE_OK; SQLITE_IOERR_SHORT_READ
 ** with *torn set when the file ends inside it. */
 int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,

@@ -135,22 +135,19 @@ static int file_record(snap *s, uint64_t i, const uint8_t **record) {
   return SQLITE_OK;
 }
 
-/* Opens unit i as it stands in the file, looking again where it does not open. */
-static int open_unit(snap *s, uint64_t i, const uint8_t **record, int *opened) {
+/* Opens unit i as it stands in the file, looking again where it does not open, for a while if
+** it must. */
+static int open_unit(snap *s, uint64_t i, int must, const uint8_t **record, int *opened) {
   tde_sealed *d = &s->f->s;
-  uint32_t got;
-  int torn, rc = file_record(s, i, record);
+  int rc = file_record(s, i, record);
   tde_class c = TDE_TRUNCATED;
 
   *opened = 0;
   if (rc) return rc;
   if (*record) c = tde_sealed_open_record(d, i, *record, s->plain);
-  if (c == TDE_TAMPERED) {
-    rc = tde_sealed_fetch(d, i, 1, s->out, &got, &torn);
-    if (rc == SQLITE_OK) {
-      *record = s->out;
-      c = tde_sealed_open_record(d, i, s->out, s->plain);
-    }
+  if (c == TDE_TAMPERED && must) {
+    c = tde_sealed_again(d, i, s->out, s->plain);
+    *record = s->out;
   }
   if (c == TDE_TAMPERED && d->hooks->salvage &&
       d->hooks->salvage(d->ctx, i, s->out, s->record) == SQLITE_OK) {
@@ -337,7 +334,7 @@ static int hand_over(snap *s, uint64_t i) {
         s->sink->has(s->sink->ctx, i, record, s->record)) {
       return SQLITE_OK;
     }
-    if (rc == SQLITE_OK) rc = open_unit(s, i, &record, &opened);
+    if (rc == SQLITE_OK) rc = open_unit(s, i, 1, &record, &opened);
     if (rc == SQLITE_OK && !opened) {
       rc = s->f->s.hooks->bad(s->f, i, record ? TDE_TAMPERED : TDE_TRUNCATED);
     }
@@ -376,7 +373,7 @@ int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   s.units = s.file_units;
   for (uint64_t i = 1; rc == SQLITE_OK && i < s.file_units; i++) {
     tde_file_enter(f);
-    rc = open_unit(&s, i, &record, &opened);
+    rc = open_unit(&s, i, 0, &record, &opened);
     tde_file_leave(f);
     if (rc == SQLITE_OK && opened && !sink->has(sink->ctx, i, record, s.record)) {
       rc = sink->put(sink->ctx, i, record, s.record);

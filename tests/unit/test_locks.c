@@ -1,5 +1,6 @@
 /*
-** test_locks.c: what two threads' connections must not take from each other (vfs/locks.c).
+** test_locks.c: what two threads' connections must not take from each other (vfs/locks.c), and
+** what a reader meets of another process's writing.
 **
 ** Below the shim stands a VFS that calls back where os_unix.c has its gaps: a second thread is
 ** brought to the other side of the gap, and the first goes on when that one has come through, or
@@ -46,8 +47,17 @@ static int gap_close(sqlite3_file *f) {
   if (((gap_file *)f)->main && when_closing) when_closing();
   return REAL(f)->pMethods->xClose(REAL(f));
 }
+/* So many reads of this byte of the database meet somebody who writes there. */
+#define UNIT_20 (65536 + 20 * (4096 + 48) + 100)
+static int meets;
+
 static int gap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 at) {
-  return CALL(f, xRead, b, n, at);
+  int rc = CALL(f, xRead, b, n, at);
+  if (((gap_file *)f)->main && at <= UNIT_20 && at + n > UNIT_20 && meets > 0) {
+    meets--;
+    ((unsigned char *)b)[UNIT_20 - at] ^= 1;
+  }
+  return rc;
 }
 static int gap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 at) {
   return CALL(f, xWrite, b, n, at);
@@ -340,6 +350,23 @@ static void a_forked_child_opens_and_closes(void) {
   (void)sqlite3_close(a);
 }
 
+/* ---- a unit that another process is writing ---- */
+
+static void a_unit_that_is_being_written_is_read_again(void) {
+  sqlite3 *db = open_db();
+  int rc;
+
+  meets = 8; /* readers of runs read it twice before they look again */
+  CHECK(changed_rows(db, &rc) == 0);
+  CHECK(meets == 0);
+  meets = 1000; /* that is damage */
+  (void)sqlite3_close(db);
+  db = open_db();
+  CHECK(changed_rows(db, &rc) == -1 && (rc & 0xff) == SQLITE_IOERR);
+  meets = 0;
+  (void)sqlite3_close(db);
+}
+
 static int prepare(void) {
   char instance[100];
 
@@ -361,6 +388,7 @@ int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"who_is_refused_a_rollback_is_no_writer", who_is_refused_a_rollback_is_no_writer},
       {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
+      {"a_unit_that_is_being_written_is_read_again", a_unit_that_is_being_written_is_read_again},
       {"a_forked_child_opens_and_closes", a_forked_child_opens_and_closes},
   };
   int rc;
