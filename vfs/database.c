@@ -147,19 +147,25 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   outlive_key(db);
 }
 
-/* Is this header the newest whole one that the file has now? */
-static int is_on_disk(tde_db *db, const tde_header *h) {
+/* The newest whole header that the file has now, to be cleared by the caller; its doc is NULL
+** where there is none, or it could not be read. False: a slot could not be looked at. */
+static int read_newest(tde_db *db, tde_header *now) {
   tde_slots both;
-  tde_header now;
-  int same;
+  int ok;
 
-  memset(&now, 0, sizeof(now));
+  memset(now, 0, sizeof(*now));
   tde_slots_init(&both);
-  same = tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK &&
-         tde_slots_newest(&both, &now) == TDE_OK && now.doc &&
-         memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
-  tde_header_clear(&now);
+  ok = tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK &&
+       tde_slots_newest(&both, now) == TDE_OK;
   tde_slots_clear(&both);
+  return ok;
+}
+
+static int is_on_disk(tde_db *db, const tde_header *h) {
+  tde_header now;
+  int same = read_newest(db, &now) && now.doc && memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
+
+  tde_header_clear(&now);
   return same;
 }
 
@@ -1040,15 +1046,9 @@ void tde_db_lose(tde_db *db) {
 /* Asks the key service, by the header that is on disk now. */
 static void check_now(tde_db *db) {
   tde_key_report r;
-  tde_slots both;
   tde_header h;
 
-  memset(&h, 0, sizeof(h));
-  tde_slots_init(&both);
-  if (tde_slots_read(db->file->lower, &db->counters, &both) == SQLITE_OK) {
-    (void)tde_slots_newest(&both, &h);
-  }
-  tde_slots_clear(&both);
+  (void)read_newest(db, &h);
   (void)tde_keyring_check(db->keys, &tde_source, h.doc ? &h : NULL);
   tde_header_clear(&h);
   /* A denial is repeated by a thread, and what goes with a check (watch.h) is its to do. */
