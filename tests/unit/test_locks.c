@@ -24,7 +24,7 @@
 #define SHARED_FIRST (0x40000000 + 2) /* os.h: the bytes that stand for SHARED */
 #define SHARED_SIZE 510
 
-static char root[64], path[100];
+static char root[256], path[280];
 
 /* ---- the VFS below ---- */
 
@@ -145,7 +145,7 @@ static int wait_ms(sem_t *s, long ms) {
 }
 
 static sqlite3 *open_db(void) {
-  char uri[200];
+  char uri[330];
   sqlite3 *db = NULL;
 
   (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde&tde_base=gap", path);
@@ -368,9 +368,10 @@ static void a_unit_that_is_being_written_is_read_again(void) {
 }
 
 static int prepare(void) {
-  char instance[100];
+  const char *tmp = getenv("TMPDIR");
+  char instance[300];
 
-  (void)snprintf(root, sizeof(root), "/tmp/tde-locks-XXXXXX");
+  (void)snprintf(root, sizeof(root), "%s/tde-locks-XXXXXX", tmp && *tmp ? tmp : "/tmp");
   if (!mkdtemp(root)) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
   (void)snprintf(instance, sizeof(instance), "%s/instance", root);
