@@ -189,16 +189,29 @@ static void after_failed_commit(run *r) {
   }
 }
 
-/* A transaction that failed must not be there later either. */
-static void full_disk(run *r) {
-  if (r->stop) return;
-  disk_fault(DISK_FULL, 1 + (long)rng_below(&r->r, 1u << rng_below(&r->r, 7)), 0);
+/* One of the first writes of what is done finds the disk full. Its errors are run.rc. */
+static void with_full_disk(run *r, uint32_t writes, void (*what)(run *r)) {
+  disk_fault(DISK_FULL, 1 + (long)rng_below(&r->r, writes), 0);
   r->tolerant = 1;
   r->rc = 0;
-  transaction(r, END_COMMIT);
+  what(r);
   r->tolerant = 0;
   if (r->rc && !disk_fault_hits()) run_fail(r, "an error without a fault: %d", r->rc);
   disk_fault(0, 0, 0);
+}
+
+static void commit_one(run *r) {
+  transaction(r, END_COMMIT);
+}
+
+static void checkpoint(run *r) {
+  (void)run_exec(r, r->db, "PRAGMA wal_checkpoint");
+}
+
+/* A transaction that failed must not be there later either. */
+static void full_disk(run *r) {
+  if (r->stop) return;
+  with_full_disk(r, 1u << rng_below(&r->r, 7), commit_one);
   if (!r->rc || disk_dead() || r->why[0]) return;
   r->stop = 0;
   if (!sqlite3_get_autocommit(r->db)) run_rollback(r, r->db);
@@ -209,13 +222,7 @@ static void full_disk(run *r) {
 /* What a checkpoint could not write stays in the log for the next one. */
 static void full_checkpoint(run *r) {
   if (r->stop) return;
-  disk_fault(DISK_FULL, 1 + (long)rng_below(&r->r, 12), 0);
-  r->tolerant = 1;
-  r->rc = 0;
-  (void)run_exec(r, r->db, "PRAGMA wal_checkpoint");
-  r->tolerant = 0;
-  if (r->rc && !disk_fault_hits()) run_fail(r, "an error without a fault: %d", r->rc);
-  disk_fault(0, 0, 0);
+  with_full_disk(r, 12, checkpoint);
   if (r->rc && !disk_dead() && !r->why[0]) r->stop = 0;
 }
 
