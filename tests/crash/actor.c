@@ -128,7 +128,7 @@ static void read_floor(uint32_t *floor) {
 
 /* ---- an actor's tools ---- */
 
-uint32_t actor_below(actor *a, uint32_t n) {
+static uint32_t below(actor *a, uint32_t n) {
   return rng_below(&a->r, n);
 }
 
@@ -184,10 +184,10 @@ static void tweak(actor *a) {
   static const char *const syncs[] = {"OFF", "OFF", "NORMAL", "FULL"};
 
   (void)try_text(a, "PRAGMA cache_size=%d; PRAGMA wal_autocheckpoint=%d; PRAGMA synchronous=%s",
-                 caches[actor_below(a, 5)], checkpoints[actor_below(a, 5)],
-                 syncs[now.pair ? 2 + actor_below(a, 2) : actor_below(a, 4)]);
+                 caches[below(a, 5)], checkpoints[below(a, 5)],
+                 syncs[now.pair ? 2 + below(a, 2) : below(a, 4)]);
   (void)try_text(a, "PRAGMA mmap_size=%d; PRAGMA secure_delete=%d",
-                 actor_below(a, 3) ? 0 : 1 << (16 + actor_below(a, 12)), (int)actor_below(a, 2));
+                 below(a, 3) ? 0 : 1 << (16 + below(a, 12)), (int)below(a, 2));
 }
 
 static void connect_actor(actor *a) {
@@ -258,20 +258,20 @@ static int step_once(actor *a, sqlite3_stmt *q) {
 }
 
 static uint32_t some_length(actor *a) {
-  switch (actor_below(a, 8)) {
+  switch (below(a, 8)) {
     case 0:
-      return 24 + actor_below(a, LONGEST - 24);
+      return 24 + below(a, LONGEST - 24);
     case 1:
     case 2:
-      return 24 + actor_below(a, 4000);
+      return 24 + below(a, 4000);
     default:
-      return 24 + actor_below(a, 500);
+      return 24 + below(a, 500);
   }
 }
 
 static void change_row(actor *a, uint32_t j) {
   sqlite3_int64 id = (sqlite3_int64)a->w * STRIDE + j;
-  row made = {(uint32_t)rng_next(&a->r) & 0x7fffffff, actor_below(a, 4) ? some_length(a) : 0};
+  row made = {(uint32_t)rng_next(&a->r) & 0x7fffffff, below(a, 4) ? some_length(a) : 0};
   const char *sql = made.len ? "INSERT OR REPLACE INTO t VALUES(?,?,?,?)"
                              : "DELETE FROM t WHERE id=?";
   sqlite3_stmt *q = NULL;
@@ -291,7 +291,7 @@ static void change_row(actor *a, uint32_t j) {
 }
 
 static void change_rows(actor *a, int n) {
-  for (int i = 0; i < n; i++) change_row(a, actor_below(a, (uint32_t)now.rows));
+  for (int i = 0; i < n; i++) change_row(a, below(a, (uint32_t)now.rows));
 }
 
 /* SQLite 3.40.1 loses committed WAL transactions when a savepoint or a statement is undone
@@ -313,7 +313,7 @@ static void undo_savepoint(actor *a) {
 
   memcpy(before, a->work, sizeof(before));
   (void)actor_try(a, "SAVEPOINT a");
-  change_rows(a, 1 + (int)actor_below(a, actor_below(a, 3) ? 5 : 60));
+  change_rows(a, 1 + (int)below(a, below(a, 3) ? 5 : 60));
   (void)actor_try(a, "ROLLBACK TO a; RELEASE a");
   memcpy(a->work, before, sizeof(before));
 }
@@ -343,15 +343,15 @@ static void commit(actor *a) {
   int rc = try_text(a, "UPDATE progress SET n=%u WHERE w=%d", n, a->w);
 
   if (rc == SQLITE_OK && now.pair) {
-    rc = try_text(a, "UPDATE aux.other SET n=%u, body=randomblob(%u) WHERE w=%d", n,
-                  actor_below(a, 3000), a->w);
+    rc = try_text(a, "UPDATE aux.other SET n=%u, body=randomblob(%u) WHERE w=%d", n, below(a, 3000),
+                  a->w);
   }
   if (rc == SQLITE_OK) {
     announce(a, n);
     rc = actor_try(a, "COMMIT");
   }
   if (rc) { /* readers are in the way: it may be tried again */
-    if (actor_below(a, 4) == 0) take_back(a);
+    if (below(a, 4) == 0) take_back(a);
     return;
   }
   memcpy(a->rows, a->work, sizeof(a->rows));
@@ -364,26 +364,25 @@ static void commit(actor *a) {
 
 static void checkpoint(actor *a) {
   static const char *const kinds[] = {"PASSIVE", "PASSIVE", "FULL", "RESTART", "TRUNCATE"};
-  (void)try_text(a, "PRAGMA main.wal_checkpoint(%s)", kinds[actor_below(a, 5)]);
+  (void)try_text(a, "PRAGMA main.wal_checkpoint(%s)", kinds[below(a, 5)]);
 }
 
 static void change_mode(actor *a) {
   static const char *const modes[] = {"WAL", "WAL", "DELETE", "TRUNCATE", "PERSIST"};
   /* Of two databases in WAL mode each commits by itself. */
-  (void)try_text(a, "PRAGMA main.journal_mode=%s",
-                 modes[now.pair ? 2 + actor_below(a, 3) : actor_below(a, 5)]);
+  (void)try_text(a, "PRAGMA main.journal_mode=%s", modes[now.pair ? 2 + below(a, 3) : below(a, 5)]);
 }
 
 static void vacuum(actor *a) {
-  switch (actor_below(a, 4)) {
+  switch (below(a, 4)) {
     case 0:
       (void)actor_try(a, "VACUUM");
       break;
     case 1: /* has no effect in WAL mode */
-      (void)try_text(a, "PRAGMA page_size=%d; VACUUM", 512 << actor_below(a, 5));
+      (void)try_text(a, "PRAGMA page_size=%d; VACUUM", 512 << below(a, 5));
       break;
     default:
-      (void)try_text(a, "PRAGMA incremental_vacuum(%u)", actor_below(a, 30));
+      (void)try_text(a, "PRAGMA incremental_vacuum(%u)", below(a, 30));
   }
 }
 
@@ -393,22 +392,24 @@ static void change_keys(actor *a) {
                                       "SELECT tde_set_protector('local:smk')",
                                       "SELECT tde_revalidate()"};
 
-  if (actor_main_is_sealed() && actor_try(a, calls[actor_below(a, 5)]) == SQLITE_OK) {
+  if (actor_main_is_sealed() && actor_try(a, calls[below(a, 5)]) == SQLITE_OK) {
     __atomic_fetch_add(&shared->keys, 1, __ATOMIC_RELAXED);
   }
 }
 
 static void verify(actor *a) {
-  if (actor_below(a, 2) || !actor_main_is_sealed()) {
+  if (below(a, 2) || !actor_main_is_sealed()) {
     if (actor_try(a, "BEGIN") == SQLITE_OK && actor_try(a, "SELECT 1 FROM progress") == SQLITE_OK) {
       crowd_expect(a->db, "PRAGMA main.integrity_check", "ok");
     }
     take_back(a);
   } else {
     sqlite3_stmt *q = NULL;
-    if (sqlite3_prepare_v2(a->db, "SELECT tde_verify()", -1, &q, NULL) == SQLITE_OK &&
-        sqlite3_step(q) == SQLITE_ROW &&
-        !strstr((const char *)sqlite3_column_text(q, 0), "\"ok\":true")) {
+    int rc = sqlite3_prepare_v2(a->db, "SELECT tde_verify()", -1, &q, NULL);
+
+    if (rc || sqlite3_step(q) != SQLITE_ROW) {
+      (void)must_be_passing(a, "tde_verify");
+    } else if (!strstr((const char *)sqlite3_column_text(q, 0), "\"ok\":true")) {
       complain("tde_verify: %.600s", (const char *)sqlite3_column_text(q, 0));
     }
     (void)sqlite3_finalize(q);
@@ -424,7 +425,7 @@ static int by_pages(actor *a, const char *file) {
 
   if (rc == SQLITE_OK) b = sqlite3_backup_init(to, "main", a->db, "main");
   for (int i = 0; b && i < 2000; i++) {
-    rc = sqlite3_backup_step(b, 1 + (int)actor_below(a, 60));
+    rc = sqlite3_backup_step(b, 1 + (int)below(a, 60));
     if (rc == SQLITE_DONE) break;
     if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED) (void)usleep(200);
   }
@@ -452,19 +453,9 @@ static void look_at_copy(actor *a, const char *file, const uint32_t *floor, cons
   (void)sqlite3_close(db);
 }
 
-static void remove_database(const char *file) {
-  static const char *const ends[] = {"", "-journal", "-wal", "-shm", "-tdelog"};
-  char name[500];
-
-  for (int i = 0; i < 5; i++) {
-    (void)snprintf(name, sizeof(name), "%s%s", file, ends[i]);
-    (void)unlink(name);
-  }
-}
-
 static void copy(actor *a) {
   static const char *const ways[] = {"tde_copy", "tde_backup", "tde_create_secondary"};
-  uint32_t way = actor_below(a, !actor_main_is_sealed() ? 2 : a->w < 2 ? 6 : 5), floor[ACTORS];
+  uint32_t way = below(a, !actor_main_is_sealed() ? 2 : a->w < 2 ? 6 : 5), floor[ACTORS];
   char file[400];
   int rc;
 
@@ -473,7 +464,7 @@ static void copy(actor *a) {
   if (way == 5 && access(file, F_OK) == 0) {
     rc = try_text(a, "SELECT tde_sync_secondary('%s')", file);
   } else {
-    remove_database(file);
+    crowd_remove_database(file);
     rc = way == 0   ? by_pages(a, file)
          : way == 1 ? try_text(a, "VACUUM main INTO 'file:%s?vfs=%s'", file,
                                actor_main_is_sealed() ? "tde&tde_protector=local:smk" : "unix")
@@ -502,11 +493,11 @@ static void toggle_exclusive(actor *a) {
 /* ---- one step ---- */
 
 static void step_idle(actor *a) {
-  uint32_t d = actor_below(a, 1000);
+  uint32_t d = below(a, 1000);
 
-  if (a->exclusive && actor_below(a, 3) == 0) {
+  if (a->exclusive && below(a, 3) == 0) {
     toggle_exclusive(a);
-  } else if (now.keys && actor_below(a, (uint32_t)now.keys) == 0) {
+  } else if (now.keys && below(a, (uint32_t)now.keys) == 0) {
     change_keys(a);
   } else if (d < 450) {
     begin_writing(a);
@@ -532,7 +523,7 @@ static void step_idle(actor *a) {
 }
 
 static void step_reading(actor *a) {
-  uint32_t d = actor_below(a, 100);
+  uint32_t d = below(a, 100);
 
   if (d < 55) {
     look(a);
@@ -553,10 +544,10 @@ static void step_reading(actor *a) {
 }
 
 static void step_writing(actor *a) {
-  uint32_t d = actor_below(a, 100);
+  uint32_t d = below(a, 100);
 
   if (d < 45) {
-    change_rows(a, 1 + (int)actor_below(a, 6));
+    change_rows(a, 1 + (int)below(a, 6));
   } else if (d < 52) {
     change_rows(a, now.rows);
   } else if (d < 60) {
@@ -598,8 +589,9 @@ static int adopt(actor *a) {
   int rc;
 
   memset(a->rows, 0, sizeof(a->rows));
-  rc = sqlite3_prepare_v2(a->db, "SELECT id, seed, len FROM t WHERE id/1024=?", -1, &q, NULL);
-  (void)sqlite3_bind_int(q, 1, a->w);
+  rc = sqlite3_prepare_v2(a->db, "SELECT id, seed, len FROM t WHERE id/?=?", -1, &q, NULL);
+  (void)sqlite3_bind_int(q, 1, STRIDE);
+  (void)sqlite3_bind_int(q, 2, a->w);
   while (rc == SQLITE_OK && (rc = sqlite3_step(q)) == SQLITE_ROW) {
     row *r = &a->rows[sqlite3_column_int(q, 0) % STRIDE % ROWS];
     r->seed = (uint32_t)sqlite3_column_int64(q, 1);

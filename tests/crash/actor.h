@@ -80,7 +80,6 @@ extern uint64_t campaign_seed, life;          /* life: grows with each process *
 void actor_arrive(actor *a, int w);
 /* Does something. What fails, and is not only in somebody's way, ends the process with a complaint. */
 void actor_step(actor *a);
-uint32_t actor_below(actor *a, uint32_t n);
 /* Runs a text: SQLITE_OK, or SQLITE_BUSY. */
 int actor_try(actor *a, const char *sql);
 

@@ -47,7 +47,7 @@ $(CRASH_OUT)/stress: $(addprefix $(CRASH_OUT)/,stress.o actor.o crowd.o disk.o m
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-stress check-stress-smoke
-check-stress: $(CRASH_OUT)/stress ## processes do anything at random, and are killed: CAMPAIGNS=500, half of them with threads
+check-stress: $(CRASH_OUT)/stress ## processes do anything at random, and are killed: CAMPAIGNS=300 of them, and as many with threads
 	$(Q)$(CRASH_OUT)/stress -n $(CAMPAIGNS)
 	$(Q)$(CRASH_OUT)/stress -n $(CAMPAIGNS) -t
 

@@ -122,6 +122,16 @@ void crowd_join(pid_t pid, const char *what) {
     complain("%s ended with 0x%x", what, (unsigned)status);
 }
 
+void crowd_remove_database(const char *file) {
+  static const char *const ends[] = {"", "-journal", "-wal", "-shm", "-tdelog"};
+  char name[500];
+
+  for (int i = 0; i < 5; i++) {
+    (void)snprintf(name, sizeof(name), "%s%s", file, ends[i]);
+    (void)unlink(name);
+  }
+}
+
 long crowd_number(const char *text) {
   return strtol(text, NULL, 10);
 }

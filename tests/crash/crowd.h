@@ -43,6 +43,9 @@ void crowd_kill(pid_t *pid);
 /* Waits for a child, and complains when it failed. */
 void crowd_join(pid_t pid, const char *what);
 
+/* Removes a database's file, and what lies beside it. */
+void crowd_remove_database(const char *file);
+
 /* A decimal argument; what is none counts as 0. */
 long crowd_number(const char *text);
 

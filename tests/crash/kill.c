@@ -340,16 +340,6 @@ static int inspect_after(int killed) {
   return shared->complaint[0] != 0;
 }
 
-static void remove_files(void) {
-  static const char *const suffix[] = {"", "-journal", "-wal", "-shm"};
-  char name[400];
-
-  for (int i = 0; i < 4; i++) {
-    (void)snprintf(name, sizeof(name), "%s%s", path, suffix[i]);
-    (void)unlink(name);
-  }
-}
-
 /* In a child, after a failure, everybody else being dead: does it last? */
 static void afterwards(void) {
   sqlite3 *db = start();
@@ -382,7 +372,7 @@ static int campaign(rng *r, int rounds) {
   pid_t pid[WRITERS + 1] = {0};
   int done = 0;
 
-  remove_files();
+  crowd_remove_database(path);
   memset(shared, 0, offsetof(board, second_key));
   shared->complaint[0] = 0;
   crowd_join(crowd_child(create), "the database's creation");

@@ -521,14 +521,11 @@ static void inspect(const char *file, long at_least, long at_most) {
 
 static void remove_files(void) {
   static const char *const names[] = {"app.db", "out.bak", "out.db"};
-  static const char *const suffix[] = {"", "-journal", "-wal", "-shm", "-tdelog"};
   char name[400];
 
   for (int i = 0; i < 3; i++) {
-    for (int k = 0; k < 5; k++) {
-      (void)snprintf(name, sizeof(name), "%s/%s%s", root, names[i], suffix[k]);
-      (void)unlink(name);
-    }
+    (void)snprintf(name, sizeof(name), "%s/%s", root, names[i]);
+    crowd_remove_database(name);
   }
 }
 
