@@ -229,7 +229,8 @@ static void full_checkpoint(run *r) {
 /* The others are closed, or it could not be had. */
 static void exclusive(run *r) {
   close_others(r);
-  (void)run_exec(r, r->db, "PRAGMA locking_mode=EXCLUSIVE");
+  /* Who enters WAL mode under EXCLUSIVE cannot give it up again (SQLite, PRAGMA locking_mode). */
+  (void)run_exec(r, r->db, "SELECT count(*) FROM sqlite_master; PRAGMA locking_mode=EXCLUSIVE");
   for (int i = 0; i < 4; i++) {
     switch (rng_below(&r->r, 3)) {
       case 0:
