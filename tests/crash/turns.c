@@ -226,11 +226,22 @@ static void full_checkpoint(run *r) {
   if (r->rc && !disk_dead() && !r->why[0]) r->stop = 0;
 }
 
+/* Who has entered WAL mode under EXCLUSIVE keeps it (SQLite, PRAGMA locking_mode). */
+static int still_exclusive(run *r) {
+  sqlite3_stmt *q = NULL;
+  int rc = sqlite3_prepare_v2(r->db, "PRAGMA main.locking_mode", -1, &q, NULL), yes = 0;
+
+  if (rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW) {
+    yes = strcmp((const char *)sqlite3_column_text(q, 0), "exclusive") == 0;
+  }
+  (void)sqlite3_finalize(q);
+  return yes;
+}
+
 /* The others are closed, or it could not be had. */
 static void exclusive(run *r) {
   close_others(r);
-  /* Who enters WAL mode under EXCLUSIVE cannot give it up again (SQLite, PRAGMA locking_mode). */
-  (void)run_exec(r, r->db, "SELECT count(*) FROM sqlite_master; PRAGMA locking_mode=EXCLUSIVE");
+  (void)run_exec(r, r->db, "PRAGMA locking_mode=EXCLUSIVE");
   for (int i = 0; i < 4; i++) {
     switch (rng_below(&r->r, 3)) {
       case 0:
@@ -244,6 +255,7 @@ static void exclusive(run *r) {
     }
   }
   (void)run_exec(r, r->db, "PRAGMA locking_mode=NORMAL; SELECT count(*) FROM meta");
+  if (!r->stop && still_exclusive(r)) close_one(r);
 }
 
 static void idle_step(run *r, turn *t, char letter) {
