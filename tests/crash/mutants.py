@@ -112,7 +112,7 @@ MUTANTS = [
      "crash -s turns-rollback -n 200 -m tde"),
     ("rolled-back-frames-wait-after-exclusive", "vfs/shim.c",
      "      if (!f->db->wal_writing) tde_wal_forget(f->db->wal);\n", "",
-     "crash -s turns-exclusive -n 800 -m tde"),
+     "crash -s turns-exclusive -i 2800 -n 2000 -m tde"),
     ("log-under-the-writers-epoch", "vfs/sealed.c",
      "  uint32_t epoch = s->epoch ? s->epoch : s->crypt->current;",
      "  uint32_t epoch = s->crypt->current;",
