@@ -1007,6 +1007,7 @@ void tde_db_close(tde_file *f) {
   for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_clear(&db->crypt[r]);
   tde_keyring_release(db->keys);
   tde_header_clear(&db->header);
+  tde_index_unmapped(db);
   sqlite3_free(db->params.instance);
   sqlite3_free(db->params.protector);
   sqlite3_free(db->params.identity);

@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/crypto.h"
@@ -34,6 +35,14 @@
 
 SQLITE_EXTENSION_INIT3
 
+/* A frame that is not what the wal-index says is compared again, each time after twice as
+** long, for 51 ms in all. */
+#define INDEX_LOOKS 8
+#define INDEX_USEC 200
+
+/* Where in a frame's header the log's salts stand (SQLite file format, section 4.1). */
+#define FRAME_SALT 8
+
 const uint8_t tde_sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
 
 void tde_log_open(tde_file *f) {
@@ -42,6 +51,7 @@ void tde_log_open(tde_file *f) {
   if (f->role == TDE_ROLE_WAL) {
     f->db->wal = f;
     f->db->file->s.known_end = 0; /* from here on checkpoints may make the file shorter */
+    f->gen.alone = f->db->lock == SQLITE_LOCK_EXCLUSIVE && !f->db->shm_open;
   } else {
     f->db->journal = f;
     if (f->db->journal_lost) {
@@ -64,6 +74,16 @@ static int unit_ok(const tde_file *f, uint32_t unit) {
 static int refuse_log(tde_file *f, tde_class c, const char *why) {
   tde_fail(&f->db->last, c, "put the database that it belongs to beside it, or move the file away",
            "%s: %s", f->path, why);
+  return tde_db_report(f->db);
+}
+
+/* Nothing is changed: whoever puts the log back can go on. */
+static int refuse_frames(tde_file *f, const char *why) {
+  tde_fail(
+      &f->db->last, TDE_TAMPERED,
+      "close all connections; SELECT tde_verify() then lists all damage; restore from a backup",
+      "%s: %s", f->path, why);
+  f->db->counters.units_rejected++;
   return tde_db_report(f->db);
 }
 
@@ -117,60 +137,14 @@ static int read_prefix(tde_file *f, uint8_t b[TDE_PREFIX_BYTES]) {
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
 }
 
-/* ---- the wal-index ----
-**
-** It tells which generation a WAL is of without a read: its salts change before
-** another generation is begun. (wal.c: whoever writes a WAL header found mxFrame 0;
-** frames once committed, mxFrame becomes 0 by walRestartHdr alone, which puts new
-** salts in the wal-index first. So while it names frames under salts with which it
-** named some when the prefix was read, the prefix is the same. With mxFrame 0 the
-** salts say nothing: a writer that died, or rolled back, leaves a WAL header, and the
-** next one writes another under the same salts.)
-*/
+/* ---- is it the generation that the wal-index speaks of? ---- */
 
-/* The salts of a WAL in which the wal-index names frames. False: it names none, is
-** being changed just now, or is not shared. ThreadSanitizer sees SQLite's memcpy of
-** another thread race with this, as SQLite itself lets it. */
-__attribute__((no_sanitize("thread"))) static int index_salt(const tde_file *f,
-                                                             uint8_t out[TDE_INDEX_SALT]) {
-  const volatile char *head = f->db->index;
-  const volatile uint32_t *frames, *salt;
-  uint32_t now[2];
-
-  if (!head || f->role != TDE_ROLE_WAL) return 0;
-  frames = (const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME);
-  salt = (const volatile uint32_t *)(head + TDE_INDEX_SALT_AT);
-  now[0] = salt[0];
-  now[1] = salt[1];
-  memcpy(out, now, sizeof(now));
-  return frames[0] > 0 && frames[0] == frames[TDE_INDEX_COPY / 4] &&
-         now[0] == salt[TDE_INDEX_COPY / 4] && now[1] == salt[TDE_INDEX_COPY / 4 + 1];
-}
-
-/* Does the wal-index say that the WAL is still of the generation seen? */
+/* It tells without a read (walindex.c). */
 static int index_vouches(const tde_file *f) {
   uint8_t now[TDE_INDEX_SALT];
 
-  return f->gen.indexed && index_salt(f, now) && memcmp(now, f->gen.index_salt, sizeof(now)) == 0;
-}
-
-uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
-  const volatile char *head = main_file->db->index;
-
-  if (pages) *pages = head ? *(const volatile uint32_t *)(head + TDE_INDEX_PAGES) : 0;
-  return head ? *(const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME) : 0;
-}
-
-uint32_t tde_wal_pages(const tde_file *main_file) {
-  const tde_db *db = main_file->db;
-  uint32_t pages = 0;
-
-  if (db->index) {
-    (void)tde_wal_index(main_file, &pages);
-  } else if (db->wal && db->wal->gen.valid) {
-    pages = db->wal->gen.pages;
-  }
-  return pages;
+  return f->gen.indexed && tde_index_salt(f->db, now) &&
+         memcmp(now, f->gen.index_salt, sizeof(now)) == 0;
 }
 
 /* What the next use of the log goes by is read from the file, whatever the wal-index says. */
@@ -189,7 +163,7 @@ int tde_log_refresh(tde_file *f) {
     g->checked = 1;
     return SQLITE_OK;
   }
-  g->indexed = index_salt(f, g->index_salt);
+  g->indexed = f->role == TDE_ROLE_WAL && tde_index_salt(f->db, g->index_salt);
   rc = read_prefix(f, b);
   g->indexed = rc == SQLITE_OK && index_vouches(f); /* it spoke of this one before and after */
   if (rc) return rc;
@@ -198,6 +172,7 @@ int tde_log_refresh(tde_file *f) {
     g->checked = 1;
     return SQLITE_OK;
   }
+  if (g->valid && g->alone) return refuse_frames(f, "was replaced by another while it was in use");
   g->valid = 0;
   g->last = 0;
   f->s.own_from = f->s.own_to = 0;
@@ -352,7 +327,41 @@ static void note_pages(tde_file *f, uint64_t i, uint32_t pages) {
   f->gen.last = (uint32_t)i;
 }
 
-int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
+int tde_wal_of_index(const tde_file *w, const uint8_t *frame) {
+  uint8_t salt[TDE_INDEX_SALT];
+
+  return !tde_index_salt(w->db, salt) || memcmp(salt, frame + FRAME_SALT, sizeof(salt)) == 0;
+}
+
+/* Is frame i, whose lead was just read, what the wal-index says of it? */
+static int index_agrees(const tde_file *f, uint64_t i) {
+  uint32_t page;
+
+  if (!f->s.lead_read || !tde_index_page(f->db, i, &page)) return 1;
+  if (page != tde_get32be(f->s.lead)) return 0;
+  /* A transaction that rewrites frames gives the later ones their salts at its commit alone
+  ** (wal.c, walEncodeFrame). */
+  return is_mine(f, i) || tde_wal_of_index(f, f->s.lead);
+}
+
+/* SQLite reads a page behind its frame header because the wal-index says that it is there.
+** That is not sealed: who can write it, or put a whole older log in place of this one, could
+** give a page as another, or as it was. The header, sealed with the page, says whose it is.
+** Looked at for as long as at a unit that does not open (sealed.c): a process may be about to
+** write the index. */
+static int check_frame(tde_file *f, uint64_t i) {
+  for (int k = 0; !index_agrees(f, i); k++) {
+    if (k == INDEX_LOOKS) {
+      return refuse_frames(f,
+                           "a frame is not of the page, or not of the log, that the wal-index "
+                           "(the -shm file) says");
+    }
+    usleep(INDEX_USEC << k);
+  }
+  return SQLITE_OK;
+}
+
+static int read_log(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   uint32_t at;
   uint64_t i;
   int looking, rc;
@@ -377,6 +386,20 @@ int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   rc = tde_log_refresh(f);
   if (rc) return rc;
   return tde_sealed_read(&f->s, buf, n, off, looking ? TDE_READ_LENIENT : 0);
+}
+
+int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
+  uint32_t at;
+  uint64_t i;
+  int rc;
+
+  f->s.lead_read = 0;
+  rc = read_log(f, buf, n, off);
+  if (rc || !f->gen.valid) return rc;
+  i = tde_unit_at(&f->s.geo, off, &at);
+  if (i > 0 && at == TDE_WAL_FRAME_HEAD) rc = check_frame(f, i);
+  if (rc) memset(buf, 0, n);
+  return rc;
 }
 
 /* A frame header behind a finished transaction, or the first that this handle

@@ -650,6 +650,13 @@ static int reopen(tde_sealed *s, uint64_t i, tde_class c, uint8_t *out, int flag
   return s->hooks->bad(s->ctx, i, c);
 }
 
+/* A part of a log's unit is read: keeps what it begins with. */
+static void keep_lead(tde_sealed *s, const uint8_t *unit) {
+  if (s->geo.role != TDE_ROLE_WAL) return;
+  memcpy(s->lead, unit, sizeof(s->lead));
+  s->lead_read = 1;
+}
+
 /* Opens part of unit i, which is not in the lower file alone, into buf. */
 static int read_pending(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint32_t n) {
   uint32_t len;
@@ -657,6 +664,7 @@ static int read_pending(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, ui
 
   if (s->cur_active && s->cur_index == i) {
     if (at >= s->cur_lo && at + n <= s->cur_hi) {
+      if (s->cur_lo == 0 && at >= TDE_UNIT_LEAD) keep_lead(s, s->cur);
       memcpy(buf, s->cur + at, n);
       return SQLITE_OK;
     }
@@ -669,6 +677,7 @@ static int read_pending(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, ui
   rc = load_unit(s, i, &len);
   if (rc == SQLITE_OK) {
     if (len) {
+      keep_lead(s, s->plain);
       memcpy(buf, s->plain + at, n);
     } else {
       memset(buf, 0, n);
@@ -835,6 +844,7 @@ static int read_lower(tde_sealed *s, uint64_t i, uint32_t at, uint8_t *buf, uint
       }
     }
     if (!whole) {
+      keep_lead(s, s->plain);
       memcpy(buf, s->plain + at, n);
       tde_wipe(s->plain, size);
     }

@@ -57,6 +57,9 @@ typedef struct tde_sealed_hooks {
   int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
 } tde_sealed_hooks;
 
+/* SQLite's frame header up to the page's checksum: no content (file format, section 4.1). */
+#define TDE_UNIT_LEAD 16
+
 typedef struct tde_sealed {
   sqlite3_file *lower;
   const tde_sealed_hooks *hooks;
@@ -99,9 +102,11 @@ typedef struct tde_sealed {
   uint64_t ahead_first; /* main: records read ahead, in `ahead` */
   uint32_t ahead_units;
   uint8_t *ahead;
-  uint64_t next_expected; /* the unit after the one read last */
-  uint32_t in_sequence;   /* reads in a row that began there */
-  uint8_t *plain;         /* one opened unit; wiped after use */
+  uint64_t next_expected;      /* the unit after the one read last */
+  uint32_t in_sequence;        /* reads in a row that began there */
+  uint8_t lead[TDE_UNIT_LEAD]; /* log: the first bytes of the unit of which a part was read last */
+  uint8_t lead_read;
+  uint8_t *plain; /* one opened unit; wiped after use */
   uint32_t plain_cap;
 } tde_sealed;
 

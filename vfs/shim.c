@@ -466,6 +466,7 @@ static int do_main_unlock(sqlite3_file *pf, int level) {
     tde_sealed_forget(&f->s);
     f->s.guarding = f->s.small_pages;
     f->db->journal_lost = 0;
+    if (f->db->wal) f->db->wal->gen.alone = 0;
   }
   rc2 = LOWER(f)->xUnlock(f->lower, level);
   if (rc2 == SQLITE_OK && level < f->db->lock) set_lock(f->db, level);
@@ -611,8 +612,7 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   /* What can only be read is mapped, too (wal.c, walIndexPageRealloc). */
   if (rc && rc != SQLITE_READONLY) return rc;
   f->db->shm_open = 1;
-  if (region == 0) f->db->index = *out;
-  return rc;
+  return tde_index_mapped(f->db, region, *out) ? SQLITE_NOMEM : rc;
 }
 
 /* Does this connection hold the WAL's write lock? */
@@ -672,7 +672,7 @@ static void main_shm_barrier(sqlite3_file *pf) {
 static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
   tde_file *f = file_of(pf);
   f->db->shm_open = 0;
-  f->db->index = NULL;
+  tde_index_unmapped(f->db);
   return LOWER(f)->xShmUnmap(f->lower, delete_it);
 }
 

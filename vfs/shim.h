@@ -21,8 +21,8 @@ typedef struct tde_db {
   uint64_t fork;    /* of the process in which a check was last thought of */
   unsigned io_gates;
   tde_key_params params;
-  char *as_key;      /* tde_key=: the id to ask under, in place of the header's */
-  int as_known;      /* ... whose protector it stands for has this thumbprint */
+  char *as_key; /* tde_key=: the id to ask under, in place of the header's */
+  int as_known; /* ... whose protector it stands for has this thumbprint */
   uint8_t as_of[TDE_THUMB_BYTES];
   tde_header header; /* in force; header.doc NULL while new */
   tde_slot_info slot[2];
@@ -44,6 +44,8 @@ typedef struct tde_db {
   uint8_t seen[2][TDE_SLOT_FIXED];  /* of both slots when the header was read */
   int shm_open;                     /* xShmMap was called: WAL readers may be about */
   const volatile char *index;       /* the wal-index's first region, while it is mapped */
+  const volatile char **index_more; /* ... and the others, so many: of logs of 4062 frames and */
+  int index_more_n;                 /* more; see walindex.c */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
@@ -83,6 +85,8 @@ typedef struct tde_generation {
   int valid;       /* s.salt and seen are of a generation */
   int checked;     /* ... and it was compared in this transaction */
   uint32_t commit; /* WAL: the frame being written ends a transaction: the pages then; else 0 */
+  int alone;       /* WAL: opened under EXCLUSIVE, which is held since, so SQLite has its wal-index
+                   ** in its own memory: no other connection can begin a generation */
   int indexed;     /* WAL: index_salt says what the wal-index called this generation */
   uint32_t pages;  /* WAL: of the database, by the last commit frame written or recovered here */
   uint32_t last;   /* ... which is this one; 0: none of this generation */
@@ -220,6 +224,23 @@ int tde_main_reserved(sqlite3_file *lower, int *reserved);
 /* Frees it, too; NULL too. */
 int tde_main_close(sqlite3_file *lower);
 
+/* walindex.c: what the wal-index says, while this connection has it mapped */
+/* xShmMap gave this for a region. SQLITE_NOMEM: it is not remembered. */
+int tde_index_mapped(tde_db *db, int region, const volatile void *p);
+void tde_index_unmapped(tde_db *db);
+/* The salts of a WAL in which the wal-index names frames. False: it names none, is being
+** changed just now, or is not shared. */
+int tde_index_salt(const tde_db *db, uint8_t out[TDE_INDEX_SALT]);
+/* The page of a frame (1: the first). False: that part of the wal-index is not mapped. */
+int tde_index_page(const tde_db *db, uint64_t frame, uint32_t *page);
+/* The last committed frame and (pages may be NULL) the page count with it,
+** from the wal-index; 0 without shared memory. The caller's transaction has seen
+** to it that the wal-index is up to date. */
+uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
+/* Pages of the database after the WAL's last commit, by the wal-index, or, where there is no
+** shared memory and nobody else writes, by the generation; 0: unknown. */
+uint32_t tde_wal_pages(const tde_file *main_file);
+
 /* heal.c: free pages that a crash tore and no journal restores */
 int tde_heal_free_pages(tde_file *f);
 
@@ -241,19 +262,15 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
 int tde_wal_has_unit(tde_file *f, uint64_t index);
 /* What a rollback journal of SQLite begins with (file format, section 3). */
 extern const uint8_t tde_sqlite_journal_magic[8];
+/* Does a frame (opened, from its header on) have the salts of the log of which the wal-index
+** names frames? True where it names none. */
+int tde_wal_of_index(const tde_file *w, const uint8_t *frame);
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_log_truncate(tde_file *f, uint64_t size);
 int tde_log_size(tde_file *f, uint64_t *size);
-/* The last committed frame and (pages may be NULL) the page count with it,
-** from the wal-index; 0 without shared memory. The caller's transaction has seen
-** to it that the wal-index is up to date. */
-uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
-/* Pages of the database after the WAL's last commit, by the wal-index, or, where there is no
-** shared memory and nobody else writes, by the generation; 0: unknown. */
-uint32_t tde_wal_pages(const tde_file *main_file);
 /* Under SHARED: did somebody die in the middle of a transaction, which is to be rolled
 ** back before anything else? SQLite does that when it begins a transaction. */
 int tde_journal_is_hot(tde_file *main_file, int *hot);

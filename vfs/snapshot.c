@@ -200,6 +200,7 @@ static int open_frame(snap *s, uint64_t k, const uint8_t **plain) {
   *plain = text;
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
   c = rc ? TDE_TRUNCATED : tde_sealed_open_record(&w->s, k, s->frame, text);
+  if (c == TDE_OK && !tde_wal_of_index(w, text)) c = TDE_TAMPERED;
   if (c == TDE_OK) return SQLITE_OK;
   return tde_log_begun_anew(w, s->salt) ? SQLITE_LOCKED : w->s.hooks->bad(w, k, c);
 }

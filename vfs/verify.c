@@ -238,9 +238,11 @@ static int begun_anew(tde_file *w, const wal_walk *k) {
          (!w->gen.valid || memcmp(w->s.salt, k->salt, sizeof(k->salt)) != 0);
 }
 
-/* SQLITE_LOCKED: the log was begun anew, which our read transaction does not keep others
+/* Opens frame i; counting: the wal-index names it, so it must be of that log.
+** SQLITE_LOCKED: the log was begun anew, which our read transaction does not keep others
 ** from when it needs nothing of the log, nor a connection with the same cache. */
-static int open_frame(tde_file *w, wal_walk *k, uint64_t i, uint8_t *b, tde_class *c) {
+static int open_frame(tde_file *w, wal_walk *k, uint64_t i, int counting, uint8_t *b,
+                      tde_class *c) {
   tde_sealed *s = &w->s;
   uint32_t got;
   int torn, rc;
@@ -251,6 +253,7 @@ static int open_frame(tde_file *w, wal_walk *k, uint64_t i, uint8_t *b, tde_clas
   k->plain = b + tde_record_size(&s->geo, i);
   if (rc == SQLITE_OK) *c = tde_sealed_open_record(s, i, b, b + tde_record_size(&s->geo, i));
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  if (*c == TDE_OK && counting && !tde_wal_of_index(w, k->plain)) *c = TDE_TAMPERED;
   if (rc == SQLITE_OK && *c && begun_anew(w, k)) rc = SQLITE_LOCKED;
   tde_file_leave(w->db->file);
   return rc;
@@ -266,7 +269,7 @@ static void note_frame(tde_file *w, verifier *v, uint64_t i, const uint8_t *fram
 /* One record of the WAL. b: record, then plaintext. */
 static int verify_frame(tde_file *w, verifier *v, wal_walk *k, uint64_t i, uint8_t *b) {
   tde_class c;
-  int rc = open_frame(w, k, i, b, &c);
+  int rc = open_frame(w, k, i, i > 0 && i <= v->frames, b, &c);
 
   if (rc) return rc;
   if (c && c != TDE_TAMPERED) return tde_class_rc(c);
@@ -315,7 +318,8 @@ static int look_at_log(tde_file *f, const tde_verify_log *log, verifier *v, wal_
   int rc;
 
   if (!w->gen.valid) w->gen.checked = 0;
-  rc = tde_log_refresh(w);
+  /* Another log in place of one that this connection alone writes is for its frames to tell. */
+  rc = w->gen.valid && w->gen.alone ? SQLITE_OK : tde_log_refresh(w);
   memset(k, 0, sizeof(*k));
   memcpy(k->salt, w->s.salt, sizeof(k->salt));
   if (rc == SQLITE_OK) rc = read_index(f, log, v);

@@ -42,6 +42,8 @@ tally wal_bits(void);
 tally wal_live(void);
 tally wal_moves(void);
 tally wal_generations(void);
+tally wal_replaced(void);
+tally wal_index(void);
 tally wal_length(void);
 tally wal_main_cut(void);
 tally journal_bits(void);

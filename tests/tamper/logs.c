@@ -108,8 +108,8 @@ static void bits_before_recovery(tally *t, const wal_set *w, size_t a, size_t b)
     got = content_at("case.db", &rc);
     put(fd, w->wal.p + bit / 8, 1, bit / 8);
     /* In the prefix as elsewhere: the log ends before what is not whole. */
-    judge(t, rc == SQLITE_OK && got == w->state[k],
-          "WAL byte %zu bit %zu: code %d%s", bit / 8, bit % 8, rc, rc ? "" : ", another state");
+    judge(t, rc == SQLITE_OK && got == w->state[k], "WAL byte %zu bit %zu: code %d%s", bit / 8,
+          bit % 8, rc, rc ? "" : ", another state");
   }
   close(fd);
 }
@@ -263,35 +263,211 @@ static void old_frames(tally *t, const wal_set *w, const image *now, const image
   (void)sqlite3_close(holder);
 }
 
-tally wal_generations(void) {
-  wal_set w = wal_made();
-  tally t = {0, 0};
+/* One more transaction, in a generation of its own. */
+typedef struct next_set {
+  image db, wal;
   uint64_t state;
-  image now, main_now, c;
+} next_set;
+
+static next_set next_made(const image *main_file, const image *wal, const char *text) {
+  next_set next;
+  char sql[100];
   sqlite3 *db;
   int rc;
 
-  store_both(&w.db, &w.wal);
+  store_both(main_file, wal);
   db = open_tde("case.db");
-  must(db,
-       "PRAGMA wal_autocheckpoint=0; PRAGMA wal_checkpoint(RESTART); UPDATE t SET b = 'newest'");
-  state = content_of(db, &rc);
+  must(db, "PRAGMA wal_autocheckpoint=0; PRAGMA wal_checkpoint(RESTART)");
+  snprintf(sql, sizeof(sql), "UPDATE t SET b = '%s'", text);
+  must(db, sql);
+  next.state = content_of(db, &rc);
   (void)sqlite3_close(db);
-  main_now = image_load("case.db");
-  now = image_load("case.db-wal");
-  judge(&t, now.n == w.wal.n, "the WAL was begun anew in the same file");
-  old_frames(&t, &w, &now, &main_now, state);
-  c = image_copy(&now);
+  next.db = image_load("case.db");
+  next.wal = image_load("case.db-wal");
+  return next;
+}
+
+static void next_free(next_set *next) {
+  image_free(&next->db);
+  image_free(&next->wal);
+}
+
+tally wal_generations(void) {
+  wal_set w = wal_made();
+  next_set next = next_made(&w.db, &w.wal, "newest");
+  tally t = {0, 0};
+  image c;
+
+  judge(&t, next.wal.n == w.wal.n, "the WAL was begun anew in the same file");
+  old_frames(&t, &w, &next.wal, &next.db, next.state);
+  c = image_copy(&next.wal);
   memcpy(c.p, w.wal.p, PREFIX);
   recovers_to(&t, &w, &c, COMMITS, "prefix of the generation before", 0, 0);
-  memcpy(c.p, now.p, PREFIX);
+  memcpy(c.p, next.wal.p, PREFIX);
   memcpy(c.p + PREFIX, w.wal.p + PREFIX, 80);
   recovers_to(&t, &w, &c, COMMITS, "WAL header of the generation before", 0, 0);
   /* The whole of the older WAL is accepted, by design: as if this one were deleted. */
   recovers_to(&t, &w, &w.wal, COMMITS, "the older WAL", 0, 0);
   image_free(&c);
-  image_free(&now);
-  image_free(&main_now);
+  next_free(&next);
+  wal_free(&w);
+  return t;
+}
+
+static int code_of(sqlite3 *db, const char *sql) {
+  (void)sqlite3_exec(db, sql, NULL, NULL, NULL);
+  return sqlite3_extended_errcode(db);
+}
+
+static int finds_damage(sqlite3 *db) {
+  sqlite3_stmt *s = NULL;
+  int found = 0;
+
+  must(db, "SELECT tde_verify()"); /* it tells what it found, and does not fail */
+  if (sqlite3_prepare_v2(db, "SELECT NOT json_extract(tde_verify(), '$.ok')", -1, &s, NULL) == 0 &&
+      sqlite3_step(s) == SQLITE_ROW) {
+    found = sqlite3_column_int(s, 0);
+  }
+  (void)sqlite3_finalize(s);
+  return found;
+}
+
+/* Another log in the place of the one that this connection uses. It is as large, so that
+** nothing but what it holds tells. */
+static void replaced_beside(tally *t, sqlite3 *db, const image *other, const next_set *next,
+                            const char *how) {
+  char sql[500];
+  uint64_t got;
+  image then;
+  int rc, fd = open(at("case.db-wal"), O_RDWR | O_CLOEXEC);
+
+  got = content_of(db, &rc);
+  judge(t, rc == SQLITE_OK && got == next->state, "%s: before: code %d", how, rc);
+  put(fd, other->p, other->n, 0);
+  must(db, "PRAGMA cache_size=1; PRAGMA shrink_memory");
+  (void)content_of(db, &rc);
+  judge(t, rc == SQLITE_IOERR_DATA, "%s: read: code %d", how, rc);
+  judge(t, finds_damage(db), "%s: tde_verify finds nothing", how);
+  (void)unlink(at("copy.db"));
+  snprintf(sql, sizeof(sql), "SELECT tde_backup('%s')", at("copy.db"));
+  rc = code_of(db, sql);
+  judge(t, rc != SQLITE_OK, "%s: tde_backup: code %d", how, rc);
+  rc = code_of(db, "PRAGMA wal_checkpoint");
+  judge(t, rc == SQLITE_IOERR_DATA, "%s: checkpoint: code %d", how, rc);
+  then = image_load("case.db");
+  judge(t, then.n == next->db.n && memcmp(then.p, next->db.p, then.n) == 0,
+        "%s: the database was changed", how);
+  image_free(&then);
+  put(fd, next->wal.p, next->wal.n, 0);
+  got = content_of(db, &rc);
+  judge(t, rc == SQLITE_OK && got == next->state, "%s: put back: code %d", how, rc);
+  close(fd);
+}
+
+/* SQLite takes each page from where the log in use had it: in the oldest log are other pages,
+** in the one before the same, as they were. */
+tally wal_replaced(void) {
+  wal_set w = wal_made();
+  next_set before = next_made(&w.db, &w.wal, "before");
+  next_set now = next_made(&before.db, &before.wal, "newest");
+  tally t = {0, 0};
+  sqlite3 *holder, *db;
+  uint64_t got;
+  int rc;
+
+  store_both(&now.db, &now.wal);
+  holder = open_tde("case.db");
+  (void)content_of(holder, &rc);
+  replaced_beside(&t, holder, &w.wal, &now, "the oldest WAL");
+  replaced_beside(&t, holder, &before.wal, &now, "the WAL before");
+  image_store(&before.wal, "case.db-wal");
+  (void)content_at("case.db", &rc);
+  judge(&t, rc == SQLITE_IOERR_DATA, "the WAL before, a new connection: code %d", rc);
+  image_store(&now.wal, "case.db-wal");
+  got = content_at("case.db", &rc);
+  judge(&t, rc == SQLITE_OK && got == now.state, "put back: code %d", rc);
+  (void)sqlite3_close(holder);
+
+  store_both(&now.db, &now.wal);
+  db = open_tde("case.db");
+  must(db, "PRAGMA locking_mode=EXCLUSIVE");
+  replaced_beside(&t, db, &w.wal, &now, "the oldest WAL, under EXCLUSIVE");
+  (void)sqlite3_close(db);
+  store_both(&now.db, &now.wal);
+  db = open_tde("case.db");
+  must(db, "PRAGMA locking_mode=EXCLUSIVE");
+  replaced_beside(&t, db, &before.wal, &now, "the WAL before, under EXCLUSIVE");
+  (void)sqlite3_close(db);
+  next_free(&before);
+  next_free(&now);
+  wal_free(&w);
+  return t;
+}
+
+/* wal.c: where frame k's page stands in the wal-index's first region, and the hash table's slot. */
+#define INDEX_PAGE(k) (136 + 4 * ((k)-1))
+#define INDEX_SLOT(i) (16384 + 2 * (i))
+#define INDEX_SLOTS 8192u
+#define INDEX_FRAMES 60u
+
+static uint16_t slot_at(const image *shm, size_t i) {
+  uint16_t k;
+  memcpy(&k, shm->p + INDEX_SLOT(i), sizeof(k));
+  return k;
+}
+
+static uint32_t page_of(const image *shm, size_t k) {
+  uint32_t page;
+  memcpy(&page, shm->p + INDEX_PAGE(k), sizeof(page));
+  return page;
+}
+
+/* Makes the wal-index say that what it has in frame a is in frame b; 0: in none. */
+static void redirect(int fd, const image *shm, uint16_t a, uint16_t b) {
+  uint32_t page = page_of(shm, a);
+
+  if (b) put(fd, &page, sizeof(page), INDEX_PAGE(b));
+  for (size_t i = 0; i < INDEX_SLOTS; i++) {
+    if (slot_at(shm, i) == a) put(fd, &b, sizeof(b), INDEX_SLOT(i));
+  }
+}
+
+/* The wal-index leads to the frame of another page. */
+tally wal_index(void) {
+  wal_set w = wal_made();
+  next_set next = next_made(&w.db, &w.wal, "newest");
+  tally t = {0, 0};
+  uint16_t frames = 0;
+  sqlite3 *holder;
+  image shm;
+  int rc, fd;
+
+  store_both(&next.db, &next.wal);
+  holder = open_tde("case.db");
+  judge(&t, content_of(holder, &rc) == next.state, "before: code %d", rc);
+  shm = image_load("case.db-shm");
+  while (frames < INDEX_FRAMES && page_of(&shm, frames + 1u)) frames++;
+  judge(&t, frames >= 2 && frames < INDEX_FRAMES, "%u frames", frames);
+  fd = open(at("case.db-shm"), O_RDWR | O_CLOEXEC);
+  for (uint16_t a = 1; a <= frames; a++) {
+    for (uint16_t b = 1; b <= frames; b++) {
+      if (page_of(&shm, a) == page_of(&shm, b)) continue;
+      redirect(fd, &shm, a, b);
+      (void)content_at("case.db", &rc);
+      judge(&t, rc == SQLITE_IOERR_DATA, "frame %u for frame %u: code %d", b, a, rc);
+      put(fd, shm.p + 136, shm.n - 136, 136);
+    }
+    /* A frame can be hidden, by design: its page is as it was before. */
+    redirect(fd, &shm, a, 0);
+    judge(&t, content_at("case.db", &rc) != next.state && (rc == 0 || rc == SQLITE_CORRUPT),
+          "frame %u hidden: code %d", a, rc);
+    put(fd, shm.p + 136, shm.n - 136, 136);
+  }
+  judge(&t, content_of(holder, &rc) == next.state, "restored: code %d", rc);
+  close(fd);
+  image_free(&shm);
+  (void)sqlite3_close(holder);
+  next_free(&next);
   wal_free(&w);
   return t;
 }

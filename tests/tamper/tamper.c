@@ -30,13 +30,15 @@ int usleep(useconds_t n) {
     CHECK(t.cases > 0 && t.wrong == 0);                                            \
   }
 
-#define TESTS(X)                                                                            \
-  X(unit_associated)                                                                        \
-  X(layout)                                                                                 \
-  X(main_bits) X(main_fields) X(main_moves) X(main_replay) X(main_length) X(header_bits)    \
-      X(header_forged) X(header_whole) X(guard_areas) X(wal_bits) X(wal_live) X(wal_moves)  \
-          X(wal_generations) X(wal_length) X(wal_main_cut) X(journal_bits) X(journal_moves) \
-              X(journal_length) X(journal_main_cut) X(journal_free_cut) X(main_live_cut)
+#define TESTS(X)                                                                             \
+  X(unit_associated)                                                                         \
+  X(layout)                                                                                  \
+  X(main_bits)                                                                               \
+  X(main_fields) X(main_moves) X(main_replay) X(main_length) X(header_bits) X(header_forged) \
+      X(header_whole) X(guard_areas) X(wal_bits) X(wal_live) X(wal_moves) X(wal_generations) \
+          X(wal_replaced) X(wal_index) X(wal_length) X(wal_main_cut) X(journal_bits)         \
+              X(journal_moves) X(journal_length) X(journal_main_cut) X(journal_free_cut)     \
+                  X(main_live_cut)
 
 TESTS(TEST)
 

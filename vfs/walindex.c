@@ -1,0 +1,98 @@
+/*
+** walindex.c: what SQLite's wal-index says, read from the memory that the lower VFS maps.
+**
+** It is SQLite's alone to write, and not sealed. It tells:
+**  - which generation a WAL is of without a read: its salts change before another generation
+**    is begun. (wal.c: whoever writes a WAL header found mxFrame 0; frames once committed,
+**    mxFrame becomes 0 by walRestartHdr alone, which puts new salts in the wal-index first. So
+**    while it names frames under salts with which it named some when the prefix was read, the
+**    prefix is the same. With mxFrame 0 the salts say nothing: a writer that died, or rolled
+**    back, leaves a WAL header, and the next one writes another under the same salts.)
+**  - of which page a frame is: SQLite looks a page's frame up there (walFindFrame).
+**
+** What must hold: the pointers are used while this connection has the regions mapped, between
+** xShmMap and xShmUnmap. ThreadSanitizer sees SQLite's memcpy of another thread race with
+** these reads, as SQLite itself lets it.
+*/
+#include <string.h>
+
+#include "shim.h"
+
+SQLITE_EXTENSION_INIT3
+
+/* Regions are of 32 KiB. Each has, behind the head in the first, the pages of 4096 frames
+** less what the head takes, and then a hash table (wal.c: WALINDEX_HDR_SIZE, walHashGet). */
+#define INDEX_HEAD_WORDS 34
+#define REGION_WORDS 4096
+
+int tde_index_mapped(tde_db *db, int region, const volatile void *p) {
+  const volatile char **more;
+
+  if (region == 0) {
+    db->index = p;
+    return SQLITE_OK;
+  }
+  if (region > db->index_more_n) {
+    more = sqlite3_realloc64(db->index_more, (uint64_t)region * sizeof(*more));
+    if (!more) return SQLITE_NOMEM;
+    for (int i = db->index_more_n; i < region; i++) more[i] = NULL;
+    db->index_more = more;
+    db->index_more_n = region;
+  }
+  db->index_more[region - 1] = p;
+  return SQLITE_OK;
+}
+
+void tde_index_unmapped(tde_db *db) {
+  sqlite3_free(db->index_more);
+  db->index_more = NULL;
+  db->index_more_n = 0;
+  db->index = NULL;
+}
+
+__attribute__((no_sanitize("thread"))) int tde_index_salt(const tde_db *db,
+                                                          uint8_t out[TDE_INDEX_SALT]) {
+  const volatile char *head = db->index;
+  const volatile uint32_t *frames, *salt;
+  uint32_t now[2];
+
+  if (!head) return 0;
+  frames = (const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME);
+  salt = (const volatile uint32_t *)(head + TDE_INDEX_SALT_AT);
+  now[0] = salt[0];
+  now[1] = salt[1];
+  memcpy(out, now, sizeof(now));
+  return frames[0] > 0 && frames[0] == frames[TDE_INDEX_COPY / 4] &&
+         now[0] == salt[TDE_INDEX_COPY / 4] && now[1] == salt[TDE_INDEX_COPY / 4 + 1];
+}
+
+__attribute__((no_sanitize("thread"))) int tde_index_page(const tde_db *db, uint64_t frame,
+                                                          uint32_t *page) {
+  uint64_t word = INDEX_HEAD_WORDS + frame - 1, region = word / REGION_WORDS;
+  const volatile char *p = db->index;
+
+  if (region > (uint64_t)db->index_more_n) return 0;
+  if (region > 0) p = db->index_more[region - 1];
+  if (!p) return 0;
+  *page = ((const volatile uint32_t *)p)[word % REGION_WORDS];
+  return 1;
+}
+
+uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
+  const volatile char *head = main_file->db->index;
+
+  if (pages) *pages = head ? *(const volatile uint32_t *)(head + TDE_INDEX_PAGES) : 0;
+  return head ? *(const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME) : 0;
+}
+
+uint32_t tde_wal_pages(const tde_file *main_file) {
+  const tde_db *db = main_file->db;
+  uint32_t pages = 0;
+
+  if (db->index) {
+    (void)tde_wal_index(main_file, &pages);
+  } else if (db->wal && db->wal->gen.valid) {
+    pages = db->wal->gen.pages;
+  }
+  return pages;
+}
