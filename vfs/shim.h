@@ -231,7 +231,7 @@ void tde_index_unmapped(tde_db *db);
 /* The salts of a WAL in which the wal-index names frames. False: it names none, is being
 ** changed just now, or is not shared. */
 int tde_index_salt(const tde_db *db, uint8_t out[TDE_INDEX_SALT]);
-/* The page of a frame (1: the first). False: that part of the wal-index is not mapped. */
+/* The page of a frame (1: the first); 0: none. False: the wal-index is not mapped. */
 int tde_index_page(const tde_db *db, uint64_t frame, uint32_t *page);
 /* The last committed frame and (pages may be NULL) the page count with it,
 ** from the wal-index; 0 without shared memory. The caller's transaction has seen

@@ -71,10 +71,9 @@ __attribute__((no_sanitize("thread"))) int tde_index_page(const tde_db *db, uint
   uint64_t word = INDEX_HEAD_WORDS + frame - 1, region = word / REGION_WORDS;
   const volatile char *p = db->index;
 
-  if (region > (uint64_t)db->index_more_n) return 0;
-  if (region > 0) p = db->index_more[region - 1];
   if (!p) return 0;
-  *page = ((const volatile uint32_t *)p)[word % REGION_WORDS];
+  if (region > 0) p = region <= (uint64_t)db->index_more_n ? db->index_more[region - 1] : NULL;
+  *page = p ? ((const volatile uint32_t *)p)[word % REGION_WORDS] : 0;
   return 1;
 }
 

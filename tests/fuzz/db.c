@@ -27,7 +27,8 @@ enum {
   DO_REOPEN = 128,
   DO_TRUNCATE = 256, /* checkpoint to an empty WAL */
   DO_NO_WRITE = 512,
-  DO_SMALL_CACHE = 1024
+  DO_SMALL_CACHE = 1024,
+  DO_INDEX = 2048 /* the wal-index is attacked, too, while it is in use */
 };
 
 typedef struct session {
@@ -220,6 +221,41 @@ static void check_header(const session *se) {
   FUZZ_ASSERT(written && "a header that nobody wrote is in force");
 }
 
+/* ---- the wal-index ---- */
+
+/* wal.c, walHashGet: in the first region, the page of each frame, and the hash table's slots. */
+#define INDEX_BYTES 32768u
+#define INDEX_PAGE(k) (136 + 4 * ((k)-1))
+#define INDEX_SLOTS_AT 16384u
+
+/* Makes it say that what it has in frame a is in frame b. */
+static void redirect(uint8_t *index, uint16_t a, uint16_t b) {
+  memcpy(index + INDEX_PAGE(b), index + INDEX_PAGE(a), 4);
+  for (size_t at = INDEX_SLOTS_AT; at < INDEX_BYTES; at += 2) {
+    if (memcmp(index + at, &a, 2) == 0) memcpy(index + at, &b, 2);
+  }
+}
+
+/* Each edit: a kind (1), then two frames (1, 1), or a place (2) and a byte (1). What comes of
+** it are older pages, at the worst. */
+static void strike_index(session *se, fuzz_reader *r) {
+  uint8_t *index = mem_index();
+  int edits = fuzz_u8(r) % 4;
+
+  if (!index) return;
+  se->a.mixed = 1;
+  se->a.edits++;
+  for (int i = 0; i <= edits; i++) {
+    if (fuzz_u8(r) & 1) {
+      uint16_t a = (uint16_t)(1 + fuzz_u8(r)), b = (uint16_t)(1 + fuzz_u8(r));
+      redirect(index, a, b);
+    } else {
+      size_t at = fuzz_u16(r) % INDEX_BYTES;
+      index[at] = fuzz_u8(r);
+    }
+  }
+}
+
 /* ---- what is done ---- */
 
 static void look(session *se) {
@@ -280,6 +316,8 @@ static uint64_t change(session *se) {
   /* Right after a switch to WAL, SQLite itself says SQLITE_LOCKED. */
   if (rc != SQLITE_LOCKED || !(se->what & DO_SWITCH)) expect(se, rc);
   if (se->what & (DO_SWITCH | DO_VACUUM)) read_all(se, row);
+  if ((se->what & (DO_NO_WRITE | DO_UPDATE | DO_VACUUM | DO_SWITCH)) == DO_NO_WRITE)
+    check_pages(se);
   return row;
 }
 
@@ -312,6 +350,7 @@ static void run_db(const uint8_t *data, size_t size) {
     if (se.what & DO_EXCLUSIVE) (void)run_sql(&se, "PRAGMA locking_mode=EXCLUSIVE");
     if (se.what & DO_LIVE) {
       read_all(&se, 0);
+      if (se.what & DO_INDEX) strike_index(&se, &r);
       strike(&se, &r);
     }
     look(&se);

@@ -57,6 +57,10 @@ int mem_open_count(void) {
   return open_handles;
 }
 
+uint8_t *mem_index(void) {
+  return shm[0];
+}
+
 mem_file *mem_find(const char *name, int create) {
   mem_file *spare = NULL;
 

@@ -36,6 +36,9 @@ int mem_resize(mem_file *f, size_t size);
 /* Handles that are open now. */
 int mem_open_count(void);
 
+/* The wal-index's first region, or NULL. */
+uint8_t *mem_index(void);
+
 /* When set, called after each write to a named file. */
 extern void (*mem_on_write)(mem_file *f, size_t at, size_t n);
 
