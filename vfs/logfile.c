@@ -40,8 +40,10 @@ SQLITE_EXTENSION_INIT3
 #define INDEX_LOOKS 8
 #define INDEX_USEC 200
 
-/* Where in a frame's header the log's salts stand (SQLite file format, section 4.1). */
+/* Where in a frame's header, and in the log's, its salts stand (SQLite file format,
+** section 4.1). */
 #define FRAME_SALT 8
+#define HEADER_SALT 16
 
 const uint8_t tde_sqlite_journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
 
@@ -115,6 +117,7 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   memcpy(f->s.salt, p->salt, TDE_SALT_BYTES);
   f->s.epoch = p->epoch;
   memcpy(f->gen.seen, b, TDE_PREFIX_BYTES);
+  f->gen.head_known = 0;
   tde_geometry_init(&f->s.geo, f->role, p->unit_size);
   f->gen.valid = 1;
   return SQLITE_OK;
@@ -231,6 +234,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   }
   memcpy(f->s.salt, p.salt, TDE_SALT_BYTES);
   memcpy(f->gen.seen, f->s.prefix, TDE_PREFIX_BYTES);
+  f->gen.head_known = 0;
   tde_geometry_init(&f->s.geo, f->role, unit);
   f->s.epoch = p.epoch;
   f->s.prefix_pending = 1;
@@ -327,21 +331,39 @@ static void note_pages(tde_file *f, uint64_t i, uint32_t pages) {
   f->gen.last = (uint32_t)i;
 }
 
-int tde_wal_of_index(const tde_file *w, const uint8_t *frame) {
-  uint8_t salt[TDE_INDEX_SALT];
+/* The salts in the log's own header (SQLite file format, section 4.1), sealed under its
+** generation. Read once for each. */
+static int head_salt(tde_file *w, uint8_t out[TDE_INDEX_SALT]) {
+  tde_generation *g = &w->gen;
+  uint8_t head[TDE_WAL_HEADER];
+  int rc = SQLITE_OK;
 
-  return !tde_index_salt(w->db, salt) || memcmp(salt, frame + FRAME_SALT, sizeof(salt)) == 0;
+  if (!g->head_known) {
+    rc = tde_sealed_read(&w->s, head, sizeof(head), 0, TDE_READ_PROBE);
+    if (rc == SQLITE_OK) memcpy(g->head_salt, head + HEADER_SALT, sizeof(g->head_salt));
+    g->head_known = rc == SQLITE_OK;
+  }
+  memcpy(out, g->head_salt, TDE_INDEX_SALT);
+  return rc;
 }
 
-/* Is frame i, whose lead was just read, what the wal-index says of it? */
-static int index_agrees(const tde_file *f, uint64_t i) {
+/* SQLite before 3.50 leaves zeros in frames that it commits behind a savepoint which it undid
+** (wal.c: sqlite3WalSavepointUndo keeps iReCksum), and reads them until the log is begun anew:
+** for those the log's header speaks. */
+int tde_wal_of_index(tde_file *w, const uint8_t *frame) {
+  uint8_t salt[TDE_INDEX_SALT], head[TDE_INDEX_SALT];
+
+  if (!tde_index_salt(w->db, salt) || memcmp(salt, frame + FRAME_SALT, sizeof(salt)) == 0) return 1;
+  return tde_all_zero(frame + FRAME_SALT, sizeof(salt)) && head_salt(w, head) == SQLITE_OK &&
+         memcmp(salt, head, sizeof(salt)) == 0;
+}
+
+/* Is frame i, which begins with this, what the wal-index says of it? */
+static int index_agrees(tde_file *f, uint64_t i, const uint8_t *lead) {
   uint32_t page;
 
-  if (!f->s.lead_read || !tde_index_page(f->db, i, &page)) return 1;
-  if (page != tde_get32be(f->s.lead)) return 0;
-  /* A transaction that rewrites frames gives the later ones their salts at its commit alone
-  ** (wal.c, walEncodeFrame). */
-  return is_mine(f, i) || tde_wal_of_index(f, f->s.lead);
+  return !tde_index_page(f->db, i, &page) ||
+         (page == tde_get32be(lead) && tde_wal_of_index(f, lead));
 }
 
 /* SQLite reads a page behind its frame header because the wal-index says that it is there.
@@ -350,7 +372,11 @@ static int index_agrees(const tde_file *f, uint64_t i) {
 ** Looked at for as long as at a unit that does not open (sealed.c): a process may be about to
 ** write the index. */
 static int check_frame(tde_file *f, uint64_t i) {
-  for (int k = 0; !index_agrees(f, i); k++) {
+  uint8_t lead[TDE_UNIT_LEAD];
+
+  if (!f->s.lead_read) return SQLITE_OK;
+  memcpy(lead, f->s.lead, sizeof(lead));
+  for (int k = 0; !index_agrees(f, i, lead); k++) {
     if (k == INDEX_LOOKS) {
       return refuse_frames(f,
                            "a frame is not of the page, or not of the log, that the wal-index "

@@ -612,7 +612,11 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   /* What can only be read is mapped, too (wal.c, walIndexPageRealloc). */
   if (rc && rc != SQLITE_READONLY) return rc;
   f->db->shm_open = 1;
-  return tde_index_mapped(f->db, region, *out) ? SQLITE_NOMEM : rc;
+  if (tde_index_mapped(f->db, region, *out)) {
+    *out = NULL; /* SQLite asks again for what it was not given (wal.c, walIndexPage) */
+    rc = SQLITE_NOMEM;
+  }
+  return rc;
 }
 
 /* Does this connection hold the WAL's write lock? */
@@ -667,13 +671,6 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
 static void main_shm_barrier(sqlite3_file *pf) {
   tde_file *f = file_of(pf);
   LOWER(f)->xShmBarrier(f->lower);
-}
-
-static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
-  tde_file *f = file_of(pf);
-  f->db->shm_open = 0;
-  tde_index_unmapped(f->db);
-  return LOWER(f)->xShmUnmap(f->lower, delete_it);
 }
 
 /* Only for a database passed through in plain (tde_plain=allow): the pages of others
@@ -836,6 +833,13 @@ static int main_sync(sqlite3_file *pf, int flags) {
 static int main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *m = enter(pf);
   return leave(m, read_code(file_of(pf), do_main_size(pf, size)));
+}
+static int main_shm_unmap(sqlite3_file *pf, int delete_it) {
+  tde_file *m = enter(pf);
+  tde_file *f = file_of(pf);
+  f->db->shm_open = 0;
+  tde_index_unmapped(f->db);
+  return leave(m, LOWER(f)->xShmUnmap(f->lower, delete_it));
 }
 static int main_lock(sqlite3_file *pf, int level) {
   tde_file *m = enter(pf);

@@ -92,6 +92,8 @@ typedef struct tde_generation {
   uint32_t last;   /* ... which is this one; 0: none of this generation */
   int synced;      /* journal: was it, since this generation began? */
   uint8_t index_salt[TDE_INDEX_SALT];
+  int head_known; /* WAL: head_salt is what this generation's WAL header says */
+  uint8_t head_salt[TDE_INDEX_SALT];
   uint8_t seen[TDE_PREFIX_BYTES];
 } tde_generation;
 
@@ -262,9 +264,9 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
 int tde_wal_has_unit(tde_file *f, uint64_t index);
 /* What a rollback journal of SQLite begins with (file format, section 3). */
 extern const uint8_t tde_sqlite_journal_magic[8];
-/* Does a frame (opened, from its header on) have the salts of the log of which the wal-index
-** names frames? True where it names none. */
-int tde_wal_of_index(const tde_file *w, const uint8_t *frame);
+/* Is a frame (opened, from its header on) of the log of which the wal-index names frames, by
+** its salts? True where it names none. */
+int tde_wal_of_index(tde_file *w, const uint8_t *frame);
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
