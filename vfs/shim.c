@@ -252,10 +252,16 @@ static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 of
   return tde_sealed_size(&f->s, &size) == SQLITE_OK && size > (uint64_t)off;
 }
 
+/* SQLite reads the header as it opens the file, without a lock. A file whose key is away opens;
+** its first transaction is told why. */
+static int is_opening(const tde_file *f, int n, sqlite3_int64 off) {
+  return f->db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100;
+}
+
 static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
-  int unlocked = db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100, rc;
+  int unlocked = is_opening(f, n, off), rc;
 
   if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
   if (db->state == TDE_STATE_NEW || (db->state == TDE_STATE_ONLINE && !db->header.unit_size)) {
@@ -814,6 +820,11 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
     memset(buf, 0, (size_t)n);
   } else {
     rc = do_main_read(pf, buf, n, off);
+  }
+  /* The key went this very moment. */
+  if (rc == SQLITE_IOERR_AUTH && is_opening(file_of(pf), n, off)) {
+    memset(buf, 0, (size_t)n);
+    rc = SQLITE_IOERR_SHORT_READ;
   }
   return leave(m, read_code(file_of(pf), rc));
 }
