@@ -25,8 +25,10 @@ typedef struct plan {
   int page_size, small; /* small: turned into pages of this size once it is there */
   int auto_vacuum, rows;
   const char *journal;
-  int modes; /* actors change the journal mode */
-  int keys;  /* one of so many steps changes the keys; 0: none */
+  int modes;  /* actors change the journal mode */
+  int keys;   /* one of so many steps changes the keys; 0: none */
+  int losses; /* the keys are away at times */
+  int gentle; /* nobody is killed */
   pair pair;
 } plan;
 
@@ -39,7 +41,9 @@ typedef struct entry {
 typedef struct board {
   uint32_t begun[ACTORS], committed[ACTORS];
   entry ring[ACTORS][RING];
-  long steps[PROCESSES], commits, looks, keys, copies;
+  long steps[PROCESSES], commits, looks, keys, copies, refusals;
+  int64_t back;   /* monotonic ms when the keys came back; 0: they are away */
+  int finish;     /* gentle: everybody closes and ends */
   int second_key; /* the instance has a second key, from an earlier campaign, it may be */
   char complaint[CROWD_COMPLAINT];
 } board;
@@ -80,9 +84,12 @@ extern uint64_t campaign_seed, life;          /* life: grows with each process *
 void actor_arrive(actor *a, int w);
 /* Does something. What fails, and is not only in somebody's way, ends the process with a complaint. */
 void actor_step(actor *a);
+/* Rolls back, closes. */
+void actor_leave(actor *a);
 /* Runs a text: SQLITE_OK, or SQLITE_BUSY. */
 int actor_try(actor *a, const char *sql);
 
+int64_t actor_clock(void);
 int actor_main_is_sealed(void);
 int actor_open_file(const char *file, int sealed, int flags, sqlite3 **db);
 

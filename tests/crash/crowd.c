@@ -44,7 +44,8 @@ static char last_words[300];
 /* p: not NULL where every line is wished for. */
 static void log_line(void *p, int code, const char *text) {
   if (p) (void)fprintf(stderr, "  [%d] log (%d) %s\n", (int)getpid(), code, text);
-  if (code != SQLITE_NOTICE && strncmp(text, "tde: ", 5) == 0) {
+  if (code != SQLITE_NOTICE && strncmp(text, "tde: ", 5) == 0 &&
+      strncmp(text, "tde: next step", 14) != 0) {
     (void)snprintf(last_words, sizeof(last_words), "%s", text);
   }
 }
@@ -81,15 +82,20 @@ int crowd_passing(sqlite3 *db) {
   return 0;
 }
 
-void crowd_expect(sqlite3 *db, const char *sql, const char *want) {
+int crowd_ask(sqlite3 *db, const char *sql, char *out, size_t n) {
   sqlite3_stmt *q = NULL;
-  int rc = sqlite3_prepare_v2(db, sql, -1, &q, NULL);
-  const char *got = NULL;
+  int rc = sqlite3_prepare_v2(db, sql, -1, &q, NULL), row;
 
-  if (rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW)
-    got = (const char *)sqlite3_column_text(q, 0);
-  if (!got || !strstr(got, want)) complain("%s: %.300s", sql, got ? got : sqlite3_errmsg(db));
-  (void)sqlite3_finalize(q);
+  row = rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW;
+  (void)snprintf(out, n, "%s", row ? (const char *)sqlite3_column_text(q, 0) : sqlite3_errmsg(db));
+  rc = sqlite3_finalize(q);
+  return row ? SQLITE_OK : rc ? rc : SQLITE_ERROR;
+}
+
+void crowd_expect(sqlite3 *db, const char *sql, const char *want) {
+  char got[300];
+
+  if (crowd_ask(db, sql, got, sizeof(got)) || !strstr(got, want)) complain("%s: %s", sql, got);
 }
 
 pid_t crowd_child(void (*run)(void)) {

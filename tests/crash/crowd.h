@@ -33,6 +33,9 @@ int crowd_wait(void *p, int times);
 /* 1: what the connection met only says to come again. */
 int crowd_passing(sqlite3 *db);
 
+/* The first column of the statement's first row, or the error message. An error, or SQLITE_OK:
+** there was a row. */
+int crowd_ask(sqlite3 *db, const char *sql, char *out, size_t n);
 /* Complains unless the first column of the first row contains want. */
 void crowd_expect(sqlite3 *db, const char *sql, const char *want);
 

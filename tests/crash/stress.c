@@ -51,8 +51,13 @@ static int verbose, keep;
 
 /* ---- a process ---- */
 
+static int goes_on(void) {
+  return !__atomic_load_n(&shared->finish, __ATOMIC_SEQ_CST);
+}
+
 static void *run_actor(void *p) {
-  for (;;) actor_step(p);
+  while (goes_on()) actor_step(p);
+  actor_leave(p);
   return NULL;
 }
 
@@ -67,15 +72,17 @@ static actor *choose(rng *r, actor *actors) {
 static void run_process(void) {
   static actor actors[EACH];
   rng r = {campaign_seed ^ life};
+  pthread_t id[EACH];
 
   crowd_start(plain, verbose > 1);
   for (int i = 0; i < EACH; i++) actor_arrive(&actors[i], process * EACH + i);
-  for (int i = 1; threads && i < EACH; i++) {
-    pthread_t id;
-    if (pthread_create(&id, NULL, run_actor, &actors[i])) abort();
+  for (int i = 0; threads && i < EACH; i++) {
+    if (pthread_create(&id[i], NULL, run_actor, &actors[i])) abort();
   }
-  if (threads) (void)run_actor(&actors[0]);
-  for (;;) actor_step(choose(&r, actors));
+  for (int i = 0; threads && i < EACH; i++) (void)pthread_join(id[i], NULL);
+  while (goes_on()) actor_step(choose(&r, actors));
+  for (int i = 0; !threads && i < EACH; i++) actor_leave(&actors[i]);
+  _exit(shared->complaint[0] != 0);
 }
 
 static void must(sqlite3 *db, const char *sql) {
@@ -108,6 +115,10 @@ static void create(void) {
   if (actor_main_is_sealed() && !shared->second_key) {
     must(db, "SELECT tde_instance_new_key('second')");
     shared->second_key = 1;
+  }
+  if (!plain) {
+    must(db, now.losses ? "SELECT tde_instance_set_policy('check_interval_s', 1)"
+                        : "SELECT tde_instance_set_policy('check_interval_s', 300)");
   }
   (void)snprintf(sql, sizeof(sql), "PRAGMA journal_mode=%s", now.journal);
   must(db, sql);
@@ -177,6 +188,9 @@ static rng draw_plan(uint64_t seed) {
   now.modes = rng_below(r, 3) == 0;
   now.keys = rng_below(r, 4) ? 20 << rng_below(r, 4) : 0;
   now.pair = rng_below(r, 6) == 0 ? 1 + rng_below(r, 3) : ALONE;
+  now.losses = !plain && rng_below(r, 6) == 0;
+  /* Of two connections of one process that wait for each other, none would be killed. */
+  now.gentle = rng_below(r, 6) == 0 && !now.pair;
   if (now.pair) now.journal = journals[3 + rng_below(r, 3)];
   /* A plain file is the unix VFS's alone, and its threads' (vfs/locks.c). */
   if (now.pair && threads && !plain) now.pair = BOTH_SEALED;
@@ -186,10 +200,11 @@ static rng draw_plan(uint64_t seed) {
 static const char *plan_text(void) {
   static char text[200];
 
-  (void)snprintf(
-      text, sizeof(text), "pages of %d%s, auto_vacuum %d, %d rows, %s%s, keys %d, pair %d",
-      now.small ? now.small : now.page_size, now.small ? " (below a unit)" : "", now.auto_vacuum,
-      now.rows, now.journal, now.modes ? " and others" : "", now.keys, (int)now.pair);
+  (void)snprintf(text, sizeof(text),
+                 "pages of %d%s, auto_vacuum %d, %d rows, %s%s, keys %d, pair %d%s%s",
+                 now.small ? now.small : now.page_size, now.small ? " (below a unit)" : "",
+                 now.auto_vacuum, now.rows, now.journal, now.modes ? " and others" : "", now.keys,
+                 (int)now.pair, now.losses ? ", key losses" : "", now.gentle ? ", gentle" : "");
   return text;
 }
 
@@ -219,8 +234,26 @@ static void look_for_hangs(long *steps, int *idle_us, int waited_us) {
   }
 }
 
+/* Everybody closes. */
+static void finish_all(void) {
+  int there = 1;
+
+  __atomic_store_n(&shared->finish, 1, __ATOMIC_SEQ_CST);
+  for (int ms = 0; there && ms < HANG_S * 1000; ms++) {
+    there = 0;
+    for (int i = 0; i < PROCESSES; i++) {
+      if (pids[i] && waitpid(pids[i], NULL, WNOHANG) == pids[i]) pids[i] = 0;
+      there |= pids[i] != 0;
+    }
+    if (there) (void)usleep(1000);
+  }
+  if (there) complain("a process that was to end is there after %d s", HANG_S);
+}
+
 static void inspect_all(void) {
+  if (now.gentle) finish_all();
   kill_all();
+  shared->finish = 0;
   if (shared->complaint[0]) return;
   if (actor_main_is_sealed()) search_for_plaintext(path);
   if (now.pair == BOTH_SEALED || now.pair == MAIN_PLAIN) {
@@ -230,9 +263,48 @@ static void inspect_all(void) {
   crowd_join(crowd_child(inspect), "the inspection");
 }
 
+/* Renames the instance's keys, or gives them their names back. */
+static void move_keys(int away) {
+  char folder[300], from[600], to[700];
+  struct dirent *e;
+  DIR *d;
+
+  (void)snprintf(folder, sizeof(folder), "%s/instance/keys", root);
+  d = opendir(folder);
+  while (d && (e = readdir(d))) {
+    size_t n = strlen(e->d_name);
+    (void)snprintf(from, sizeof(from), "%s/%s", folder, e->d_name);
+    if (away && n > 4 && strcmp(e->d_name + n - 4, ".pem") == 0) {
+      (void)snprintf(to, sizeof(to), "%s.away", from);
+      (void)rename(from, to);
+    } else if (!away && n > 5 && strcmp(e->d_name + n - 5, ".away") == 0) {
+      (void)snprintf(to, sizeof(to), "%.*s", (int)(strlen(from) - 5), from);
+      (void)rename(from, to);
+    }
+  }
+  if (d) (void)closedir(d);
+  __atomic_store_n(&shared->back, away ? 0 : actor_clock(), __ATOMIC_SEQ_CST);
+}
+
+/* Those that begin meanwhile have no key; who has one keeps it for a second or two. */
+static void lose_keys(rng *r) {
+  int us = rng_below(r, 3) ? 1000 << rng_below(r, 8) : 3200000;
+
+  move_keys(1);
+  (void)usleep((unsigned)us / 2);
+  if (!now.gentle && rng_below(r, 2)) crowd_kill(&pids[rng_below(r, PROCESSES)]);
+  start_missing();
+  (void)usleep((unsigned)us / 2);
+  move_keys(0);
+}
+
 static void disturb(rng *r) {
   int victim = (int)rng_below(r, PROCESSES);
 
+  if (now.losses && rng_below(r, 3) == 0) {
+    lose_keys(r);
+    return;
+  }
   switch (rng_below(r, 8)) {
     case 0:
       inspect_all();
@@ -242,11 +314,11 @@ static void disturb(rng *r) {
     case 3: /* others meet its locks for a while */
       (void)kill(pids[victim], SIGSTOP);
       (void)usleep(1000 + rng_below(r, 60000));
-      (void)kill(pids[victim], rng_below(r, 2) ? SIGCONT : SIGKILL);
+      (void)kill(pids[victim], now.gentle || rng_below(r, 2) ? SIGCONT : SIGKILL);
       (void)kill(pids[victim], SIGCONT);
       break;
     default:
-      crowd_kill(&pids[victim]);
+      if (!now.gentle) crowd_kill(&pids[victim]);
   }
 }
 
@@ -352,8 +424,10 @@ int main(int argc, char **argv) {
     while (only && (draw_plan(seed), !strstr(plan_text(), only))) seed++;
     campaign(seed);
     if (verbose) {
-      (void)fprintf(stderr, "%s: %ld commits, %ld looks, %ld key changes, %ld copies\n",
-                    plan_text(), shared->commits, shared->looks, shared->keys, shared->copies);
+      (void)fprintf(stderr,
+                    "%s: %ld commits, %ld looks, %ld key changes, %ld copies, %ld refusals\n",
+                    plan_text(), shared->commits, shared->looks, shared->keys, shared->copies,
+                    shared->refusals);
     }
     if (!shared->complaint[0]) continue;
     failed++;
