@@ -12,6 +12,7 @@
 
 #include "model.h"
 
+#define UNTIL_CLOSED 2    /* an actor's exclusive: SQLite does not give it up before */
 #define LONGEST 12000     /* bytes of a row's body */
 #define PATIENCE_MS 15000 /* so long after the keys came back must the databases be there again */
 
@@ -237,7 +238,8 @@ static void tweak(actor *a) {
                  below(a, 3) ? 0 : 1 << (16 + below(a, 12)), (int)below(a, 2));
 }
 
-static void connect_actor(actor *a) {
+/* alone: under EXCLUSIVE from the first read on, so that SQLite keeps a wal-index of its own. */
+static void connect_actor(actor *a, int alone) {
   int rc = actor_open_file(path, actor_main_is_sealed(), SQLITE_OPEN_READWRITE, &a->db);
 
   if (rc) {
@@ -248,7 +250,8 @@ static void connect_actor(actor *a) {
   /* Those of one thread wait for each other in vain. */
   (void)sqlite3_busy_handler(a->db, crowd_wait, (void *)(intptr_t)(threads ? 200 : 4));
   a->at = IDLE;
-  a->exclusive = 0;
+  a->exclusive = alone ? UNTIL_CLOSED : 0;
+  if (alone) (void)actor_try(a, "PRAGMA main.locking_mode=EXCLUSIVE");
   tweak(a);
   while (now.pair && try_text(a, "ATTACH 'file:%s?vfs=%s' AS aux", other,
                               plain || now.pair == OTHER_PLAIN ? "unix" : "tde") == SQLITE_BUSY) {
@@ -546,7 +549,7 @@ static void open_again(actor *a) {
 
   if (rc) complain("close: %s", sqlite3_errstr(rc));
   memcpy(a->work, a->rows, sizeof(a->work));
-  connect_actor(a);
+  connect_actor(a, !now.pair && below(a, 6) == 0);
 }
 
 /* Takes every lock for itself, or gives it up with the next read. */
@@ -562,7 +565,11 @@ static void step_idle(actor *a) {
   uint32_t d = below(a, 1000);
 
   if (a->exclusive && below(a, 3) == 0) {
-    toggle_exclusive(a);
+    if (a->exclusive == UNTIL_CLOSED) {
+      open_again(a);
+    } else {
+      toggle_exclusive(a);
+    }
   } else if (now.keys && below(a, (uint32_t)now.keys) == 0) {
     change_keys(a);
   } else if (d < 450) {
@@ -583,7 +590,7 @@ static void step_idle(actor *a) {
     verify(a);
   } else if (d < 990) {
     copy(a);
-  } else {
+  } else if (a->exclusive != UNTIL_CLOSED) {
     toggle_exclusive(a);
   }
 }
@@ -676,7 +683,7 @@ void actor_arrive(actor *a, int w) {
   a->r.s = campaign_seed ^ (life << 20) ^ ((uint64_t)w << 40);
   a->body = malloc(MODEL_BODY_MAX + 32);
   if (!a->body) abort();
-  connect_actor(a);
+  connect_actor(a, 0);
   do {
     begin_reading(a);
     if (a->at == READING) look(a);
