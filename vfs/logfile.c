@@ -358,12 +358,13 @@ int tde_wal_of_index(tde_file *w, const uint8_t *frame) {
          memcmp(salt, head, sizeof(salt)) == 0;
 }
 
-/* Is frame i, which begins with this, what the wal-index says of it? */
-static int index_agrees(tde_file *f, uint64_t i, const uint8_t *lead) {
-  uint32_t page;
+/* Is frame i, whose lead was just read, what the wal-index says of it? */
+static int index_agrees(tde_file *f, uint64_t i) {
+  const uint8_t *lead = f->s.lead; /* stays: the log's header is read as a whole */
+  uint32_t page = tde_get32be(lead), other;
 
-  return !tde_index_page(f->db, i, &page) ||
-         (page == tde_get32be(lead) && tde_wal_of_index(f, lead));
+  return tde_index_has(f->db, i, page, lead + FRAME_SALT) || !tde_index_page(f->db, i, &other) ||
+         (page == other && tde_wal_of_index(f, lead));
 }
 
 /* SQLite reads a page behind its frame header because the wal-index says that it is there.
@@ -372,11 +373,7 @@ static int index_agrees(tde_file *f, uint64_t i, const uint8_t *lead) {
 ** Looked at for as long as at a unit that does not open (sealed.c): a process may be about to
 ** write the index. */
 static int check_frame(tde_file *f, uint64_t i) {
-  uint8_t lead[TDE_UNIT_LEAD];
-
-  if (!f->s.lead_read) return SQLITE_OK;
-  memcpy(lead, f->s.lead, sizeof(lead));
-  for (int k = 0; !index_agrees(f, i, lead); k++) {
+  for (int k = 0; !index_agrees(f, i); k++) {
     if (k == INDEX_LOOKS) {
       return refuse_frames(f,
                            "a frame is not of the page, or not of the log, that the wal-index "
@@ -387,7 +384,8 @@ static int check_frame(tde_file *f, uint64_t i) {
   return SQLITE_OK;
 }
 
-static int read_log(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
+/* *page_of: the frame of which a page was read; 0: none. */
+static int read_log(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off, uint64_t *page_of) {
   uint32_t at;
   uint64_t i;
   int looking, rc;
@@ -402,6 +400,7 @@ static int read_log(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
     return f->s.hooks->bad(f, 0, TDE_TAMPERED);
   }
   i = tde_unit_at(&f->s.geo, off, &at);
+  if (at == TDE_WAL_FRAME_HEAD) *page_of = i;
   looking = at == 0 && n == tde_unit_size(&f->s.geo, i) && !is_mine(f, i);
   rc = tde_sealed_read(&f->s, buf, n, off, TDE_READ_PROBE);
   if (rc == SQLITE_OK && looking && i > 0) note_pages(f, i, tde_get32be(buf + 4));
@@ -411,20 +410,21 @@ static int read_log(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
   look_again(f);
   rc = tde_log_refresh(f);
   if (rc) return rc;
+  i = tde_unit_at(&f->s.geo, off, &at);
+  *page_of = at == TDE_WAL_FRAME_HEAD ? i : 0;
   return tde_sealed_read(&f->s, buf, n, off, looking ? TDE_READ_LENIENT : 0);
 }
 
 int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
-  uint32_t at;
-  uint64_t i;
+  uint64_t frame = 0;
   int rc;
 
   f->s.lead_read = 0;
-  rc = read_log(f, buf, n, off);
-  if (rc || !f->gen.valid) return rc;
-  i = tde_unit_at(&f->s.geo, off, &at);
-  if (i > 0 && at == TDE_WAL_FRAME_HEAD) rc = check_frame(f, i);
-  if (rc) memset(buf, 0, n);
+  rc = read_log(f, buf, n, off, &frame);
+  if (rc == SQLITE_OK && frame > 0 && f->s.lead_read) {
+    rc = check_frame(f, frame);
+    if (rc) memset(buf, 0, n);
+  }
   return rc;
 }
 

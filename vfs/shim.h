@@ -235,6 +235,9 @@ void tde_index_unmapped(tde_db *db);
 int tde_index_salt(const tde_db *db, uint8_t out[TDE_INDEX_SALT]);
 /* The page of a frame (1: the first); 0: none. False: the wal-index is not mapped. */
 int tde_index_page(const tde_db *db, uint64_t frame, uint32_t *page);
+/* Quickly: has it this page for the frame, and these salts? False says nothing. */
+int tde_index_has(const tde_db *db, uint64_t frame, uint32_t page,
+                  const uint8_t salt[TDE_INDEX_SALT]);
 /* The last committed frame and (pages may be NULL) the page count with it,
 ** from the wal-index; 0 without shared memory. The caller's transaction has seen
 ** to it that the wal-index is up to date. */

@@ -77,6 +77,24 @@ __attribute__((no_sanitize("thread"))) int tde_index_page(const tde_db *db, uint
   return 1;
 }
 
+__attribute__((no_sanitize("thread"))) int tde_index_has(const tde_db *db, uint64_t frame,
+                                                         uint32_t page,
+                                                         const uint8_t salt[TDE_INDEX_SALT]) {
+  uint64_t word = INDEX_HEAD_WORDS + frame - 1;
+  const volatile uint32_t *region = (const volatile uint32_t *)db->index, *at;
+  uint32_t want[2];
+
+  if (!region) return 0;
+  at = region + TDE_INDEX_SALT_AT / 4;
+  memcpy(want, salt, sizeof(want));
+  if (at[0] != want[0] || at[1] != want[1]) return 0;
+  if (word >= REGION_WORDS) {
+    if (word / REGION_WORDS > (uint64_t)db->index_more_n) return 0;
+    region = (const volatile uint32_t *)db->index_more[word / REGION_WORDS - 1];
+  }
+  return region && region[word % REGION_WORDS] == page;
+}
+
 uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
   const volatile char *head = main_file->db->index;
 
