@@ -35,11 +35,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* A frame that is not what the wal-index says is compared again, each time after twice as
-** long, for 51 ms in all. */
-#define INDEX_LOOKS 8
-#define INDEX_USEC 200
-
 /* Where in a frame's header, and in the log's, its salts stand (SQLite file format,
 ** section 4.1). */
 #define FRAME_SALT 8
@@ -374,12 +369,12 @@ static int index_agrees(tde_file *f, uint64_t i) {
 ** write the index. */
 static int check_frame(tde_file *f, uint64_t i) {
   for (int k = 0; !index_agrees(f, i); k++) {
-    if (k == INDEX_LOOKS) {
+    if (k == TDE_REREADS) {
       return refuse_frames(f,
                            "a frame is not of the page, or not of the log, that the wal-index "
                            "(the -shm file) says");
     }
-    usleep(INDEX_USEC << k);
+    usleep(TDE_REREAD_USEC << k);
   }
   return SQLITE_OK;
 }

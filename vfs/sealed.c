@@ -15,9 +15,7 @@ SQLITE_EXTENSION_INIT3
 ** process may be writing it (a page smaller than the unit beside a checkpoint, the sweep of
 ** a new DEK), and lose the processor meanwhile. Of a file with more such units than this
 ** every further one is read again for a short time only. */
-#define REREADS 8
 #define REREADS_SHORT 2
-#define REREAD_USEC 200
 #define PATIENCE 8
 
 /* Zeros to fill gaps with: a unit, or the place of a record. */
@@ -614,12 +612,12 @@ int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off
 /* ---- reading ---- */
 
 tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out) {
-  int often = s->hopeless < PATIENCE ? REREADS : REREADS_SHORT, torn;
+  int often = s->hopeless < PATIENCE ? TDE_REREADS : REREADS_SHORT, torn;
   tde_class c = TDE_TAMPERED;
   uint32_t got;
 
   for (int k = 0; k < often && c == TDE_TAMPERED; k++) {
-    usleep(REREAD_USEC << k);
+    usleep(TDE_REREAD_USEC << k);
     if (tde_sealed_fetch(s, i, 1, record, &got, &torn) == SQLITE_OK) {
       c = tde_sealed_open_record(s, i, record, out);
     }

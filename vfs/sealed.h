@@ -57,6 +57,11 @@ typedef struct tde_sealed_hooks {
   int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
 } tde_sealed_hooks;
 
+/* What another process may be writing is looked at again so often, first after so long and each
+** time after twice as long: 51 ms in all. */
+#define TDE_REREADS 8
+#define TDE_REREAD_USEC 200
+
 /* SQLite's frame header up to the page's checksum: no content (file format, section 4.1). */
 #define TDE_UNIT_LEAD 16
 

@@ -66,33 +66,35 @@ __attribute__((no_sanitize("thread"))) int tde_index_salt(const tde_db *db,
          now[0] == salt[TDE_INDEX_COPY / 4] && now[1] == salt[TDE_INDEX_COPY / 4 + 1];
 }
 
-__attribute__((no_sanitize("thread"))) int tde_index_page(const tde_db *db, uint64_t frame,
-                                                          uint32_t *page) {
+/* Where the page of a frame stands; NULL: that region is not mapped. db->index is there. */
+static inline const volatile uint32_t *entry(const tde_db *db, uint64_t frame) {
   uint64_t word = INDEX_HEAD_WORDS + frame - 1, region = word / REGION_WORDS;
   const volatile char *p = db->index;
 
-  if (!p) return 0;
   if (region > 0) p = region <= (uint64_t)db->index_more_n ? db->index_more[region - 1] : NULL;
-  *page = p ? ((const volatile uint32_t *)p)[word % REGION_WORDS] : 0;
-  return 1;
+  return p ? (const volatile uint32_t *)p + word % REGION_WORDS : NULL;
+}
+
+__attribute__((no_sanitize("thread"))) int tde_index_page(const tde_db *db, uint64_t frame,
+                                                          uint32_t *page) {
+  const volatile uint32_t *at = db->index ? entry(db, frame) : NULL;
+
+  *page = at ? *at : 0;
+  return db->index != NULL;
 }
 
 __attribute__((no_sanitize("thread"))) int tde_index_has(const tde_db *db, uint64_t frame,
                                                          uint32_t page,
                                                          const uint8_t salt[TDE_INDEX_SALT]) {
-  uint64_t word = INDEX_HEAD_WORDS + frame - 1;
-  const volatile uint32_t *region = (const volatile uint32_t *)db->index, *at;
+  const volatile uint32_t *at;
   uint32_t want[2];
 
-  if (!region) return 0;
-  at = region + TDE_INDEX_SALT_AT / 4;
+  if (!db->index) return 0;
+  at = (const volatile uint32_t *)(db->index + TDE_INDEX_SALT_AT);
   memcpy(want, salt, sizeof(want));
   if (at[0] != want[0] || at[1] != want[1]) return 0;
-  if (word >= REGION_WORDS) {
-    if (word / REGION_WORDS > (uint64_t)db->index_more_n) return 0;
-    region = (const volatile uint32_t *)db->index_more[word / REGION_WORDS - 1];
-  }
-  return region && region[word % REGION_WORDS] == page;
+  at = entry(db, frame);
+  return at && *at == page;
 }
 
 uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
