@@ -17,6 +17,7 @@
 #include <time.h>
 
 #include "ext/tde.h"
+#include "tests/unit/database.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
@@ -146,12 +147,9 @@ static int wait_ms(sem_t *s, long ms) {
 
 static sqlite3 *open_db(void) {
   char uri[330];
-  sqlite3 *db = NULL;
 
   (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde&tde_base=gap", path);
-  CHECK(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
-                        NULL) == SQLITE_OK);
-  return db;
+  return open_uri(uri);
 }
 
 /* How many rows a transaction has changed. -1: rc tells why not. */
@@ -368,21 +366,15 @@ static void a_unit_that_is_being_written_is_read_again(void) {
 }
 
 static int prepare(void) {
-  const char *tmp = getenv("TMPDIR");
-  char instance[300];
-
-  (void)snprintf(root, sizeof(root), "%s/tde-locks-XXXXXX", tmp && *tmp ? tmp : "/tmp");
-  if (!mkdtemp(root)) return 1;
+  if (make_root("locks", root, sizeof(root))) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
-  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
   for (int i = 0; i < 6; i++) {
     sem_t *all[] = {&other_has_shared, &refused,       &other_has_asked,
                     &closing,          &other_is_done, &forked};
     if (sem_init(all[i], 0, 0)) return 1;
   }
   make_vfs();
-  return mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
-         tde_register() != SQLITE_OK;
+  return tde_register() != SQLITE_OK;
 }
 
 int main(int argc, char **argv) {

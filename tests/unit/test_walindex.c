@@ -3,9 +3,9 @@
 ** (vfs/walindex.c), when memory is short.
 */
 #include <sqlite3.h>
-#include <sys/stat.h>
 
 #include "ext/tde.h"
+#include "tests/unit/database.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
@@ -34,12 +34,9 @@ static int install_memory(void) {
 
 static sqlite3 *open_db(void) {
   char uri[300];
-  sqlite3 *db = NULL;
 
   (void)snprintf(uri, sizeof(uri), "file:%s/app.db?vfs=tde", root);
-  CHECK(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
-                        NULL) == SQLITE_OK);
-  return db;
+  return open_uri(uri);
 }
 
 static int run(sqlite3 *db, const char *sql) {
@@ -74,13 +71,7 @@ static void what_failed_for_want_of_memory_goes_on(void) {
 }
 
 static int prepare(void) {
-  const char *tmp = getenv("TMPDIR");
-  char instance[300];
-
-  (void)snprintf(root, sizeof(root), "%s/tde-walindex-XXXXXX", tmp && *tmp ? tmp : "/tmp");
-  if (install_memory() || !mkdtemp(root)) return 1;
-  (void)snprintf(instance, sizeof(instance), "%s/instance", root);
-  return mkdir(instance, 0700) || setenv("TDE_INSTANCE", instance, 1) ||
+  return install_memory() || make_root("walindex", root, sizeof(root)) ||
          tde_register() != SQLITE_OK;
 }
 
