@@ -145,15 +145,15 @@ int64_t actor_clock(void) {
   return clock_gettime(CLOCK_MONOTONIC, &t) ? 0 : t.tv_sec * (int64_t)1000 + t.tv_nsec / 1000000;
 }
 
-/* The database is refused because its key is, or was a moment ago, away: SQLite says I/O
-** error, whatever it was about to do, and the functions name the key. */
 static int away_lately(void) {
   int64_t back = __atomic_load_n(&shared->back, __ATOMIC_SEQ_CST);
 
   return now.losses && (!back || actor_clock() - back < PATIENCE_MS);
 }
 
-/* Of VACUUM SQLite keeps the plain code alone. */
+/* The database is refused because its key is, or was a moment ago, away: SQLite says I/O
+** error, whatever it was about to do (of VACUUM it keeps the plain code alone), and the
+** functions name the key. */
 static int key_is_away(sqlite3 *db) {
   int rc = sqlite3_extended_errcode(db);
 
@@ -536,24 +536,29 @@ static void copy(actor *a) {
   __atomic_fetch_add(&shared->copies, 1, __ATOMIC_RELAXED);
 }
 
-void actor_leave(actor *a) {
-  int rc;
-
-  take_back(a);
-  rc = sqlite3_close(a->db);
-  if (rc) complain("close: %s", sqlite3_errstr(rc));
-}
-
-static void open_again(actor *a) {
+static void disconnect_actor(actor *a) {
   int rc = sqlite3_close(a->db);
 
   if (rc) complain("close: %s", sqlite3_errstr(rc));
+}
+
+void actor_leave(actor *a) {
+  take_back(a);
+  disconnect_actor(a);
+}
+
+static void open_again(actor *a) {
+  disconnect_actor(a);
   memcpy(a->work, a->rows, sizeof(a->work));
   connect_actor(a, !now.pair && below(a, 6) == 0);
 }
 
 /* Takes every lock for itself, or gives it up with the next read. */
 static void toggle_exclusive(actor *a) {
+  if (a->exclusive == UNTIL_CLOSED) {
+    open_again(a);
+    return;
+  }
   a->exclusive = !a->exclusive;
   (void)try_text(a, "PRAGMA main.locking_mode=%s; SELECT count(*) FROM progress",
                  a->exclusive ? "EXCLUSIVE" : "NORMAL");
@@ -565,11 +570,7 @@ static void step_idle(actor *a) {
   uint32_t d = below(a, 1000);
 
   if (a->exclusive && below(a, 3) == 0) {
-    if (a->exclusive == UNTIL_CLOSED) {
-      open_again(a);
-    } else {
-      toggle_exclusive(a);
-    }
+    toggle_exclusive(a);
   } else if (now.keys && below(a, (uint32_t)now.keys) == 0) {
     change_keys(a);
   } else if (d < 450) {
@@ -590,7 +591,7 @@ static void step_idle(actor *a) {
     verify(a);
   } else if (d < 990) {
     copy(a);
-  } else if (a->exclusive != UNTIL_CLOSED) {
+  } else {
     toggle_exclusive(a);
   }
 }

@@ -236,13 +236,16 @@ static void look_for_hangs(long *steps, int *idle_us, int waited_us) {
 
 /* Everybody closes. */
 static void finish_all(void) {
-  int there = 1;
+  int there = 1, status;
 
   __atomic_store_n(&shared->finish, 1, __ATOMIC_SEQ_CST);
   for (int ms = 0; there && ms < HANG_S * 1000; ms++) {
     there = 0;
     for (int i = 0; i < PROCESSES; i++) {
-      if (pids[i] && waitpid(pids[i], NULL, WNOHANG) == pids[i]) pids[i] = 0;
+      if (pids[i] && waitpid(pids[i], &status, WNOHANG) == pids[i]) {
+        if (status) complain("process %d ended with 0x%x", i, (unsigned)status);
+        pids[i] = 0;
+      }
       there |= pids[i] != 0;
     }
     if (there) (void)usleep(1000);
