@@ -645,6 +645,7 @@ int tde_db_fix_unit(tde_file *f, int64_t first_write) {
   if (rc) return rc;
   h = db->header;
   h.unit_size = tde_main_unit_for(first_write);
+  h.pages_64k = first_write == 65536;
   rc = next_slot(f, &h, 0);
   if (rc) return rc;
   db->header = h;

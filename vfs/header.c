@@ -18,24 +18,31 @@
 /* The line endings catch a transfer in text mode, as in a PNG file. */
 const uint8_t tde_header_magic[16] = {'S', 'Q', 'L',  'i',  't',  'e',  '-', 'T',
                                       'D', 'E', '\r', '\n', 0x1a, '\n', 0,   0};
-static const uint8_t wal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
-                                      'D', 'E', '-', 'W', 'A', 'L', '\r', '\n'};
-static const uint8_t journal_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
-                                          'D', 'E', '-', 'J', 'R', 'N', '\r', '\n'};
+/* SQLite without the extension must leave the logs of a database that it can not read alone. A
+** WAL that it takes for none it deletes as it closes, one of a version that it does not know it
+** does not touch (wal.c, walIndexRecover): so this is its magic, a version that is none of its,
+** and a page size. A journal whose first byte is zero is no hot one to it (pager.c,
+** hasHotJournal); any other it plays back, finds no page in it, and deletes. The last byte of
+** either name is the format's version. */
+#define LOG_MAGIC 12
+static const uint8_t wal_magic[LOG_MAGIC] = {
+    0x37, 0x7f, 0x06, 0x82, 'T', 'D', 'E', TDE_FORMAT_VERSION, 0, 0, 0x10, 0};
+static const uint8_t journal_magic[LOG_MAGIC] = {0,   'S', 'Q', 'L', 'i', 't',
+                                                 'e', '-', 'T', 'D', 'E', TDE_FORMAT_VERSION};
 
 const uint8_t tde_redo_magic[16] = {'S', 'Q', 'L', 'i', 't', 'e', '-',  'T',
                                     'D', 'E', '-', 'L', 'O', 'G', '\r', '\n'};
 
 int tde_is_log_magic(const uint8_t b[16]) {
-  return memcmp(b, wal_magic, sizeof(wal_magic)) == 0 ||
-         memcmp(b, journal_magic, sizeof(journal_magic)) == 0 ||
+  return memcmp(b, wal_magic, LOG_MAGIC) == 0 || memcmp(b, journal_magic, LOG_MAGIC) == 0 ||
          memcmp(b, tde_redo_magic, sizeof(tde_redo_magic)) == 0;
 }
 
 /* Offsets in the fixed part of a slot. */
 enum {
   S_MAGIC = 0,
-  S_VERSION = 16,
+  S_NO_PAGE = 16,
+  S_VERSION = 18,
   S_HEADER = 20,
   S_SLOT = 24,
   S_UNIT = 28,
@@ -49,10 +56,10 @@ enum {
 /* Offsets in a prefix. */
 enum {
   P_MAGIC = 0,
-  P_VERSION = 16,
-  P_EPOCH = 20,
-  P_UNIT = 24,
-  P_SUM = 28,
+  P_SUM = 12,
+  P_EPOCH = 16,
+  P_UNIT = 20,
+  P_CHAIN = 24,
   P_UUID = 32,
   P_SALT = 48,
   P_THUMB = 64,
@@ -68,6 +75,13 @@ static tde_class found(tde_slot_info *info, tde_class c, const char *what) {
   (void)snprintf(info->found, sizeof(info->found), "%s", what);
   return c;
 }
+
+/* A page size as SQLite's header has it, in two bytes, of which the database has another: 65,536,
+** or 512. SQLite without the extension takes it for the database's. While a program that has the
+** extension has the WAL in use, it could take the wal-index for granted, too, and write frames
+** into the file as it closes, in places of its own; with another page size it does not (wal.c,
+** sqlite3WalCheckpoint). */
+static const uint8_t no_page[2][2] = {{0, 1}, {2, 0}};
 
 static int unit_size_ok(uint32_t u) {
   return u == 0 || (u >= 512 && u <= TDE_UNIT_MAIN_MAX && (u & (u - 1)) == 0);
@@ -117,14 +131,17 @@ static tde_class parse(const uint8_t *slot, int again, tde_header *out, tde_slot
     return found(info, TDE_DAMAGED_HEADER,
                  tde_all_zero(slot, TDE_SLOT_FIXED) ? "all zero" : "no magic number");
   }
-  out->version = tde_get32le(slot + S_VERSION);
+  out->version = slot[S_VERSION] | (uint32_t)slot[S_VERSION + 1] << 8;
   if (out->version > TDE_FORMAT_VERSION) {
     (void)snprintf(info->found, sizeof(info->found), "format version %u", out->version);
     return TDE_NEWER_FORMAT;
   }
+  if (out->version == 0) return found(info, TDE_DAMAGED_HEADER, "of a build before 0.1.0");
   ndoc = tde_get32le(slot + S_NDOC);
   out->unit_size = tde_get32le(slot + S_UNIT);
-  if (out->version == 0 || tde_get32le(slot + S_HEADER) != TDE_HEADER_BYTES ||
+  out->pages_64k = memcmp(slot + S_NO_PAGE, no_page[1], sizeof(no_page[1])) == 0;
+  if (memcmp(slot + S_NO_PAGE, no_page[out->pages_64k], sizeof(no_page[0])) != 0 ||
+      tde_get32le(slot + S_HEADER) != TDE_HEADER_BYTES ||
       tde_get32le(slot + S_SLOT) != TDE_SLOT_BYTES || ndoc == 0 || ndoc > TDE_DOC_MAX ||
       !unit_size_ok(out->unit_size)) {
     return found(info, TDE_DAMAGED_HEADER, "sizes out of range");
@@ -170,7 +187,8 @@ tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTE
   if (h->ndoc == 0 || h->ndoc > TDE_DOC_MAX || !unit_size_ok(h->unit_size)) return TDE_INTERNAL;
   memset(slot, 0, TDE_SLOT_BYTES);
   memcpy(slot + S_MAGIC, tde_header_magic, sizeof(tde_header_magic));
-  tde_put32le(slot + S_VERSION, TDE_FORMAT_VERSION);
+  memcpy(slot + S_NO_PAGE, no_page[h->pages_64k != 0], sizeof(no_page[0]));
+  slot[S_VERSION] = TDE_FORMAT_VERSION;
   tde_put32le(slot + S_HEADER, TDE_HEADER_BYTES);
   tde_put32le(slot + S_SLOT, TDE_SLOT_BYTES);
   tde_put32le(slot + S_UNIT, h->unit_size);
@@ -188,26 +206,53 @@ static const uint8_t *prefix_magic(tde_role role) {
   return role == TDE_ROLE_WAL ? wal_magic : journal_magic;
 }
 
-/* The checksum that tells a prefix torn by a crash from one of another
-** database: SHA-256 over everything but its own four bytes. */
+/* What is signed and summed: neither checksum. to: NULL or P_MAC, the bytes up to there. */
+#define P_SUMMED (TDE_PREFIX_BYTES - 4 - 8)
+static size_t prefix_content(const uint8_t *b, size_t to, uint8_t out[P_SUMMED]) {
+  memcpy(out, b, P_SUM);
+  memcpy(out + P_SUM, b + P_EPOCH, P_CHAIN - P_EPOCH);
+  memcpy(out + P_SUM + P_CHAIN - P_EPOCH, b + P_UUID, to - P_UUID);
+  return P_SUM + P_CHAIN - P_EPOCH + to - P_UUID;
+}
+
+/* The checksum that tells a prefix torn by a crash from one of another database. */
 static tde_class prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]) {
-  return tde_sha256_2(b, P_SUM, b + P_UUID, TDE_PREFIX_BYTES - P_UUID, sum);
+  uint8_t content[P_SUMMED];
+  size_t n = prefix_content(b, TDE_PREFIX_BYTES, content);
+
+  return tde_sha256_2(content, n, NULL, 0, sum);
 }
 
 static tde_class prefix_mac(const uint8_t *b, const uint8_t *mac_key, uint8_t mac[TDE_HASH_BYTES]) {
-  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_SUM, b + P_UUID, P_MAC - P_UUID, mac);
+  uint8_t content[P_SUMMED];
+  size_t n = prefix_content(b, P_MAC, content);
+
+  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, content, n, NULL, 0, mac);
+}
+
+/* The checksum of SQLite's WAL header (wal.c, walChecksumBytes), over what stands before it. */
+static void prefix_chain(const uint8_t *b, uint8_t out[P_UUID - P_CHAIN]) {
+  uint32_t s1 = 0, s2 = 0;
+
+  for (int i = 0; i < P_CHAIN; i += 8) {
+    s1 += tde_get32le(b + i) + s2;
+    s2 += tde_get32le(b + i + 4) + s1;
+  }
+  tde_put32be(out, s1);
+  tde_put32be(out + 4, s2);
 }
 
 tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role role,
                                   tde_prefix *out) {
-  uint8_t sum[TDE_HASH_BYTES];
+  uint8_t sum[TDE_HASH_BYTES], chain[P_UUID - P_CHAIN];
 
   memset(out, 0, sizeof(*out));
   if (tde_all_zero(b, TDE_PREFIX_BYTES)) return TDE_PREFIX_NONE;
-  if (memcmp(b + P_MAGIC, prefix_magic(role), 16) != 0) return TDE_PREFIX_FOREIGN;
-  if (tde_get32le(b + P_VERSION) != TDE_FORMAT_VERSION) return TDE_PREFIX_FOREIGN;
+  if (memcmp(b + P_MAGIC, prefix_magic(role), LOG_MAGIC) != 0) return TDE_PREFIX_FOREIGN;
   if (prefix_sum(b, sum)) return TDE_PREFIX_UNKNOWN;
-  if (memcmp(sum, b + P_SUM, P_UUID - P_SUM) != 0) return TDE_PREFIX_FOREIGN;
+  prefix_chain(b, chain);
+  if (memcmp(sum, b + P_SUM, P_EPOCH - P_SUM) != 0 || memcmp(chain, b + P_CHAIN, sizeof(chain)))
+    return TDE_PREFIX_FOREIGN;
   out->epoch = tde_get32le(b + P_EPOCH);
   out->unit_size = tde_get32le(b + P_UNIT);
   memcpy(out->uuid, b + P_UUID, sizeof(out->uuid));
@@ -222,8 +267,7 @@ tde_class tde_prefix_build(const tde_prefix *p, tde_role role, const uint8_t mac
   tde_class c;
 
   memset(b, 0, TDE_PREFIX_BYTES);
-  memcpy(b + P_MAGIC, prefix_magic(role), 16);
-  tde_put32le(b + P_VERSION, TDE_FORMAT_VERSION);
+  memcpy(b + P_MAGIC, prefix_magic(role), LOG_MAGIC);
   tde_put32le(b + P_EPOCH, p->epoch);
   tde_put32le(b + P_UNIT, p->unit_size);
   memcpy(b + P_UUID, p->uuid, sizeof(p->uuid));
@@ -231,7 +275,8 @@ tde_class tde_prefix_build(const tde_prefix *p, tde_role role, const uint8_t mac
   memcpy(b + P_THUMB, p->thumbprint, sizeof(p->thumbprint));
   c = prefix_mac(b, mac_key, b + P_MAC);
   if (c == TDE_OK) c = prefix_sum(b, sum);
-  if (c == TDE_OK) memcpy(b + P_SUM, sum, P_UUID - P_SUM);
+  if (c == TDE_OK) memcpy(b + P_SUM, sum, P_EPOCH - P_SUM);
+  prefix_chain(b, b + P_CHAIN);
   return c;
 }
 

@@ -41,9 +41,10 @@ HOLE_START = 0x40000000
 HOLE_END = 0x40010000
 OVERHEAD = 48
 MAGIC = b"SQLite-TDE\r\n\x1a\n\0\0"
-MAGIC_WAL = b"SQLite-TDE-WAL\r\n"
+MAGIC_WAL = bytes.fromhex("377f0682") + b"TDE\1" + bytes((0, 0, 16, 0))
 SQLITE_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
-MAGIC_JOURNAL = b"SQLite-TDE-JRN\r\n"
+MAGIC_JOURNAL = b"\0SQLite-TDE\1"
+NO_PAGE = (b"\0\1", b"\2\0")
 MAIN, WAL, JOURNAL = 1, 2, 3
 INFO = {
     MAIN: b"sqlite-tde v1 main",
@@ -218,10 +219,10 @@ def parse_slot(half):
     slot = half[:SLOT]
     if slot[:16] != MAGIC:
         raise Bad("no magic")
-    version, header, size, unit, sequence = struct.unpack_from("<IIIIQ", slot, 16)
+    version, header, size, unit, sequence = struct.unpack_from("<HIIIQ", slot, 18)
     if version > 1:
         raise Bad("newer format")
-    if version != 1 or header != HEADER or size != SLOT:
+    if version != 1 or slot[16:18] not in NO_PAGE or header != HEADER or size != SLOT:
         raise Bad("wrong sizes")
     n, epoch = struct.unpack_from("<II", slot, 56)
     if not 1 <= n <= DOC_MAX:
@@ -413,17 +414,28 @@ def decode_main(path, out, deks):
 
 # ---- WAL and journal ----
 
+def wal_checksum(b):
+    """SQLite's, of the WAL's header (its file format, section 4.2), by little-endian words."""
+    one = two = 0
+    for x, y in struct.iter_unpack("<II", b):
+        one = (one + x + two) & 0xffffffff
+        two = (two + y + one) & 0xffffffff
+    return one, two
+
+
 def read_prefix(f, magic, keys):
     """The prefix's fields, or None when the log is void, torn or absent."""
     raw = f.read(PREFIX)
-    if len(raw) < PREFIX or raw == bytes(PREFIX) or raw[:16] != magic:
+    if len(raw) < PREFIX or raw == bytes(PREFIX) or raw[:12] != magic:
         return None
-    version, epoch, unit = struct.unpack_from("<III", raw, 16)
-    if version != 1 or raw[28:32] != hashlib.sha256(raw[:28] + raw[32:]).digest()[:4]:
+    epoch, unit = struct.unpack_from("<II", raw, 16)
+    named = raw[:12] + raw[16:24]
+    if (raw[12:16] != hashlib.sha256(named + raw[32:]).digest()[:4] or
+            raw[24:32] != struct.pack(">II", *wal_checksum(raw[:24]))):
         return None
     if raw[32:48] != keys.uuid:
         raise Bad("the log is another database's")
-    mac = keys.mac(epoch, raw[:28] + raw[32:96])
+    mac = keys.mac(epoch, named + raw[32:96])
     if mac is None:
         raise Bad("the log is of an unknown epoch")
     if not hmac.compare_digest(mac, raw[96:]):

@@ -135,12 +135,29 @@ void fuzz_hmac(const uint8_t key[TDE_KEY_BYTES], const void *a, size_t na, const
 }
 
 void fuzz_prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]) {
-  fuzz_sha256(b, 28, b + 32, 96, sum);
+  uint8_t named[20];
+
+  memcpy(named, b, 12);
+  memcpy(named + 12, b + 16, 8);
+  fuzz_sha256(named, 20, b + 32, 96, sum);
 }
 
 void fuzz_prefix_mac(const uint8_t key[TDE_KEY_BYTES], const uint8_t *b,
                      uint8_t mac[TDE_HASH_BYTES]) {
-  fuzz_hmac(key, b, 28, b + 32, 64, mac);
+  uint8_t named[20];
+
+  memcpy(named, b, 12);
+  memcpy(named + 12, b + 16, 8);
+  fuzz_hmac(key, named, 20, b + 32, 64, mac);
+}
+
+/* SQLite's checksum of a WAL header (fileformat2.html, section 4.2), little-endian words. */
+void fuzz_prefix_chain(const uint8_t *b, uint8_t chain[8]) {
+  uint32_t s[2] = {0, 0};
+
+  for (int i = 0; i < 6; i++) s[i % 2] += tde_get32le(b + 4 * i) + s[1 - i % 2];
+  tde_put32be(chain, s[0]);
+  tde_put32be(chain + 4, s[1]);
 }
 
 uint64_t fuzz_hash(uint64_t seed, const void *p, size_t n) {

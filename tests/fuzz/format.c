@@ -60,7 +60,8 @@ static void check_good_slot(const uint8_t *slot, const tde_header *h) {
   FUZZ_ASSERT(tde_slot_parse(again, &h2, &info) == TDE_OK && info.valid);
   FUZZ_ASSERT(tde_header_check_mac(&h2, mac_key) == TDE_OK);
   FUZZ_ASSERT(h2.sequence == h->sequence && h2.epoch == h->epoch && h2.ndoc == h->ndoc &&
-              h2.unit_size == h->unit_size && memcmp(h2.uuid, h->uuid, sizeof(h->uuid)) == 0 &&
+              h2.unit_size == h->unit_size && h2.pages_64k == h->pages_64k &&
+              memcmp(h2.uuid, h->uuid, sizeof(h->uuid)) == 0 &&
               memcmp(h2.doc, h->doc, h->ndoc) == 0);
   tde_header_clear(&h2);
   free(again);
@@ -112,7 +113,7 @@ static void run_prefix(const uint8_t *data, size_t size) {
   int how = fuzz_u8(&r);
   tde_role role = how & 8 ? TDE_ROLE_JOURNAL : TDE_ROLE_WAL;
   uint8_t *b = calloc(1, TDE_PREFIX_BYTES), again[TDE_PREFIX_BYTES], mac[TDE_HASH_BYTES];
-  uint8_t sum[TDE_HASH_BYTES];
+  uint8_t sum[TDE_HASH_BYTES], chain[8];
   tde_prefix p;
   tde_prefix_found found;
 
@@ -129,16 +130,19 @@ static void run_prefix(const uint8_t *data, size_t size) {
   fuzz_prefix_mac(mac_key, b, mac);
   if (how & HOW_MAC) memcpy(b + 96, mac, sizeof(mac));
   fuzz_prefix_sum(b, sum);
-  if (how & HOW_SHA) memcpy(b + 28, sum, 4);
+  if (how & HOW_SHA) memcpy(b + 12, sum, 4);
+  fuzz_prefix_chain(b, chain);
+  if (how & HOW_SHA) memcpy(b + 24, chain, sizeof(chain));
   found = tde_prefix_parse(b, role, &p);
   FUZZ_ASSERT((found == TDE_PREFIX_NONE) == tde_all_zero(b, TDE_PREFIX_BYTES));
   FUZZ_ASSERT(tde_prefix_check_mac(b, mac_key) ==
               (memcmp(mac, b + 96, sizeof(mac)) == 0 ? TDE_OK : TDE_WRONG_KEY));
   if (found == TDE_PREFIX_OK) {
-    FUZZ_ASSERT(memcmp(sum, b + 28, 4) == 0);
+    FUZZ_ASSERT(memcmp(sum, b + 12, 4) == 0 && memcmp(chain, b + 24, sizeof(chain)) == 0);
     /* Nothing in the prefix is outside what the parser hands over. */
     FUZZ_ASSERT(tde_prefix_build(&p, role, mac_key, again) == TDE_OK);
-    FUZZ_ASSERT(memcmp(again, b, 28) == 0 && memcmp(again + 32, b + 32, 64) == 0);
+    FUZZ_ASSERT(memcmp(again, b, 12) == 0 && memcmp(again + 16, b + 16, 8) == 0 &&
+                memcmp(again + 32, b + 32, 64) == 0);
     FUZZ_ASSERT(tde_prefix_parse(again, role, &p) == TDE_PREFIX_OK);
     FUZZ_ASSERT(tde_prefix_check_mac(again, mac_key) == TDE_OK);
     FUZZ_ASSERT(tde_prefix_parse(b, role == TDE_ROLE_WAL ? TDE_ROLE_JOURNAL : TDE_ROLE_WAL, &p) ==
@@ -147,7 +151,7 @@ static void run_prefix(const uint8_t *data, size_t size) {
   free(b);
 }
 
-static const char *const prefix_words[] = {"SQLite-TDE-WAL\r\n", "SQLite-TDE-JRN\r\n", NULL};
+static const char *const prefix_words[] = {"TDE\x01", "SQLite-TDE\x01", NULL};
 const fuzz_target fuzz_prefix = {"prefix", setup, run_prefix, 160, prefix_words};
 
 /* ---- unit ----

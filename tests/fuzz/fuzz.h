@@ -83,6 +83,7 @@ void fuzz_hmac(const uint8_t key[TDE_KEY_BYTES], const void *a, size_t na, const
 
 /* A log prefix's checksum and HMAC (FORMAT.md, Prefix), likewise. */
 void fuzz_prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]);
+void fuzz_prefix_chain(const uint8_t *b, uint8_t chain[8]);
 void fuzz_prefix_mac(const uint8_t key[TDE_KEY_BYTES], const uint8_t *b,
                      uint8_t mac[TDE_HASH_BYTES]);
 

@@ -207,7 +207,7 @@ tally wal_moves(void) {
   c = image_copy(&w.wal);
   memcpy(c.p + 128, other.wal.p + 128, 80);
   recovers_to(&t, &w, &c, 0, "another database's WAL header", 0, 0);
-  memcpy(c.p, "SQLite-TDE-JRN\r\n", 16);
+  memcpy(c.p, "\0SQLite-TDE\1", 12);
   recovers_to(&t, &w, &c, 0, "a journal's magic", 0, 0);
   image_free(&c);
   /* Another database's WAL: named as that; under this one's UUID it is not authentic. */
