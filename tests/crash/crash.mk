@@ -54,8 +54,8 @@ check-stress: $(CRASH_OUT)/stress ## processes do anything at random, and are ki
 check-stress-smoke: $(CRASH_OUT)/stress ## the same, 8 campaigns
 	$(Q)$(CRASH_OUT)/stress -n 8
 
-$(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o crowd.o scratch.o) $(STATIC_OBJ)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
+$(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o trap.o crowd.o scratch.o) $(STATIC_OBJ)
+	$(Q)$(CC) $(LDFLAGS) $(call crash_wrap,rename link unlink chmod fsync) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-race check-race-smoke check-race-threads check-race-threads-smoke
 check-race: $(CRASH_OUT)/race ## another process acts at every call of an operation

@@ -20,6 +20,7 @@
 ** holds a mutex while it waits for the disk keeps it out; the job goes on then, and the
 ** rival's move comes when it can.
 */
+#include <dirent.h>
 #include <getopt.h>
 #include <poll.h>
 #include <pthread.h>
@@ -39,36 +40,50 @@
 #include "../../vfs/watch.h"
 #include "crowd.h"
 #include "scratch.h"
+#include "trap.h"
 
 #define PATIENCE_MS 60000 /* a rival that does not answer hangs */
 #define COMPLAINT 700
 #define MUTEX_MS 200 /* a thread may be kept out for as long as the job waits */
 
+/* A conversion has connections of its own, and the rival comes and goes. */
+typedef enum kind { ON_IT, OF_PLAIN, OF_SEALED } kind;
+
 typedef struct job {
-  const char *name, *sql;
-  const char *makes; /* the file that it makes or changes, or NULL */
+  const char *name, *sql; /* of the file that it makes, or else the database; and of the latter */
+  const char *makes;      /* the file that it makes or changes, or NULL */
+  kind kind;
 } job;
 
 /* The parts of a job are statements of one connection; SEEN is looked at. */
 #define SEEN \
   "SELECT (SELECT count(*) FROM t), (SELECT rows FROM n), (SELECT sum(length(pad)) FROM t)"
 static const job jobs[] = {
-    {"read", SEEN, NULL},
-    {"read-twice", "BEGIN; " SEEN "; " SEEN "; COMMIT", NULL},
+    {"read", SEEN, NULL, ON_IT},
+    {"read-twice", "BEGIN; " SEEN "; " SEEN "; COMMIT", NULL, ON_IT},
     {"write",
      "BEGIN IMMEDIATE; INSERT INTO t(pad) VALUES(randomblob(900)),(randomblob(900));"
      "UPDATE n SET rows=rows+2; COMMIT",
-     NULL},
-    {"vacuum", "VACUUM", NULL},
-    {"checkpoint", "PRAGMA wal_checkpoint(TRUNCATE)", NULL},
-    {"verify", "SELECT tde_verify()", NULL},
-    {"status", "SELECT tde_status(), tde_keylist()", NULL},
-    {"backup", "SELECT tde_backup('%q')", "out.bak"},
-    {"copy", "SELECT tde_copy('%q')", "out.db"},
-    {"secondary", "SELECT tde_create_secondary('%q')", "out.db"},
-    {"sync", "SELECT tde_sync_secondary('%q')", "second.db"},
-    {"protector", "SELECT tde_set_protector('local:second')", NULL},
-    {"dek", "SELECT tde_rotate_dek()", NULL},
+     NULL, ON_IT},
+    {"vacuum", "VACUUM", NULL, ON_IT},
+    {"checkpoint", "PRAGMA wal_checkpoint(TRUNCATE)", NULL, ON_IT},
+    {"verify", "SELECT tde_verify()", NULL, ON_IT},
+    {"status", "SELECT tde_status(), tde_keylist()", NULL, ON_IT},
+    {"backup", "SELECT tde_backup('%q')", "out.bak", ON_IT},
+    {"copy", "SELECT tde_copy('%q')", "out.db", ON_IT},
+    {"secondary", "SELECT tde_create_secondary('%q')", "out.db", ON_IT},
+    {"sync", "SELECT tde_sync_secondary('%q')", "second.db", ON_IT},
+    {"protector", "SELECT tde_set_protector('local:second')", NULL, ON_IT},
+    {"dek", "SELECT tde_rotate_dek()", NULL, ON_IT},
+    {"encrypt", "SELECT tde_encrypt('file:%q?tde_base=" TRAP_VFS "')", NULL, OF_PLAIN},
+    {"encrypt-to",
+     "WITH f(made, it) AS (SELECT '%q', 'file:%q?tde_base=" TRAP_VFS "') "
+     "SELECT tde_encrypt(it, made) FROM f",
+     "out.db", OF_PLAIN},
+    {"decrypt",
+     "WITH f(made, it) AS (SELECT '%q', 'file:%q?tde_base=" TRAP_VFS "') "
+     "SELECT tde_decrypt(it, made) FROM f",
+     "out.db", OF_SEALED},
 };
 #define NJOBS (int)(sizeof(jobs) / sizeof(jobs[0]))
 
@@ -82,9 +97,15 @@ static const char *const moves[] = {"cP", "cPc", "cTc", "dvP",  "k",   "Pck", "c
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
+/* Of a conversion: o comes (through the shim, whatever the file is then), p comes without
+** the extension, z goes. Whoever is there in the end tries to commit. */
+static const char *const visits[] = {"ocz", "o.c", "or.c", "oc.z", "pcz", "p.c", "pr.c", "pc.z"};
+#define NVISITS (int)(sizeof(visits) / sizeof(visits[0]))
+
 /* Shared with the rival. */
 typedef struct board {
   char journal[8], move[8];
+  int visits;   /* the job is a conversion */
   long commits; /* rows that the rival's reported commits added, net */
   int busy;     /* parts of the move that were refused as busy */
   char complaint[COMPLAINT];
@@ -131,8 +152,8 @@ static void quiet_start(void) {
 static int connect_to(const char *file, const char *below, sqlite3 **db) {
   char uri[500];
 
-  (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde%s%s", file, below ? "&tde_base=" : "",
-                 below ? below : "");
+  (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde%s%s%s", file, below ? "&tde_base=" : "",
+                 below ? below : "", shared && shared->visits ? "&tde_plain=allow" : "");
   return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI,
                          NULL);
 }
@@ -208,9 +229,18 @@ static int header_changed(void *db) {
   return header_sequence(db) != sequence_before;
 }
 
+/* The connection is to what was the database, or is without the extension and meets an encrypted
+** one, maybe with its log: it is told so. */
+static int is_shut_out(sqlite3 *db) {
+  int rc = sqlite3_errcode(db) & 0xff;
+
+  return shared->visits && (rc == SQLITE_NOTADB || rc == SQLITE_CANTOPEN);
+}
+
 static int rival_runs(sqlite3 *db, char letter) {
   int rc;
 
+  if (!db) return SQLITE_BUSY;
   sequence_before = header_sequence(db);
   if (letter == 'h') sqlite3_progress_handler(db, 1, header_changed, db);
   rc = sqlite3_exec(db, sql_of(letter), see, shared->complaint, NULL);
@@ -219,7 +249,7 @@ static int rival_runs(sqlite3 *db, char letter) {
     if (letter == 'c') shared->commits += 40;
     return rc;
   }
-  if (crowd_passing(db) || (letter == 'h' && header_changed(db))) {
+  if (crowd_passing(db) || is_shut_out(db) || (letter == 'h' && header_changed(db))) {
     shared->busy++;
   } else {
     COMPLAIN("the rival's %c: %s (%d)", letter, sqlite3_errmsg(db), sqlite3_extended_errcode(db));
@@ -275,12 +305,34 @@ static void look_afresh(const char *file, long rows) {
   _exit(0);
 }
 
-static int rival_does(sqlite3 *db, char letter) {
-  if (letter == 'x') {
-    if (somebody("-x", path, -1)) COMPLAIN("the process that is to die could not be run");
-    return SQLITE_OK;
+static void rival_leaves(sqlite3 **db) {
+  if (sqlite3_close(*db)) COMPLAIN("the rival's close: %s", sqlite3_errmsg(*db));
+  *db = NULL;
+}
+
+static void rival_comes(sqlite3 **db, char letter) {
+  int rc = letter == 'o' ? connect_to(path, NULL, db)
+                         : sqlite3_open_v2(path, db, SQLITE_OPEN_READWRITE, "unix");
+
+  if (rc) COMPLAIN("the rival's open: %s", sqlite3_errmsg(*db));
+  (void)sqlite3_exec(*db, "PRAGMA synchronous=OFF", NULL, NULL, NULL);
+}
+
+static int rival_does(sqlite3 **db, char letter) {
+  switch (letter) {
+    case 'x':
+      if (somebody("-x", path, -1)) COMPLAIN("the process that is to die could not be run");
+      return SQLITE_OK;
+    case 'o':
+    case 'p':
+      rival_comes(db, letter);
+      return SQLITE_OK;
+    case 'z':
+      rival_leaves(db);
+      return SQLITE_OK;
+    default:
+      return rival_runs(*db, letter);
   }
-  return rival_runs(db, letter);
 }
 
 /* Opens, and leaves frames in the log that are not in the database file. */
@@ -294,7 +346,11 @@ static sqlite3 *rival_opens(void) {
                  "PRAGMA wal_autocheckpoint=0",
                  shared->journal);
   if (sqlite3_exec(db, sql, NULL, NULL, NULL)) COMPLAIN("%s: %s", sql, sqlite3_errmsg(db));
-  (void)rival_does(db, 'c');
+  (void)rival_does(&db, 'c');
+  if (shared->visits) { /* the log stays, as after a crash */
+    (void)sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    rival_leaves(&db);
+  }
   return db;
 }
 
@@ -306,12 +362,9 @@ static void rival(void) {
     if (order == 'O') db = rival_opens();
     for (const char *p = shared->move; order == 'M' && *p; p++) {
       /* d replaces what was there: only whole is it counted. */
-      if (rival_does(db, *p) == SQLITE_OK && *p == 'd') shared->commits = -1;
+      if (rival_does(&db, *p) == SQLITE_OK && *p == 'd') shared->commits = -1;
     }
-    if (order == 'X') {
-      if (sqlite3_close(db)) COMPLAIN("the rival's close: %s", sqlite3_errmsg(db));
-      db = NULL;
-    }
+    if (order == 'X') rival_leaves(&db);
     if (write(from_rival[1], &order, 1) != 1) break;
   }
 }
@@ -345,138 +398,14 @@ static void tell(char order) {
   if (!hear(order == 'M' && threads ? MUTEX_MS : PATIENCE_MS) && !threads) hangs();
 }
 
-/* ---- the VFS below the shim: counts the calls of the job ---- */
+/* ---- the trap ---- */
 
-static struct {
-  long at, gap, count;
-  const char *move;
-  int fired;
-  pthread_t who;
-} trap;
-
-static void count_call(void) {
-  const char *rest = trap.move ? strchr(trap.move, '.') : NULL;
-
-  if (!trap.at || !pthread_equal(trap.who, pthread_self())) return;
-  trap.count++;
-  if (awaited) return;
-  if (trap.count == trap.at) {
-    int n = rest ? (int)(rest - trap.move) : (int)strlen(trap.move);
-    (void)snprintf(shared->move, sizeof(shared->move), "%.*s", n, trap.move);
-  } else if (rest && trap.count == trap.at + trap.gap) {
-    (void)snprintf(shared->move, sizeof(shared->move), "%s", rest + 1);
-  } else {
-    return;
-  }
-  trap.fired = 1;
+/* Lets the rival make a part of its move, unless it is still busy with another. */
+static int make_move(const char *move, int n) {
+  if (awaited) return 0;
+  (void)snprintf(shared->move, sizeof(shared->move), "%.*s", n, move);
   tell('M');
-}
-
-typedef struct trap_file {
-  sqlite3_file base;
-  sqlite3_file *real;
-} trap_file;
-
-#define REAL(f) (((trap_file *)(f))->real)
-#define CALL(f, m, ...) (count_call(), REAL(f)->pMethods->m(REAL(f), ##__VA_ARGS__))
-
-static int trap_close(sqlite3_file *f) {
-  return CALL(f, xClose);
-}
-static int trap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 o) {
-  return CALL(f, xRead, b, n, o);
-}
-static int trap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 o) {
-  return CALL(f, xWrite, b, n, o);
-}
-static int trap_truncate(sqlite3_file *f, sqlite3_int64 n) {
-  return CALL(f, xTruncate, n);
-}
-static int trap_sync(sqlite3_file *f, int flags) {
-  return CALL(f, xSync, flags);
-}
-static int trap_size(sqlite3_file *f, sqlite3_int64 *n) {
-  return CALL(f, xFileSize, n);
-}
-static int trap_lock(sqlite3_file *f, int l) {
-  return CALL(f, xLock, l);
-}
-static int trap_unlock(sqlite3_file *f, int l) {
-  return CALL(f, xUnlock, l);
-}
-static int trap_check(sqlite3_file *f, int *o) {
-  return CALL(f, xCheckReservedLock, o);
-}
-static int trap_control(sqlite3_file *f, int op, void *p) {
-  return REAL(f)->pMethods->xFileControl(REAL(f), op, p);
-}
-static int trap_sector(sqlite3_file *f) {
-  return REAL(f)->pMethods->xSectorSize(REAL(f));
-}
-static int trap_traits(sqlite3_file *f) {
-  return REAL(f)->pMethods->xDeviceCharacteristics(REAL(f));
-}
-static int trap_shm_map(sqlite3_file *f, int i, int n, int x, void volatile **p) {
-  return CALL(f, xShmMap, i, n, x, p);
-}
-static int trap_shm_lock(sqlite3_file *f, int o, int n, int flags) {
-  return CALL(f, xShmLock, o, n, flags);
-}
-static void trap_barrier(sqlite3_file *f) {
-  CALL(f, xShmBarrier);
-}
-static int trap_shm_unmap(sqlite3_file *f, int d) {
-  return CALL(f, xShmUnmap, d);
-}
-static int trap_fetch(sqlite3_file *f, sqlite3_int64 o, int n, void **p) {
-  return CALL(f, xFetch, o, n, p);
-}
-static int trap_unfetch(sqlite3_file *f, sqlite3_int64 o, void *p) {
-  return CALL(f, xUnfetch, o, p);
-}
-
-static const sqlite3_io_methods trap_methods = {
-    3,           trap_close,   trap_read,     trap_write,   trap_truncate,  trap_sync,
-    trap_size,   trap_lock,    trap_unlock,   trap_check,   trap_control,   trap_sector,
-    trap_traits, trap_shm_map, trap_shm_lock, trap_barrier, trap_shm_unmap, trap_fetch,
-    trap_unfetch};
-
-static sqlite3_vfs trap_vfs, *unix_vfs;
-
-static int trap_open(sqlite3_vfs *v, const char *name, sqlite3_file *f, int flags, int *out) {
-  trap_file *t = (trap_file *)f;
-  int rc;
-
-  (void)v;
-  count_call();
-  t->real = (sqlite3_file *)(t + 1);
-  rc = unix_vfs->xOpen(unix_vfs, name, t->real, flags, out);
-  t->base.pMethods = t->real->pMethods ? &trap_methods : NULL;
-  return rc;
-}
-
-static int trap_delete(sqlite3_vfs *v, const char *name, int dir) {
-  (void)v;
-  count_call();
-  return unix_vfs->xDelete(unix_vfs, name, dir);
-}
-
-static int trap_access(sqlite3_vfs *v, const char *name, int flags, int *out) {
-  (void)v;
-  count_call();
-  return unix_vfs->xAccess(unix_vfs, name, flags, out);
-}
-
-static void trap_register(void) {
-  unix_vfs = sqlite3_vfs_find("unix");
-  trap_vfs = *unix_vfs;
-  trap_vfs.zName = "trap";
-  trap_vfs.pNext = NULL;
-  trap_vfs.szOsFile = (int)sizeof(trap_file) + unix_vfs->szOsFile;
-  trap_vfs.xOpen = trap_open;
-  trap_vfs.xDelete = trap_delete;
-  trap_vfs.xAccess = trap_access;
-  (void)sqlite3_vfs_register(&trap_vfs, 0);
+  return 1;
 }
 
 /* ---- the job ---- */
@@ -497,6 +426,20 @@ static long rows_in(sqlite3 *db) {
   return n;
 }
 
+static int has_at(const char *file, long at, const char *bytes, size_t n) {
+  char there[16] = "";
+  FILE *f = fopen(file, "rb");
+  int same = f && n <= sizeof(there) && fseek(f, at, SEEK_SET) == 0 && fread(there, 1, n, f) == n &&
+             memcmp(there, bytes, n) == 0;
+
+  if (f) (void)fclose(f);
+  return same;
+}
+
+static int is_sealed(const char *file) {
+  return has_at(file, 0, "SQLite-TDE\r\n", 12);
+}
+
 /* Whole, and one state? at_least, at_most: the rows that it may have. */
 static void inspect(const char *file, long at_least, long at_most) {
   sqlite3 *db = NULL;
@@ -506,7 +449,7 @@ static void inspect(const char *file, long at_least, long at_most) {
 
   if (connect_to(file, NULL, &db)) FAIL("%s: %s", file, sqlite3_errmsg(db));
   look(db, SEEN, file);
-  look(db, "SELECT tde_verify()", file);
+  if (is_sealed(file)) look(db, "SELECT tde_verify()", file);
   if (sqlite3_prepare_v2(db, "PRAGMA integrity_check", -1, &q, NULL) ||
       sqlite3_step(q) != SQLITE_ROW) {
     FAIL("%s: %s", file, sqlite3_errmsg(db));
@@ -541,7 +484,8 @@ static int copy_file(const char *from, const char *to) {
   return bad;
 }
 
-/* The database that each race begins with, and a secondary of it that is behind. */
+/* The database that each race begins with, and a secondary of it that is behind; the same in
+** plain. */
 static void make_base(void) {
   sqlite3 *db = NULL;
   char *sql = sqlite3_mprintf(
@@ -550,8 +494,9 @@ static void make_base(void) {
       "INSERT INTO n VALUES(60); WITH RECURSIVE i(k) AS (SELECT 1 UNION ALL SELECT k+1 FROM i "
       "WHERE k<60) INSERT INTO t(pad) SELECT randomblob(900) FROM i;"
       "SELECT tde_create_secondary('%q/second.base');"
-      "UPDATE t SET pad=randomblob(900) WHERE id%%9=0",
-      root);
+      "UPDATE t SET pad=randomblob(900) WHERE id%%9=0;"
+      "SELECT tde_decrypt('%q','%q/plain.base')",
+      root, base, root);
   int rc = connect_to(base, NULL, &db);
 
   if (rc == SQLITE_OK) rc = sqlite3_exec(db, sql, NULL, NULL, NULL);
@@ -560,35 +505,42 @@ static void make_base(void) {
   (void)sqlite3_close(db);
 }
 
-static sqlite3 *begin(const char *journal) {
-  char second[300], second_base[300];
-  sqlite3 *db = NULL;
+/* The files as they are before each race; the rival opens the database, and commits. */
+static void lay_out(const job *j, const char *journal) {
+  char second[300], second_base[300], plain_base[300];
 
+  why[0] = shared->complaint[0] = 0;
   remove_files();
   (void)snprintf(second, sizeof(second), "%s/second.db", root);
   (void)snprintf(second_base, sizeof(second_base), "%s/second.base", root);
-  if (copy_file(base, path) || copy_file(second_base, second)) FAIL("a copy failed");
+  (void)snprintf(plain_base, sizeof(plain_base), "%s/plain.base", root);
+  if (copy_file(j->kind == OF_PLAIN ? plain_base : base, path) || copy_file(second_base, second))
+    FAIL("a copy failed");
   (void)snprintf(shared->journal, sizeof(shared->journal), "%s", journal);
+  shared->visits = j->kind != ON_IT;
   shared->commits = 0;
   tell('O');
-  if (connect_to(path, "trap", &db)) FAIL("open: %s", sqlite3_errmsg(db));
+}
+
+static sqlite3 *begin(const job *j, const char *journal) {
+  sqlite3 *db = NULL;
+
+  lay_out(j, journal);
+  if (connect_to(path, TRAP_VFS, &db)) FAIL("open: %s", sqlite3_errmsg(db));
   look(db, "PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=10", "open");
   look(db, SEEN, "before");
   return db;
 }
 
-/* Runs the job with the rival's move at call k. Its code. */
-static int perform(sqlite3 *db, const job *j, const char *file, long k, long gap) {
-  char *sql = sqlite3_mprintf(j->sql, file);
+/* Runs the job with the rival's move at call k. Its code; fired: the move was made. */
+static int perform(sqlite3 *db, const job *j, const char *file, const char *move, long k, long gap,
+                   int *fired) {
+  char *sql = sqlite3_mprintf(j->sql, file, path);
   int rc;
 
-  trap.who = pthread_self();
-  trap.count = 0;
-  trap.fired = 0;
-  trap.gap = gap;
-  trap.at = k;
+  trap_arm(move, k, gap);
   rc = sqlite3_exec(db, sql, see, why, NULL);
-  trap.at = 0;
+  *fired = trap_disarm();
   if (!hear(PATIENCE_MS)) hangs();
   if (rc && !crowd_passing(db)) FAIL("%s (%d)", sqlite3_errmsg(db), sqlite3_extended_errcode(db));
   if (rc && verbose) (void)fprintf(stderr, "    %s: %s\n", j->name, sqlite3_errmsg(db));
@@ -622,13 +574,11 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
   char file[400];
   sqlite3 *db;
   long first = 100, last; /* what rival_opens left */
-  int rc;
+  int rc, fired;
 
-  why[0] = shared->complaint[0] = 0;
-  trap.move = move;
   (void)snprintf(file, sizeof(file), "%s/%s", root, j->makes ? j->makes : "app.db");
-  db = begin(journal);
-  rc = perform(db, j, file, k, gap);
+  db = begin(j, journal);
+  rc = perform(db, j, file, move, k, gap, &fired);
   look(db, SEEN, "afterwards");
   last = rows_in(db);
   if (shared->commits >= 0) {
@@ -647,7 +597,52 @@ static int race(const job *j, const char *journal, const char *move, long k, lon
     FAIL("who knows no keys but those in the header finds damage");
   if (j->makes && rc && strcmp(j->name, "sync") && access(file, F_OK) == 0)
     FAIL("the job failed, and %s is there", j->makes);
-  return trap.fired;
+  return fired;
+}
+
+/* What a conversion must not leave: a file under a name of its own, and beside an encrypted
+** database a log in plain, by somebody who took it for what it replaced. */
+static void look_beside(void) {
+  DIR *d = opendir(root);
+  struct dirent *e;
+  char log[400];
+
+  while (d && (e = readdir(d))) {
+    if (strstr(e->d_name, "-tde-")) FAIL("%s was left", e->d_name);
+  }
+  if (d) (void)closedir(d);
+  (void)snprintf(log, sizeof(log), "%s-wal", path);
+  /* The version of SQLite's own. */
+  if (is_sealed(path) && has_at(log, 4, "\x00\x2d\xe2\x18", 4)) FAIL("the log is in plain");
+}
+
+/* One race of a conversion. 1: the move came while it was at work. */
+static int race_conversion(const job *j, const char *journal, const char *move, long k, long gap) {
+  char file[400];
+  sqlite3 *db = NULL;
+  int rc, fired;
+  long last;
+
+  (void)snprintf(file, sizeof(file), "%s/%s", root, j->makes ? j->makes : "app.db");
+  lay_out(j, journal);
+  if (sqlite3_open(":memory:", &db)) FAIL("open: %s", sqlite3_errmsg(db));
+  rc = perform(db, j, file, move, k, gap, &fired);
+  (void)sqlite3_close(db);
+  (void)make_move("c", 1);
+  tell('X');
+  if (shared->complaint[0]) FAIL("%s", shared->complaint);
+  last = 60 + shared->commits;
+  look_beside();
+  if (is_sealed(path) != (j->kind == OF_SEALED || (!j->makes && rc == SQLITE_OK)))
+    FAIL("the database is %s", is_sealed(path) ? "encrypted" : "in plain");
+  inspect(path, last, last);
+  if (j->makes && (access(file, F_OK) == 0) != (rc == SQLITE_OK))
+    FAIL("%s is %s", j->makes, rc ? "there" : "missing");
+  if (j->makes && rc == SQLITE_OK) {
+    if (is_sealed(file) != (j->kind == OF_PLAIN)) FAIL("%s is of the wrong kind", j->makes);
+    inspect(file, 100, last);
+  }
+  return fired;
 }
 
 /* ---- all of them ---- */
@@ -665,7 +660,7 @@ static int run_one(const job *j, const char *journal, const char *move, long k, 
   int fired;
 
   shared->busy = 0;
-  fired = race(j, journal, move, k, gap);
+  fired = (j->kind == ON_IT ? race : race_conversion)(j, journal, move, k, gap);
   refused += shared->busy > 0;
   if (!why[0]) {
     passed++;
@@ -681,12 +676,13 @@ static int run_one(const job *j, const char *journal, const char *move, long k, 
 }
 
 static void sweep(const job *j, const char *journal, const char *move) {
-  long k = opt.k ? opt.k : 1, before = passed;
+  long k = opt.k ? opt.k : 1, before = passed, step = 1 + 2 * opt.coarse;
   int fired = 1;
 
+  if (j->kind != ON_IT) step += 4; /* most calls are writes of the copy, which nobody sees */
   while (fired && failures < 20) {
     long gap = opt.gap ? opt.gap : 1, last = strchr(move, '.') && !opt.gap ? GAP : gap;
-    for (; gap <= last; gap += 1 + 2 * opt.coarse) fired = run_one(j, journal, move, k, gap);
+    for (; gap <= last; gap += step) fired = run_one(j, journal, move, k, gap);
     if (opt.k) break;
     k += 1 + opt.coarse * (1 + k / 16);
   }
@@ -710,7 +706,7 @@ static int prepare(void) {
     _exit(0);
   }
   quiet_start();
-  trap_register();
+  trap_register(make_move);
   make_base();
   if (threads && pthread_create(&rival_id, NULL, rival_thread, NULL)) return 1;
   return pid < 0 || why[0];
@@ -749,12 +745,14 @@ int main(int argc, char **argv) {
   }
   for (int j = 0; j < NJOBS; j++) {
     for (int w = 0; w < 2; w++) {
-      for (int m = 0; m < NMOVES; m++) {
-        if ((opt.job && strcmp(opt.job, jobs[j].name)) ||
-            (opt.journal && strcmp(opt.journal, journals[w])) ||
-            (opt.move && strcmp(opt.move, moves[m])))
-          continue;
-        sweep(&jobs[j], journals[w], moves[m]);
+      const char *const *list = jobs[j].kind == ON_IT ? moves : visits;
+      int n = jobs[j].kind == ON_IT ? NMOVES : NVISITS;
+      if ((opt.job && strcmp(opt.job, jobs[j].name)) ||
+          (opt.journal && strcmp(opt.journal, journals[w])))
+        continue;
+      for (int m = 0; m < n; m++) {
+        if (opt.move && strcmp(opt.move, list[m])) continue;
+        sweep(&jobs[j], journals[w], list[m]);
       }
     }
   }
