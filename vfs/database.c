@@ -224,7 +224,11 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   return TDE_OK;
 }
 
-/* No slot is whole: say what the file is. */
+static int begins_in_plain(const tde_slots *both) {
+  return memcmp(both->head[0], "SQLite format 3", 16) == 0;
+}
+
+/* No slot counts: say what the file is. */
 static void classify_headerless(tde_db *db, const tde_slots *both, tde_class c0, tde_class c1) {
   const char *path = tde_path_of(db->file);
 
@@ -233,7 +237,7 @@ static void classify_headerless(tde_db *db, const tde_slots *both, tde_class c0,
     tde_fail(&db->last, TDE_NEWER_FORMAT, "open it with the sqlite-tde release that wrote it",
              "%s: written by a later format (%s); this release reads version %u", path,
              c0 == TDE_NEWER_FORMAT ? db->slot[0].found : db->slot[1].found, TDE_FORMAT_VERSION);
-  } else if (memcmp(both->head[0], "SQLite format 3", 16) == 0) {
+  } else if (begins_in_plain(both)) {
     db->state = TDE_STATE_NOT_ENCRYPTED;
     tde_fail(&db->last, TDE_NOT_ENCRYPTED,
              "SELECT tde_encrypt('the file') encrypts it; tde_plain=allow opens it as it is",
@@ -321,6 +325,12 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
     c[i] = known[i] ? tde_slot_parse_again(both->at[i], &h[i], &db->slot[i])
                     : tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
     h[i].slot = i;
+    /* Somebody without the extension was reading the empty file when the header was made, and
+    ** then made a database of it. That one is not repaired away. */
+    if (begins_in_plain(both)) {
+      tde_header_clear(&h[i]);
+      c[i] = TDE_DAMAGED_HEADER;
+    }
   }
   first = tde_newest_of(c, h);
   if (size < 0 && (c[first] != TDE_OK || !h[first].unit_size)) {
@@ -645,7 +655,6 @@ int tde_db_fix_unit(tde_file *f, int64_t first_write) {
   if (rc) return rc;
   h = db->header;
   h.unit_size = tde_main_unit_for(first_write);
-  h.pages_64k = first_write == 65536;
   rc = next_slot(f, &h, 0);
   if (rc) return rc;
   db->header = h;

@@ -41,8 +41,7 @@ int tde_is_log_magic(const uint8_t b[16]) {
 /* Offsets in the fixed part of a slot. */
 enum {
   S_MAGIC = 0,
-  S_NO_PAGE = 16,
-  S_VERSION = 18,
+  S_VERSION = 16,
   S_HEADER = 20,
   S_SLOT = 24,
   S_UNIT = 28,
@@ -75,13 +74,6 @@ static tde_class found(tde_slot_info *info, tde_class c, const char *what) {
   (void)snprintf(info->found, sizeof(info->found), "%s", what);
   return c;
 }
-
-/* A page size as SQLite's header has it, in two bytes, of which the database has another: 65,536,
-** or 512. SQLite without the extension takes it for the database's. While a program that has the
-** extension has the WAL in use, it could take the wal-index for granted, too, and write frames
-** into the file as it closes, in places of its own; with another page size it does not (wal.c,
-** sqlite3WalCheckpoint). */
-static const uint8_t no_page[2][2] = {{0, 1}, {2, 0}};
 
 static int unit_size_ok(uint32_t u) {
   return u == 0 || (u >= 512 && u <= TDE_UNIT_MAIN_MAX && (u & (u - 1)) == 0);
@@ -131,17 +123,14 @@ static tde_class parse(const uint8_t *slot, int again, tde_header *out, tde_slot
     return found(info, TDE_DAMAGED_HEADER,
                  tde_all_zero(slot, TDE_SLOT_FIXED) ? "all zero" : "no magic number");
   }
-  out->version = slot[S_VERSION] | (uint32_t)slot[S_VERSION + 1] << 8;
+  out->version = tde_get32le(slot + S_VERSION);
   if (out->version > TDE_FORMAT_VERSION) {
     (void)snprintf(info->found, sizeof(info->found), "format version %u", out->version);
     return TDE_NEWER_FORMAT;
   }
-  if (out->version == 0) return found(info, TDE_DAMAGED_HEADER, "of a build before 0.1.0");
   ndoc = tde_get32le(slot + S_NDOC);
   out->unit_size = tde_get32le(slot + S_UNIT);
-  out->pages_64k = memcmp(slot + S_NO_PAGE, no_page[1], sizeof(no_page[1])) == 0;
-  if (memcmp(slot + S_NO_PAGE, no_page[out->pages_64k], sizeof(no_page[0])) != 0 ||
-      tde_get32le(slot + S_HEADER) != TDE_HEADER_BYTES ||
+  if (out->version == 0 || tde_get32le(slot + S_HEADER) != TDE_HEADER_BYTES ||
       tde_get32le(slot + S_SLOT) != TDE_SLOT_BYTES || ndoc == 0 || ndoc > TDE_DOC_MAX ||
       !unit_size_ok(out->unit_size)) {
     return found(info, TDE_DAMAGED_HEADER, "sizes out of range");
@@ -187,8 +176,7 @@ tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTE
   if (h->ndoc == 0 || h->ndoc > TDE_DOC_MAX || !unit_size_ok(h->unit_size)) return TDE_INTERNAL;
   memset(slot, 0, TDE_SLOT_BYTES);
   memcpy(slot + S_MAGIC, tde_header_magic, sizeof(tde_header_magic));
-  memcpy(slot + S_NO_PAGE, no_page[h->pages_64k != 0], sizeof(no_page[0]));
-  slot[S_VERSION] = TDE_FORMAT_VERSION;
+  tde_put32le(slot + S_VERSION, TDE_FORMAT_VERSION);
   tde_put32le(slot + S_HEADER, TDE_HEADER_BYTES);
   tde_put32le(slot + S_SLOT, TDE_SLOT_BYTES);
   tde_put32le(slot + S_UNIT, h->unit_size);
@@ -206,7 +194,7 @@ static const uint8_t *prefix_magic(tde_role role) {
   return role == TDE_ROLE_WAL ? wal_magic : journal_magic;
 }
 
-/* What is signed and summed: neither checksum. to: NULL or P_MAC, the bytes up to there. */
+/* What is signed and summed: the bytes up to `to`, but neither checksum. Their number. */
 #define P_SUMMED (TDE_PREFIX_BYTES - 4 - 8)
 static size_t prefix_content(const uint8_t *b, size_t to, uint8_t out[P_SUMMED]) {
   memcpy(out, b, P_SUM);

@@ -39,7 +39,6 @@ int tde_is_log_magic(const uint8_t b[16]);
 typedef struct tde_header {
   uint32_t version;
   uint32_t unit_size; /* 0: not fixed yet */
-  int pages_64k;      /* pages of 65,536 bytes, when the first was written */
   uint64_t sequence;
   uint8_t uuid[TDE_UUID_BYTES];
   uint32_t epoch;                /* current DEK epoch */
@@ -76,7 +75,7 @@ int tde_slot_equals(const uint8_t *slot, const tde_header *h);
 tde_class tde_header_check_mac(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES]);
 
 /* Builds a slot of TDE_SLOT_BYTES (zero-filled to its end). h->doc, ndoc,
-** unit_size, pages_64k, sequence, uuid and epoch are used. */
+** unit_size, sequence, uuid and epoch are used. */
 tde_class tde_slot_build(const tde_header *h, const uint8_t mac_key[TDE_KEY_BYTES], uint8_t *slot);
 
 /* The prefix of a WAL or rollback journal. */

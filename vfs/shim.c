@@ -614,14 +614,9 @@ static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
   tde_file *f = file_of(pf);
   int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
   if (rc) return rc;
-  rc = LOWER(f)->xShmMap(f->lower, region, size, extend, out);
-  /* What can only be read is mapped, too (wal.c, walIndexPageRealloc). */
-  if (rc && rc != SQLITE_READONLY) return rc;
-  f->db->shm_open = 1;
-  if (tde_index_mapped(f->db, region, *out)) {
-    *out = NULL; /* SQLite asks again for what it was not given (wal.c, walIndexPage) */
-    rc = SQLITE_NOMEM;
-  }
+  rc = f->plain ? LOWER(f)->xShmMap(f->lower, region, size, extend, out)
+                : tde_index_map(f, region, size, extend, out);
+  if (rc == SQLITE_OK || rc == SQLITE_READONLY) f->db->shm_open = 1;
   return rc;
 }
 
@@ -651,6 +646,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   if (offset == TDE_SHM_WRITE) note_writing(f->db, rc, flags);
   if (f->db->shm_locks == 0) forget_lost(f->db);
   if (rc == SQLITE_OK && (flags & SQLITE_SHM_LOCK)) {
+    if (f->db->wal_writing) tde_index_sign(f);
     if (offset == TDE_SHM_CKPT && (flags & SQLITE_SHM_EXCLUSIVE)) {
       /* A checkpoint writes the database: under the newest epoch. */
       rc = tde_db_freshen(f);

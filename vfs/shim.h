@@ -46,6 +46,7 @@ typedef struct tde_db {
   const volatile char *index;       /* the wal-index's first region, while it is mapped */
   const volatile char **index_more; /* ... and the others, so many: of logs of 4062 frames and */
   int index_more_n;                 /* more; see walindex.c */
+  volatile uint32_t *index_sign;    /* what others find in their place, where it can be written */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
   uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
@@ -70,8 +71,12 @@ typedef struct tde_db {
   int64_t map_debt;        /* nanoseconds that it has cost and not saved since */
 } tde_db;
 
+/* What stands as the version in the sign for SQLite without the extension (walindex.c). */
+#define TDE_INDEX_SIGN 0x54444501u
+
 /* The wal-index's first region (wal.c: struct WalIndexHdr, twice, then struct
 ** WalCkptInfo): 32-bit numbers in native byte order. */
+#define TDE_INDEX_IS_INIT 12   /* 8 bits */
 #define TDE_INDEX_PAGE_SIZE 14 /* 16 bits; 1: 65536 */
 #define TDE_INDEX_MX_FRAME 16  /* the last committed frame */
 #define TDE_INDEX_PAGES 20     /* and the page count with it */
@@ -227,8 +232,11 @@ int tde_main_reserved(sqlite3_file *lower, int *reserved);
 int tde_main_close(sqlite3_file *lower);
 
 /* walindex.c: what the wal-index says, while this connection has it mapped */
-/* xShmMap gave this for a region. SQLITE_NOMEM: it is not remembered. */
-int tde_index_mapped(tde_db *db, int region, const volatile void *p);
+/* xShmMap, of a region as SQLite counts. With an error nothing is mapped, but with
+** SQLITE_READONLY. */
+int tde_index_map(tde_file *f, int region, int size, int extend, void volatile **out);
+/* The sign is put up, if it is not there; the caller's connection holds the write lock. */
+void tde_index_sign(tde_file *f);
 void tde_index_unmapped(tde_db *db);
 /* The salts of a WAL in which the wal-index names frames. False: it names none, is being
 ** changed just now, or is not shared. */

@@ -159,17 +159,21 @@ static int is_text(const uint8_t *b, size_t n) {
   return 1;
 }
 
+/* wal.c: its version number, twice. */
+static int begins_as_index(const uint8_t *b, uint32_t version) {
+  return memcmp(b, &version, 4) == 0 && memcmp(b + TDE_INDEX_COPY, &version, 4) == 0;
+}
+
 /* Does it begin as another file than a database of ours? One of SQLite's, a log or a
-** wal-index (wal.c: its version number, twice), a text. */
+** wal-index, a text. */
 static int begins_otherwise(const uint8_t head[2][TDE_SLOT_GULP]) {
   const uint8_t *b = head[0];
-  const uint32_t index_version = 3007000, wal = tde_get32be(b) & ~1u;
+  const uint32_t wal = tde_get32be(b) & ~1u;
 
   return memcmp(b, "SQLite format 3", 16) == 0 ||
          memcmp(b, tde_sqlite_journal_magic, sizeof(tde_sqlite_journal_magic)) == 0 ||
-         wal == 0x377f0682 || tde_is_log_magic(b) ||
-         (memcmp(b, &index_version, 4) == 0 &&
-          memcmp(b + TDE_INDEX_COPY, &index_version, 4) == 0) ||
+         wal == 0x377f0682 || tde_is_log_magic(b) || begins_as_index(b, 3007000) ||
+         begins_as_index(b, TDE_INDEX_SIGN) ||
          (is_text(b, TDE_SLOT_GULP) && is_text(head[1], TDE_SLOT_GULP));
 }
 

@@ -10,6 +10,14 @@
 **    back, leaves a WAL header, and the next one writes another under the same salts.)
 **  - of which page a frame is: SQLite looks a page's frame up there (walFindFrame).
 **
+** It begins in the lower file's second region. In the first one stands a sign for SQLite
+** without the extension, for which the wal-index would be as good as for SQLite above the shim,
+** though neither the log nor the database is: of a version that it does not know (wal.c,
+** walIndexReadHdr), at which it stops, with SQLITE_CANTOPEN, before it reads a frame, or
+** copies one into the database, or deletes the log as it closes. Without a log there it may have
+** put a header of its own in the sign's place: so whoever takes the write lock looks at it, under
+** the lock that a recovery needs, before there is a frame.
+**
 ** What must hold: the pointers are used while this connection has the regions mapped, between
 ** xShmMap and xShmUnmap. ThreadSanitizer sees SQLite's memcpy of another thread race with
 ** these reads, as SQLite itself lets it.
@@ -25,7 +33,41 @@ SQLITE_EXTENSION_INIT3
 #define INDEX_HEAD_WORDS 34
 #define REGION_WORDS 4096
 
-int tde_index_mapped(tde_db *db, int region, const volatile void *p) {
+/* The sign: struct WalIndexHdr of wal.c, in the host's byte order, with its checksum. */
+#define SIGN_WORDS (TDE_INDEX_COPY / 4)
+static void make_sign(uint32_t sign[SIGN_WORDS]) {
+  const uint16_t page_size = 4096;
+  uint32_t s1 = 0, s2 = 0;
+
+  memset(sign, 0, TDE_INDEX_COPY);
+  sign[0] = TDE_INDEX_SIGN;
+  memset((char *)sign + TDE_INDEX_IS_INIT, 1, 1);
+  memcpy((char *)sign + TDE_INDEX_PAGE_SIZE, &page_size, sizeof(page_size));
+  for (int i = 0; i < SIGN_WORDS - 2; i += 2) {
+    s1 += sign[i] + s2;
+    s2 += sign[i + 1] + s1;
+  }
+  sign[SIGN_WORDS - 2] = s1;
+  sign[SIGN_WORDS - 1] = s2;
+}
+
+/* The second copy first, as SQLite writes it: who reads meanwhile sees that they differ. */
+__attribute__((no_sanitize("thread"))) void tde_index_sign(tde_file *f) {
+  volatile uint32_t *at = f->db->index_sign;
+  uint32_t sign[SIGN_WORDS];
+  int same = 1;
+
+  if (!at) return;
+  make_sign(sign);
+  for (int i = 0; i < 2 * SIGN_WORDS; i++) same &= at[i] == sign[i % SIGN_WORDS];
+  if (same) return;
+  for (int i = 0; i < SIGN_WORDS; i++) at[SIGN_WORDS + i] = sign[i];
+  LOWER(f)->xShmBarrier(f->lower);
+  for (int i = 0; i < SIGN_WORDS; i++) at[i] = sign[i];
+}
+
+/* Remembers where a region of SQLite's is. */
+static int remember(tde_db *db, int region, const volatile void *p) {
   const volatile char **more;
 
   if (region == 0) {
@@ -43,11 +85,29 @@ int tde_index_mapped(tde_db *db, int region, const volatile void *p) {
   return SQLITE_OK;
 }
 
+int tde_index_map(tde_file *f, int region, int size, int extend, void volatile **out) {
+  void volatile *sign = NULL;
+  int rc = LOWER(f)->xShmMap(f->lower, region + 1, size, extend, out), rc2 = SQLITE_OK;
+
+  /* What can only be read is mapped, too (wal.c, walIndexPageRealloc). */
+  if (rc && rc != SQLITE_READONLY) return rc;
+  if (*out && rc == SQLITE_OK && !f->db->index_sign) {
+    rc2 = LOWER(f)->xShmMap(f->lower, 0, size, 0, &sign);
+    f->db->index_sign = sign;
+  }
+  if (rc2 == SQLITE_OK) rc2 = remember(f->db, region, *out);
+  if (rc2) *out = NULL; /* SQLite asks again for what it was not given (wal.c, walIndexPage) */
+  /* Its first region was made under the write lock. */
+  if (f->db->wal_writing) tde_index_sign(f);
+  return rc2 ? rc2 : rc;
+}
+
 void tde_index_unmapped(tde_db *db) {
   sqlite3_free(db->index_more);
   db->index_more = NULL;
   db->index_more_n = 0;
   db->index = NULL;
+  db->index_sign = NULL;
 }
 
 __attribute__((no_sanitize("thread"))) int tde_index_salt(const tde_db *db,

@@ -44,7 +44,6 @@ MAGIC = b"SQLite-TDE\r\n\x1a\n\0\0"
 MAGIC_WAL = bytes.fromhex("377f0682") + b"TDE\1" + bytes((0, 0, 16, 0))
 SQLITE_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 MAGIC_JOURNAL = b"\0SQLite-TDE\1"
-NO_PAGE = (b"\0\1", b"\2\0")
 MAIN, WAL, JOURNAL = 1, 2, 3
 INFO = {
     MAIN: b"sqlite-tde v1 main",
@@ -219,10 +218,10 @@ def parse_slot(half):
     slot = half[:SLOT]
     if slot[:16] != MAGIC:
         raise Bad("no magic")
-    version, header, size, unit, sequence = struct.unpack_from("<HIIIQ", slot, 18)
+    version, header, size, unit, sequence = struct.unpack_from("<IIIIQ", slot, 16)
     if version > 1:
         raise Bad("newer format")
-    if version != 1 or slot[16:18] not in NO_PAGE or header != HEADER or size != SLOT:
+    if version != 1 or header != HEADER or size != SLOT:
         raise Bad("wrong sizes")
     n, epoch = struct.unpack_from("<II", slot, 56)
     if not 1 <= n <= DOC_MAX:

@@ -15,6 +15,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "../../ext/base/bytes.h"
 #include "../../ext/base/crypto.h"
 #include "../../ext/base/secret.h"
 

@@ -405,8 +405,9 @@ tally wal_replaced(void) {
 }
 
 /* wal.c: where frame k's page stands in the wal-index's first region, and the hash table's slot. */
-#define INDEX_PAGE(k) (136 + 4 * ((k)-1))
-#define INDEX_SLOT(i) (16384 + 2 * (i))
+#define INDEX_AT 32768 /* behind the sign for others, vfs/walindex.c */
+#define INDEX_PAGE(k) (INDEX_AT + 136 + 4 * ((k)-1))
+#define INDEX_SLOT(i) (INDEX_AT + 16384 + 2 * (i))
 #define INDEX_SLOTS 8192u
 #define INDEX_FRAMES 60u
 
@@ -455,13 +456,13 @@ tally wal_index(void) {
       redirect(fd, &shm, a, b);
       (void)content_at("case.db", &rc);
       judge(&t, rc == SQLITE_IOERR_DATA, "frame %u for frame %u: code %d", b, a, rc);
-      put(fd, shm.p + 136, shm.n - 136, 136);
+      put(fd, shm.p + INDEX_PAGE(1), shm.n - INDEX_PAGE(1), INDEX_PAGE(1));
     }
     /* A frame can be hidden, by design: its page is as it was before. */
     redirect(fd, &shm, a, 0);
     judge(&t, content_at("case.db", &rc) != next.state && (rc == 0 || rc == SQLITE_CORRUPT),
           "frame %u hidden: code %d", a, rc);
-    put(fd, shm.p + 136, shm.n - 136, 136);
+    put(fd, shm.p + INDEX_PAGE(1), shm.n - INDEX_PAGE(1), INDEX_PAGE(1));
   }
   judge(&t, content_of(holder, &rc) == next.state, "restored: code %d", rc);
   close(fd);
