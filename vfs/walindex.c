@@ -97,8 +97,6 @@ int tde_index_map(tde_file *f, int region, int size, int extend, void volatile *
   }
   if (rc2 == SQLITE_OK) rc2 = remember(f->db, region, *out);
   if (rc2) *out = NULL; /* SQLite asks again for what it was not given (wal.c, walIndexPage) */
-  /* Its first region was made under the write lock. */
-  if (f->db->wal_writing) tde_index_sign(f);
   return rc2 ? rc2 : rc;
 }
 

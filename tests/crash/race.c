@@ -90,10 +90,12 @@ static const job jobs[] = {
 /* What the rival does, one letter each: c commits and lets the file grow, d deletes
 ** most, v VACUUM, P and T checkpoint, w changes to WAL mode, k takes another protector, g another DEK, h begins to
 ** and is interrupted; x begins a transaction as another process, spills pages into the file,
-** and dies; r reads. What follows the point is done up to GAP calls later, at each. */
+** and dies; r reads; l looks without the extension, and stays to the end, or until m. What
+** follows the point is done up to GAP calls later, at each. */
 #define GAP 24
-static const char *const moves[] = {"cP", "cPc", "cTc", "dvP",  "k",   "Pck", "cg",  "gc", "r",
-                                    "x",  "xc",  "gh",  "w.cP", "c.P", "T.c", "T.g", "x.r"};
+static const char *const moves[] = {"cP",  "cPc", "cTc", "dvP", "k",  "Pck",  "cg",
+                                    "gc",  "r",   "x",   "xc",  "gh", "w.cP", "c.P",
+                                    "T.c", "T.g", "x.r", "l",   "lm", "cl"};
 #define NMOVES (int)(sizeof(moves) / sizeof(moves[0]))
 static const char *const journals[] = {"delete", "wal"};
 
@@ -318,8 +320,34 @@ static void rival_comes(sqlite3 **db, char letter) {
   (void)sqlite3_exec(*db, "PRAGMA synchronous=OFF", NULL, NULL, NULL);
 }
 
+static sqlite3 *stranger;
+
+static void stranger_leaves(void) {
+  (void)sqlite3_close(stranger);
+  stranger = NULL;
+}
+
+/* Somebody without the extension: may do nothing, and harms nothing. */
+static void stranger_looks(void) {
+  sqlite3_stmt *q = NULL;
+  int rc = sqlite3_open_v2(path, &stranger, SQLITE_OPEN_READWRITE, "unix");
+
+  if (rc == SQLITE_OK) {
+    rc = sqlite3_prepare_v2(stranger, "SELECT * FROM sqlite_schema", -1, &q, NULL);
+    (void)sqlite3_finalize(q);
+  }
+  if (rc == SQLITE_OK) COMPLAIN("SQLite without the extension reads this");
+  (void)sqlite3_wal_checkpoint_v2(stranger, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+}
+
 static int rival_does(sqlite3 **db, char letter) {
   switch (letter) {
+    case 'l':
+      stranger_looks();
+      return SQLITE_OK;
+    case 'm':
+      stranger_leaves();
+      return SQLITE_OK;
     case 'x':
       if (somebody("-x", path, -1)) COMPLAIN("the process that is to die could not be run");
       return SQLITE_OK;
@@ -364,7 +392,10 @@ static void rival(void) {
       /* d replaces what was there: only whole is it counted. */
       if (rival_does(&db, *p) == SQLITE_OK && *p == 'd') shared->commits = -1;
     }
-    if (order == 'X') rival_leaves(&db);
+    if (order == 'X') {
+      rival_leaves(&db);
+      stranger_leaves(); /* last of all */
+    }
     if (write(from_rival[1], &order, 1) != 1) break;
   }
 }
