@@ -545,6 +545,7 @@ static void disconnect_actor(actor *a) {
 void actor_leave(actor *a) {
   take_back(a);
   disconnect_actor(a);
+  (void)sqlite3_close(a->stranger); /* after the others, it may be */
 }
 
 static void open_again(actor *a) {
@@ -564,6 +565,19 @@ static void toggle_exclusive(actor *a) {
                  a->exclusive ? "EXCLUSIVE" : "NORMAL");
 }
 
+/* Somebody without the extension comes, may do nothing, and harms nothing; or goes. */
+static void toggle_stranger(actor *a) {
+  if (a->stranger) {
+    (void)sqlite3_close(a->stranger);
+    a->stranger = NULL;
+    return;
+  }
+  if (actor_open_file(path, 0, SQLITE_OPEN_READWRITE, &a->stranger) == SQLITE_OK &&
+      sqlite3_exec(a->stranger, "SELECT count(*) FROM t", NULL, NULL, NULL) == SQLITE_OK)
+    complain("SQLite without the extension reads this");
+  (void)sqlite3_wal_checkpoint_v2(a->stranger, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+}
+
 /* ---- one step ---- */
 
 static void step_idle(actor *a) {
@@ -573,6 +587,8 @@ static void step_idle(actor *a) {
     toggle_exclusive(a);
   } else if (now.keys && below(a, (uint32_t)now.keys) == 0) {
     change_keys(a);
+  } else if (actor_main_is_sealed() && below(a, 60) == 0) {
+    toggle_stranger(a);
   } else if (d < 450) {
     begin_writing(a);
   } else if (d < 700) {

@@ -63,6 +63,7 @@ typedef struct actor {
   int w;
   rng r;
   sqlite3 *db;
+  sqlite3 *stranger; /* without the extension, or NULL */
   stage at;
   int exclusive;
   row rows[ROWS], work[ROWS]; /* as committed; as the open transaction has it */
