@@ -16,7 +16,8 @@
 ** Between transactions, and within, actors spill pages, roll back, undo statements and
 ** savepoints, checkpoint, change the journal mode, the page size and the keys, vacuum, back
 ** up and copy (the copy is read by the same rules), hold a snapshot or an exclusive lock,
-** close and open again; and somebody without the extension looks. In some campaigns each transaction changes a second database, too.
+** close and open again; and somebody without the extension looks. In some campaigns each
+** transaction changes a second database, too.
 **
 ** The operating system keeps what was written, so this holds with any setting of
 ** synchronous. What an outage leaves is crash.c's.

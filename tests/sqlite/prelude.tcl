@@ -6,6 +6,7 @@
 # byte that SQLite put at that place. In the encrypting build this file is
 # sourced into every interpreter before a test, and sends such a request for an
 # encrypted database, WAL or journal through the shim (tde_logical, logical.c).
+# The wal-index of one begins 32 KiB further into its file (vfs/walindex.c).
 # Every other file, and every request that is about the file as a whole (copy,
 # delete, exists), goes to the original command.
 
@@ -13,6 +14,7 @@ namespace eval suite {
   variable path     ;# channel -> file
   variable pos      ;# channel -> offset of the next byte
   variable whole    ;# channel -> contents collected for a database written anew
+  variable index    ;# channel -> the one on the wal-index's file
   variable read_from "" ;# the database that was read last through a channel
   array set path {}
 }
@@ -23,6 +25,10 @@ proc ::suite::kind {file} {
   tde_logical kind $file
 }
 
+proc ::suite::is_index {file} {
+  expr {[regsub -- {-shm$} $file {} database] && [kind $database] eq "main"}
+}
+
 rename hexio_read ::suite::hexio_read_raw
 proc hexio_read {file offset amount} {
   if {[::suite::kind $file] eq ""} { return [::suite::hexio_read_raw $file $offset $amount] }
@@ -31,6 +37,7 @@ proc hexio_read {file offset amount} {
 
 rename hexio_write ::suite::hexio_write_raw
 proc hexio_write {file offset data} {
+  if {[::suite::is_index $file]} { incr offset 32768 }
   if {[::suite::kind $file] eq ""} { return [::suite::hexio_write_raw $file $offset $data] }
   regsub -all {[^0-9A-Fa-f]} $data {} digits
   if {[string length $digits] % 2} { set digits [string range $digits 0 end-1] }
@@ -125,7 +132,13 @@ rename open ::suite::open_raw
 proc open {file {mode r} args} {
   if {[string match "|*" $file] || ![string match {*.db*} $file]
    || [string match {*-shm} $file]} {
-    return [uplevel 1 [list ::suite::open_raw $file $mode {*}$args]]
+    set raw [uplevel 1 [list ::suite::open_raw $file $mode {*}$args]]
+    if {$mode ni {r rb} || ![::suite::is_index $file]} { return $raw }
+    set chan [::suite::channel $file]
+    fconfigure $raw -translation binary
+    fconfigure $chan -translation binary
+    set ::suite::index($chan) $raw
+    return $chan
   }
   if {[regexp {^w|TRUNC} $mode]} {
     return [::suite::open_new $file $mode {*}$args]
@@ -225,9 +238,14 @@ proc ::suite::on_finalize {chan} {
   variable path
   variable pos
   variable whole
+  variable index
   if {[info exists whole($chan)]} {
     write_new $path($chan) $whole($chan)
     unset whole($chan)
+  }
+  if {[info exists index($chan)]} {
+    close $index($chan)
+    unset index($chan)
   }
   unset path($chan) pos($chan)
 }
@@ -236,8 +254,12 @@ proc ::suite::on_read {chan count} {
   variable path
   variable pos
   variable whole
+  variable index
   if {[info exists whole($chan)]} {
     set data [string range $whole($chan) $pos($chan) [expr {$pos($chan)+$count-1}]]
+  } elseif {[info exists index($chan)]} {
+    seek $index($chan) [expr {$pos($chan) + 32768}]
+    set data [read $index($chan) $count]
   } else {
     set data [tde_logical read $path($chan) $pos($chan) $count]
   }
