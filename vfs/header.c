@@ -239,7 +239,8 @@ tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role ro
   if (memcmp(b + P_MAGIC, prefix_magic(role), LOG_MAGIC) != 0) return TDE_PREFIX_FOREIGN;
   if (prefix_sum(b, sum)) return TDE_PREFIX_UNKNOWN;
   prefix_chain(b, chain);
-  if (memcmp(sum, b + P_SUM, P_EPOCH - P_SUM) != 0 || memcmp(chain, b + P_CHAIN, sizeof(chain)))
+  if (memcmp(sum, b + P_SUM, P_EPOCH - P_SUM) != 0 ||
+      memcmp(chain, b + P_CHAIN, sizeof(chain)) != 0)
     return TDE_PREFIX_FOREIGN;
   out->epoch = tde_get32le(b + P_EPOCH);
   out->unit_size = tde_get32le(b + P_UNIT);
