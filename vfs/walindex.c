@@ -51,16 +51,14 @@ static void make_sign(uint32_t sign[SIGN_WORDS]) {
   sign[SIGN_WORDS - 1] = s2;
 }
 
-/* The second copy first, as SQLite writes it: who reads meanwhile sees that they differ. */
+/* Whoever puts a header of its own there writes all of it, under the same lock. The second copy
+** first, as SQLite does: who reads meanwhile sees that they differ. */
 __attribute__((no_sanitize("thread"))) void tde_index_sign(tde_file *f) {
   volatile uint32_t *at = f->db->index_sign;
   uint32_t sign[SIGN_WORDS];
-  int same = 1;
 
-  if (!at) return;
+  if (!at || (at[0] == TDE_INDEX_SIGN && at[SIGN_WORDS] == TDE_INDEX_SIGN)) return;
   make_sign(sign);
-  for (int i = 0; i < 2 * SIGN_WORDS; i++) same &= at[i] == sign[i % SIGN_WORDS];
-  if (same) return;
   for (int i = 0; i < SIGN_WORDS; i++) at[SIGN_WORDS + i] = sign[i];
   LOWER(f)->xShmBarrier(f->lower);
   for (int i = 0; i < SIGN_WORDS; i++) at[i] = sign[i];
