@@ -325,12 +325,12 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
     c[i] = known[i] ? tde_slot_parse_again(both->at[i], &h[i], &db->slot[i])
                     : tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
     h[i].slot = i;
-    /* Somebody without the extension was reading the empty file when the header was made, and
-    ** then made a database of it. That one is not repaired away. */
-    if (begins_in_plain(both)) {
-      tde_header_clear(&h[i]);
-      c[i] = TDE_DAMAGED_HEADER;
-    }
+  }
+  /* Somebody without the extension was reading the empty file when the header was made, and then
+  ** made a database of it. That one is not repaired away. */
+  if (begins_in_plain(both) && c[1] == TDE_OK && !h[1].unit_size) {
+    tde_header_clear(&h[1]);
+    c[1] = TDE_DAMAGED_HEADER;
   }
   first = tde_newest_of(c, h);
   if (size < 0 && (c[first] != TDE_OK || !h[first].unit_size)) {
