@@ -19,24 +19,27 @@
 
 SQLITE_EXTENSION_INIT3
 
-static void view_prefix(const uint8_t *b, int journal, uint64_t size, tde_log_view *out) {
+/* SQLITE_NOMEM: it could not be looked at, which is not that it is none. */
+static int view_prefix(const uint8_t *b, int journal, uint64_t size, tde_log_view *out) {
   tde_role role = journal ? TDE_ROLE_JOURNAL : TDE_ROLE_WAL;
   tde_geometry g;
   tde_prefix p;
+  tde_prefix_found found = tde_prefix_parse(b, role, &p);
   uint64_t rest;
 
-  if (tde_prefix_parse(b, role, &p) != TDE_PREFIX_OK) return;
+  if (found != TDE_PREFIX_OK) return found == TDE_PREFIX_UNKNOWN ? SQLITE_NOMEM : SQLITE_OK;
   out->stamped = 1;
   out->epoch = p.epoch;
   memcpy(out->salt, p.salt, sizeof(out->salt));
   memcpy(out->thumbprint, p.thumbprint, sizeof(out->thumbprint));
-  if (p.unit_size < TDE_UNIT_JOURNAL || p.unit_size > TDE_UNIT_MAX) return;
+  if (p.unit_size < TDE_UNIT_JOURNAL || p.unit_size > TDE_UNIT_MAX) return SQLITE_OK;
   tde_geometry_init(&g, role, p.unit_size);
   out->units = tde_units_in(&g, size, &rest);
   if (!journal) {
     out->page_size = p.unit_size - TDE_WAL_FRAME_HEAD;
     if (out->units) out->units--; /* the WAL's header */
   }
+  return SQLITE_OK;
 }
 
 /* Reads the prefix through an open lower file. */
@@ -50,8 +53,7 @@ static int view_file(sqlite3_file *lower, int journal, uint8_t *b, tde_log_view 
   out->bytes = (uint64_t)size;
   rc = lower->pMethods->xRead(lower, b, (int)TDE_PREFIX_BYTES, 0);
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
-  if (rc == SQLITE_OK) view_prefix(b, journal, (uint64_t)size, out);
-  return rc;
+  return rc == SQLITE_OK ? view_prefix(b, journal, (uint64_t)size, out) : rc;
 }
 
 static int view_path(const char *path, sqlite3_vfs *vfs, int journal, uint8_t *b,
@@ -88,7 +90,9 @@ int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
   rc = view_path(f->path, f->lower_vfs, journal, b, out);
   if (rc == SQLITE_OK && out->stamped && db->keys &&
       tde_keys_mac_key(db->keys, out->epoch, mac_key) == TDE_OK) {
-    out->authentic = tde_prefix_check_mac(b, mac_key) == TDE_OK;
+    tde_class c = tde_prefix_check_mac(b, mac_key);
+    out->authentic = c == TDE_OK;
+    if (c != TDE_OK && c != TDE_WRONG_KEY) rc = SQLITE_NOMEM;
     tde_wipe(mac_key, sizeof(mac_key));
   }
   if (rc == SQLITE_OK && !journal && db->index) {
