@@ -55,9 +55,9 @@ enum {
 /* Offsets in a prefix. */
 enum {
   P_MAGIC = 0,
-  P_SUM = 12,
-  P_EPOCH = 16,
-  P_UNIT = 20,
+  P_EPOCH = 12,
+  P_UNIT = 16,
+  P_SUM = 20,
   P_CHAIN = 24,
   P_UUID = 32,
   P_SALT = 48,
@@ -194,28 +194,14 @@ static const uint8_t *prefix_magic(tde_role role) {
   return role == TDE_ROLE_WAL ? wal_magic : journal_magic;
 }
 
-/* What is signed and summed: the bytes up to `to`, but neither checksum. Their number. */
-#define P_SUMMED (TDE_PREFIX_BYTES - 4 - 8)
-static size_t prefix_content(const uint8_t *b, size_t to, uint8_t out[P_SUMMED]) {
-  memcpy(out, b, P_SUM);
-  memcpy(out + P_SUM, b + P_EPOCH, P_CHAIN - P_EPOCH);
-  memcpy(out + P_SUM + P_CHAIN - P_EPOCH, b + P_UUID, to - P_UUID);
-  return P_SUM + P_CHAIN - P_EPOCH + to - P_UUID;
-}
-
-/* The checksum that tells a prefix torn by a crash from one of another database. */
+/* The checksum that tells a prefix torn by a crash from one of another
+** database: SHA-256 over everything but both checksums. */
 static tde_class prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]) {
-  uint8_t content[P_SUMMED];
-  size_t n = prefix_content(b, TDE_PREFIX_BYTES, content);
-
-  return tde_sha256_2(content, n, NULL, 0, sum);
+  return tde_sha256_2(b, P_SUM, b + P_UUID, TDE_PREFIX_BYTES - P_UUID, sum);
 }
 
 static tde_class prefix_mac(const uint8_t *b, const uint8_t *mac_key, uint8_t mac[TDE_HASH_BYTES]) {
-  uint8_t content[P_SUMMED];
-  size_t n = prefix_content(b, P_MAC, content);
-
-  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, content, n, NULL, 0, mac);
+  return tde_hmac_sha256(mac_key, TDE_KEY_BYTES, b, P_SUM, b + P_UUID, P_MAC - P_UUID, mac);
 }
 
 /* The checksum of SQLite's WAL header (wal.c, walChecksumBytes), over what stands before it. */
@@ -239,7 +225,7 @@ tde_prefix_found tde_prefix_parse(const uint8_t b[TDE_PREFIX_BYTES], tde_role ro
   if (memcmp(b + P_MAGIC, prefix_magic(role), LOG_MAGIC) != 0) return TDE_PREFIX_FOREIGN;
   if (prefix_sum(b, sum)) return TDE_PREFIX_UNKNOWN;
   prefix_chain(b, chain);
-  if (memcmp(sum, b + P_SUM, P_EPOCH - P_SUM) != 0 ||
+  if (memcmp(sum, b + P_SUM, P_CHAIN - P_SUM) != 0 ||
       memcmp(chain, b + P_CHAIN, sizeof(chain)) != 0)
     return TDE_PREFIX_FOREIGN;
   out->epoch = tde_get32le(b + P_EPOCH);
@@ -264,7 +250,7 @@ tde_class tde_prefix_build(const tde_prefix *p, tde_role role, const uint8_t mac
   memcpy(b + P_THUMB, p->thumbprint, sizeof(p->thumbprint));
   c = prefix_mac(b, mac_key, b + P_MAC);
   if (c == TDE_OK) c = prefix_sum(b, sum);
-  if (c == TDE_OK) memcpy(b + P_SUM, sum, P_EPOCH - P_SUM);
+  if (c == TDE_OK) memcpy(b + P_SUM, sum, P_CHAIN - P_SUM);
   prefix_chain(b, b + P_CHAIN);
   return c;
 }

@@ -427,14 +427,13 @@ def read_prefix(f, magic, keys):
     raw = f.read(PREFIX)
     if len(raw) < PREFIX or raw == bytes(PREFIX) or raw[:12] != magic:
         return None
-    epoch, unit = struct.unpack_from("<II", raw, 16)
-    named = raw[:12] + raw[16:24]
-    if (raw[12:16] != hashlib.sha256(named + raw[32:]).digest()[:4] or
+    epoch, unit = struct.unpack_from("<II", raw, 12)
+    if (raw[20:24] != hashlib.sha256(raw[:20] + raw[32:]).digest()[:4] or
             raw[24:32] != struct.pack(">II", *wal_checksum(raw[:24]))):
         return None
     if raw[32:48] != keys.uuid:
         raise Bad("the log is another database's")
-    mac = keys.mac(epoch, named + raw[32:96])
+    mac = keys.mac(epoch, raw[:20] + raw[32:96])
     if mac is None:
         raise Bad("the log is of an unknown epoch")
     if not hmac.compare_digest(mac, raw[96:]):

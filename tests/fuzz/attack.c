@@ -177,10 +177,10 @@ static void op_sign(target *t, int sign, fuzz_reader *r) {
 
   if (at + len > t->f->size) return;
   if (t->role != TDE_ROLE_MAIN) {
-    epoch = tde_get32le(b + 16);
+    epoch = tde_get32le(b + 12);
     if (sign) fuzz_prefix_mac(t->a->s->keys[epoch == 2 ? 2 : 1].mac, b, b + 96);
     fuzz_prefix_sum(b, sum);
-    memcpy(b + 12, sum, 4);
+    memcpy(b + 20, sum, 4);
     fuzz_prefix_chain(b, b + 24);
   } else {
     ndoc = tde_get32le(b + 56);

@@ -136,20 +136,12 @@ void fuzz_hmac(const uint8_t key[TDE_KEY_BYTES], const void *a, size_t na, const
 }
 
 void fuzz_prefix_sum(const uint8_t *b, uint8_t sum[TDE_HASH_BYTES]) {
-  uint8_t named[20];
-
-  memcpy(named, b, 12);
-  memcpy(named + 12, b + 16, 8);
-  fuzz_sha256(named, 20, b + 32, 96, sum);
+  fuzz_sha256(b, 20, b + 32, 96, sum);
 }
 
 void fuzz_prefix_mac(const uint8_t key[TDE_KEY_BYTES], const uint8_t *b,
                      uint8_t mac[TDE_HASH_BYTES]) {
-  uint8_t named[20];
-
-  memcpy(named, b, 12);
-  memcpy(named + 12, b + 16, 8);
-  fuzz_hmac(key, named, 20, b + 32, 64, mac);
+  fuzz_hmac(key, b, 20, b + 32, 64, mac);
 }
 
 /* SQLite's checksum of a WAL header (fileformat2.html, section 4.2), little-endian words. */
