@@ -572,10 +572,7 @@ static void toggle_stranger(actor *a) {
     a->stranger = NULL;
     return;
   }
-  if (actor_open_file(path, 0, SQLITE_OPEN_READWRITE, &a->stranger) == SQLITE_OK &&
-      sqlite3_exec(a->stranger, "SELECT count(*) FROM t", NULL, NULL, NULL) == SQLITE_OK)
-    complain("SQLite without the extension reads this");
-  (void)sqlite3_wal_checkpoint_v2(a->stranger, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+  if (crowd_stranger(path, &a->stranger)) complain("SQLite without the extension reads this");
 }
 
 /* ---- one step ---- */

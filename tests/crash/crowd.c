@@ -128,6 +128,14 @@ void crowd_join(pid_t pid, const char *what) {
     complain("%s ended with 0x%x", what, (unsigned)status);
 }
 
+int crowd_stranger(const char *file, sqlite3 **db) {
+  int rc = sqlite3_open_v2(file, db, SQLITE_OPEN_READWRITE, "unix");
+
+  if (rc == SQLITE_OK) rc = sqlite3_exec(*db, "SELECT * FROM sqlite_schema", NULL, NULL, NULL);
+  (void)sqlite3_wal_checkpoint_v2(*db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+  return rc == SQLITE_OK;
+}
+
 void crowd_remove_database(const char *file) {
   static const char *const ends[] = {"", "-journal", "-wal", "-shm", "-tdelog"};
   char name[500];

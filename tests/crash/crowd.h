@@ -46,6 +46,10 @@ void crowd_kill(pid_t *pid);
 /* Waits for a child, and complains when it failed. */
 void crowd_join(pid_t pid, const char *what);
 
+/* Somebody without the extension opens an encrypted database, *db, which is the caller's to close,
+** and tries to read and to checkpoint it. 1: it can be read. */
+int crowd_stranger(const char *file, sqlite3 **db);
+
 /* Removes a database's file, and what lies beside it. */
 void crowd_remove_database(const char *file);
 

@@ -327,23 +327,10 @@ static void stranger_leaves(void) {
   stranger = NULL;
 }
 
-/* Somebody without the extension: may do nothing, and harms nothing. */
-static void stranger_looks(void) {
-  sqlite3_stmt *q = NULL;
-  int rc = sqlite3_open_v2(path, &stranger, SQLITE_OPEN_READWRITE, "unix");
-
-  if (rc == SQLITE_OK) {
-    rc = sqlite3_prepare_v2(stranger, "SELECT * FROM sqlite_schema", -1, &q, NULL);
-    (void)sqlite3_finalize(q);
-  }
-  if (rc == SQLITE_OK) COMPLAIN("SQLite without the extension reads this");
-  (void)sqlite3_wal_checkpoint_v2(stranger, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-}
-
 static int rival_does(sqlite3 **db, char letter) {
   switch (letter) {
     case 'l':
-      stranger_looks();
+      if (crowd_stranger(path, &stranger)) COMPLAIN("SQLite without the extension reads this");
       return SQLITE_OK;
     case 'm':
       stranger_leaves();
