@@ -37,9 +37,9 @@ typedef struct gap_file {
 
 static sqlite3_vfs *unix_vfs, gap_vfs;
 static sqlite3_io_methods gap_methods;
-/* What a test does when the lower call is over (unlocking, closing: before it begins). */
+/* What a test does when the lower call is over (unlocking, reading, closing: before it begins). */
 static void (*when_locked)(int level, int rc), (*when_unlocking)(int level), (*when_asked)(void),
-    (*when_closing)(void);
+    (*when_reading)(void), (*when_closing)(void);
 
 #define REAL(f) ((gap_file *)(f))->real
 #define CALL(f, method, ...) REAL(f)->pMethods->method(REAL(f), __VA_ARGS__)
@@ -53,7 +53,10 @@ static int gap_close(sqlite3_file *f) {
 static int meets;
 
 static int gap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 at) {
-  int rc = CALL(f, xRead, b, n, at);
+  int rc;
+
+  if (when_reading) when_reading();
+  rc = CALL(f, xRead, b, n, at);
   if (((gap_file *)f)->main && at <= UNIT_20 && at + n > UNIT_20 && meets > 0) {
     meets--;
     ((unsigned char *)b)[UNIT_20 - at] ^= 1;
@@ -308,10 +311,18 @@ static void nobody_gets_a_lock_while_a_file_is_closed(void) {
 
 static sem_t forked;
 
-/* Within xLock, for as long as the fork lets it. */
+static void stay_until_forked(void) {
+  if (!is_other) return;
+  when_reading = NULL;
+  CHECK(wait_ms(&forked, 10000));
+}
+
+/* Within xLock, for as long as the fork lets it; then, until it is over, where no mutex is held:
+** SQLite's own are no child's to have. */
 static void stay_in_lock(int level, int rc) {
   (void)rc;
   if (!is_other || level != SQLITE_LOCK_SHARED) return;
+  when_reading = stay_until_forked;
   (void)sem_post(&other_has_shared);
   (void)wait_ms(&forked, LONG_ENOUGH_MS);
 }
@@ -338,10 +349,12 @@ static void a_forked_child_opens_and_closes(void) {
     sqlite3 *db;
     (void)alarm(10); /* else it hangs */
     when_locked = NULL;
+    when_reading = NULL;
     db = open_db();
     unit_child_exit(changed_rows(db, &rc) == 0 && sqlite3_close(db) == SQLITE_OK);
   }
   (void)sem_post(&forked);
+  (void)sem_post(&forked); /* xLock need not have given up */
   CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
   (void)pthread_join(other_id, NULL);
   when_locked = NULL;
