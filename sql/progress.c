@@ -20,11 +20,27 @@ SQLITE_EXTENSION_INIT3
 
 static struct {
   pthread_mutex_t mutex;
+  pthread_once_t once;
   tde_job *first;
   int64_t last_id;
   tde_progress_callback callback;
   void *ctx;
-} jobs = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+} jobs = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void before_fork(void) {
+  pthread_mutex_lock(&jobs.mutex);
+}
+static void after_fork(void) {
+  pthread_mutex_unlock(&jobs.mutex);
+}
+/* Jobs lie on the stacks of the parent's threads, which are not here. */
+static void in_child(void) {
+  jobs.first = NULL;
+  pthread_mutex_unlock(&jobs.mutex);
+}
+static void init(void) {
+  (void)pthread_atfork(before_fork, after_fork, in_child);
+}
 
 static int64_t now_ms(void) {
   struct timespec t;
@@ -48,6 +64,7 @@ void tde_job_begin(tde_job *j, sqlite3 *db, const char *operation, const char *p
   j->started = (int64_t)time(NULL);
   /* sqlite3_is_interrupted() is younger than the SQLite that we run on. */
   (void)sqlite3_prepare_v2(db, "SELECT 1", -1, &j->probe, NULL);
+  pthread_once(&jobs.once, init);
   pthread_mutex_lock(&jobs.mutex);
   j->id = ++jobs.last_id;
   j->next = jobs.first;

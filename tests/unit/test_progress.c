@@ -1,0 +1,145 @@
+/*
+** test_progress.c: who is told of long operations (tde_set_progress of ext/tde.h, tde_progress),
+** and what of them a forked child knows (sql/progress.c).
+*/
+#include <pthread.h>
+#include <semaphore.h>
+#include <sqlite3.h>
+#include <sys/wait.h>
+
+#include "ext/tde.h"
+#include "tests/unit/database.h"
+#include "tests/unit/tree.h"
+#include "tests/unit/unit.h"
+
+static char root[256];
+
+static sqlite3 *open_db(void) {
+  char uri[300];
+
+  (void)snprintf(uri, sizeof(uri), "file:%s/app.db?vfs=tde", root);
+  return open_uri(uri);
+}
+
+static int run(sqlite3 *db, const char *sql) {
+  return sqlite3_exec(db, sql, NULL, NULL, NULL);
+}
+
+static int rows_of_progress(sqlite3 *db) {
+  sqlite3_stmt *q = NULL;
+  int n = -1;
+
+  if (sqlite3_prepare_v2(db, "SELECT count(*) FROM tde_progress", -1, &q, NULL) == SQLITE_OK &&
+      sqlite3_step(q) == SQLITE_ROW) {
+    n = sqlite3_column_int(q, 0);
+  }
+  (void)sqlite3_finalize(q);
+  return n;
+}
+
+/* ---- the host's callback ---- */
+
+typedef struct host {
+  int calls, stop, wrong;
+} host;
+
+static int hear(void *ctx, const char *operation, const char *path, long long done,
+                long long total) {
+  host *h = ctx;
+
+  h->calls++;
+  h->wrong |= strcmp(operation, "verify") != 0 || !strstr(path, "/app.db") || done < 0 ||
+              done > total || total < 1;
+  return h->stop;
+}
+
+static void the_host_hears_of_an_operation_and_may_stop_it(void) {
+  sqlite3 *db = open_db();
+  host h = {0};
+
+  tde_set_progress(hear, &h);
+  CHECK(run(db, "SELECT tde_verify()") == SQLITE_OK);
+  CHECK(h.calls > 0 && !h.wrong);
+  h.stop = 1;
+  CHECK(run(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
+  CHECK(rows_of_progress(db) == 0);
+  tde_set_progress(NULL, NULL);
+  h.calls = 0;
+  CHECK(run(db, "SELECT tde_verify()") == SQLITE_OK);
+  CHECK(h.calls == 0);
+  (void)sqlite3_close(db);
+}
+
+/* ---- a fork meanwhile ---- */
+
+static sem_t under_way, go_on;
+
+static int stay(void *ctx, const char *operation, const char *path, long long done,
+                long long total) {
+  (void)ctx, (void)operation, (void)path, (void)done, (void)total;
+  (void)sem_post(&under_way);
+  (void)sem_wait(&go_on);
+  return 1;
+}
+
+static void *verify(void *db) {
+  CHECK(run(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
+  return NULL;
+}
+
+static void a_forked_child_has_none_of_its_parents_operations(void) {
+  sqlite3 *db = open_db(), *b = open_db();
+  pthread_t id;
+  int status = 0;
+  pid_t pid;
+
+  tde_set_progress(stay, NULL);
+  REQUIRE(pthread_create(&id, NULL, verify, db) == 0);
+  (void)sem_wait(&under_way);
+  CHECK(rows_of_progress(b) == 1);
+  pid = fork();
+  if (pid == 0) {
+    sqlite3 *own;
+    (void)alarm(10); /* else it hangs */
+    own = open_db();
+    unit_child_exit(rows_of_progress(own) == 0);
+  }
+  (void)sem_post(&go_on);
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+  (void)pthread_join(id, NULL);
+  tde_set_progress(NULL, NULL);
+  (void)sqlite3_close(db);
+  (void)sqlite3_close(b);
+}
+
+static int prepare(void) {
+  sqlite3 *db;
+  int rc;
+
+  if (make_root("progress", root, sizeof(root)) || sem_init(&under_way, 0, 0) ||
+      sem_init(&go_on, 0, 0) || tde_register() != SQLITE_OK) {
+    return 1;
+  }
+  db = open_db();
+  rc = run(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(10000000))");
+  (void)sqlite3_close(db);
+  return rc;
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"the_host_hears_of_an_operation_and_may_stop_it",
+       the_host_hears_of_an_operation_and_may_stop_it},
+      {"a_forked_child_has_none_of_its_parents_operations",
+       a_forked_child_has_none_of_its_parents_operations},
+  };
+  int rc;
+
+  if (prepare()) {
+    perror("test_progress");
+    return 1;
+  }
+  rc = unit_main(argc, argv, tests, COUNT(tests));
+  remove_tree(root);
+  return rc;
+}
