@@ -46,6 +46,7 @@ struct tde_instance {
   char *dir;
   int service_managed;
   char protector[TDE_KEY_ID_MAX];
+  tde_key_info protector_key;          /* as its trial found it; base_id "": not kept */
   char smk[TDE_KEY_ID_MAX];            /* "" when the file names none */
   tde_cloud cloud;
   tde_policy policy;
@@ -239,8 +240,8 @@ static tde_class read_identity(const tde_json *root, const char *file, tde_insta
   return TDE_OK;
 }
 
-/* One entry of "keys". */
-static tde_class read_key(const tde_json *e, const char *file, tde_key_info *out,
+/* A key version with its thumbprint, of the member field. */
+static tde_class read_key(const tde_json *e, const char *file, const char *field, tde_key_info *out,
                           tde_status *st) {
   char base[TDE_KEY_ID_MAX], version[128], full[TDE_KEY_ID_MAX];
   const char *id = tde_json_get_text(e, "key_id"), *ver = tde_json_get_text(e, "version");
@@ -249,12 +250,12 @@ static tde_class read_key(const tde_json *e, const char *file, tde_key_info *out
   if (id == NULL || ver == NULL || ver[0] == 0 || type == NULL || thumb == NULL ||
       strlen(type) >= sizeof out->type || strlen(thumb) != 2 * TDE_THUMB_BYTES || created < 0 ||
       tde_unhex(thumb, out->thumbprint, TDE_THUMB_BYTES) != 0) {
-    return bad_field(st, file, "keys", "holds an entry without key_id, version, type or thumbprint");
+    return bad_field(st, file, field, "lacks key_id, version, type or thumbprint of a key");
   }
   int n = snprintf(full, sizeof full, "%s/%s", id, ver);
   const tde_provider *p = n > 0 && n < TDE_KEY_ID_MAX ? tde_provider_find(full, NULL) : NULL;
   if (p == NULL || p->parse_id(full, base, version, NULL) != TDE_OK) {
-    return bad_field(st, file, "keys", "holds a key id that this build does not take");
+    return bad_field(st, file, field, "holds a key id that this build does not take");
   }
   memcpy(out->base_id, base, sizeof base);
   memcpy(out->version, version, sizeof version);
@@ -262,6 +263,22 @@ static tde_class read_key(const tde_json *e, const char *file, tde_key_info *out
   out->created = created;
   out->enabled = 1;
   return TDE_OK;
+}
+
+/* "default_protector_key", of which another default_protector that was written by hand knows
+** nothing. */
+static tde_class read_protector_key(const tde_json *root, const char *file, tde_instance *inst,
+                                    tde_status *st) {
+  static const char field[] = "default_protector_key";
+  const tde_json *e = tde_json_get(root, field);
+  char full[TDE_KEY_ID_MAX];
+  if (e == NULL) return TDE_OK;
+  tde_class rc = read_key(e, file, field, &inst->protector_key, st);
+  tde_key_full_id(&inst->protector_key, full);
+  if (rc != TDE_OK || !tde_key_ids_match(full, inst->protector)) {
+    memset(&inst->protector_key, 0, sizeof inst->protector_key);
+  }
+  return rc;
 }
 
 static tde_class read_keys(const tde_json *root, const char *file, tde_instance *inst,
@@ -276,7 +293,7 @@ static tde_class read_keys(const tde_json *root, const char *file, tde_instance 
   inst->keys = calloc(n > 0 ? n : 1, sizeof *inst->keys);
   if (inst->keys == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   for (size_t i = 0; i < n && rc == TDE_OK; i++) {
-    rc = read_key(tde_json_at(keys, i), file, &inst->keys[i], st);
+    rc = read_key(tde_json_at(keys, i), file, "keys", &inst->keys[i], st);
     if (rc == TDE_OK) inst->nkeys++;
   }
   return rc;
@@ -299,7 +316,8 @@ static tde_class read_root(const tde_json *root, const char *file, tde_instance 
   if (rc == TDE_OK) rc = tde_audit_read(root, file, &inst->audit, st);
   if (rc == TDE_OK) rc = read_identity(root, file, inst, st);
   if (rc == TDE_OK) rc = read_keys(root, file, inst, st);
-  return rc == TDE_OK ? read_protector(root, file, inst, st) : rc;
+  if (rc == TDE_OK) rc = read_protector(root, file, inst, st);
+  return rc == TDE_OK ? read_protector_key(root, file, inst, st) : rc;
 }
 
 /* Members that do not exist are misspelt ones, or of a newer version: databases must not hang
@@ -726,4 +744,19 @@ tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_M
   (void)st;
   memcpy(out, inst->protector, TDE_KEY_ID_MAX);
   return TDE_OK;
+}
+
+int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out) {
+  int remote = 1;
+  *out = inst->protector_key;
+  if (tde_key_id_parse(inst->protector, &remote, NULL) == TDE_OK && !remote) {
+    tde_op *op = calloc(1, sizeof *op);
+    if (op == NULL) return 0;
+    op->kind = TDE_OP_GET;
+    op->instance = inst;
+    memset(out, 0, sizeof *out);
+    if (tde_provider_run(op, inst->protector, NULL) == TDE_OK) *out = op->info;
+    free(op);
+  }
+  return out->base_id[0] != 0;
 }

@@ -101,5 +101,8 @@ const char *tde_instance_key_at(const tde_instance *inst, size_t i);
 /* Key id of the default protector ("local:smk/..." or a customer's). Copies. */
 tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
                                  tde_status *st);
+/* The default protector's version and thumbprint: of a key service's as it was when it was set,
+** of the instance's own as it is. 0: they are not known. */
+int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out);
 
 #endif

@@ -76,14 +76,33 @@ static tde_class probe(const tde_instance *inst, const char *key_id, const char 
 typedef struct protector_change {
   const char *key_id; /* as it was given, or TDE_SERVICE_MANAGED */
   const char *identity;
-  tde_key_info smk; /* made for this change; version "" : there was one */
+  tde_key_info found; /* of a key service, by its trial; version "": of none */
+  tde_key_info smk;   /* made for this change; version "" : there was one */
 } protector_change;
+
+/* A key version as instance.json holds it. NULL: no memory. */
+static tde_json *key_object(const tde_key_info *info) {
+  char thumb[2 * TDE_THUMB_BYTES + 1];
+  tde_json *e = tde_json_object();
+  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
+  int failed = tde_json_set_text(e, "key_id", info->base_id) |
+               tde_json_set_text(e, "version", info->version) |
+               tde_json_set_text(e, "type", info->type) |
+               tde_json_set_text(e, "thumbprint", thumb) |
+               tde_json_set_int(e, "created", info->created);
+  if (!failed) return e;
+  tde_json_free(e);
+  return NULL;
+}
 
 static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
   const protector_change *c = ctx;
   int failed = tde_json_set_text(root, "default_protector", c->key_id);
   failed |= c->identity != NULL ? tde_json_set_text(root, "default_identity", c->identity)
                                 : tde_json_unset(root, "default_identity");
+  failed |= c->found.version[0] != 0
+                ? tde_json_set_json(root, "default_protector_key", key_object(&c->found))
+                : tde_json_unset(root, "default_protector_key");
   if (c->smk.version[0] != 0) {
     tde_json *key = tde_json_object();
     failed |= tde_json_set_text(key, "name", SMK_NAME) |
@@ -100,6 +119,11 @@ static tde_class make_smk(const tde_instance *inst, protector_change *c, char fu
   tde_class rc = tde_instance_smk_ready(tde_instance_dir(inst), &c->smk, st);
   if (rc == TDE_OK) tde_key_full_id(&c->smk, full);
   return rc;
+}
+
+static int is_remote(const char *key_id) {
+  int remote = 0;
+  return tde_key_id_parse(key_id, &remote, NULL) == TDE_OK && remote;
 }
 
 /* An unset variable is not the default identity. Before an instance is made. */
@@ -125,6 +149,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
   if (!make) {
     rc = probe(inst, managed ? tde_instance_smk(inst) : key_id, managed ? NULL : identity, &info, st);
     if (rc == TDE_OK) tde_key_full_id(&info, full);
+    if (rc == TDE_OK && is_remote(full)) change.found = info;
   }
   /* Before a key is made, too. */
   if (rc == TDE_OK) rc = announce(path, event, full, "", st);
@@ -139,8 +164,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
 
 static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
   const tde_key_info *info = ctx;
-  char thumb[2 * TDE_THUMB_BYTES + 1];
-  tde_json *keys = tde_json_get(root, "keys"), *e = tde_json_object();
+  tde_json *keys = tde_json_get(root, "keys");
   for (size_t i = 0; i < tde_json_count(keys); i++) {
     const tde_json *have = tde_json_at(keys, i);
     const char *id = tde_json_get_text(have, "key_id"), *ver = tde_json_get_text(have, "version");
@@ -148,18 +172,12 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
         strcmp(ver, info->version) != 0) {
       continue;
     }
-    tde_json_free(e);
     return tde_fail(st, TDE_MISUSE, "nothing needs to be done",
                     "the instance's key list has this key already: %.200s/%.64s, thumbprint %.40s",
                     info->base_id, info->version, tde_json_get_text(have, "thumbprint"));
   }
-  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
-  int failed = tde_json_set_text(e, "key_id", info->base_id) |
-               tde_json_set_text(e, "version", info->version) |
-               tde_json_set_text(e, "type", info->type) |
-               tde_json_set_text(e, "thumbprint", thumb) |
-               tde_json_set_int(e, "created", info->created) |
-               tde_json_set_int(e, "added", (int64_t)time(NULL));
+  tde_json *e = key_object(info);
+  int failed = tde_json_set_int(e, "added", (int64_t)time(NULL));
   if (keys == NULL) {
     failed |= tde_json_set_json(root, "keys", tde_json_array());
     keys = tde_json_get(root, "keys");
@@ -188,9 +206,21 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
 
 typedef struct removal {
   const char *key;
-  const char *protector; /* key id of the default protector */
+  const char *protector;       /* key id of the default protector */
+  tde_key_info protector_info; /* base id "": not known */
   int removed;
 } removal;
+
+/* Does what is to be removed name the default protector, by an id or its thumbprint? */
+static int names_protector(const removal *r) {
+  return tde_key_ids_match(r->key, r->protector) ||
+         (r->protector_info.base_id[0] != 0 && tde_key_named(&r->protector_info, r->key));
+}
+
+static tde_class in_use(const removal *r, tde_status *st) {
+  return tde_fail(st, TDE_MISUSE, "set another protector first (tde_instance_set_protector)",
+                  "the key %.300s is in use: it is the instance's default protector", r->protector);
+}
 
 static void info_of(const tde_json *e, tde_key_info *info) {
   const char *id = tde_json_get_text(e, "key_id"), *ver = tde_json_get_text(e, "version");
@@ -211,15 +241,12 @@ static tde_class apply_removal(void *ctx, tde_json *root, tde_status *st) {
   for (size_t i = tde_json_count(keys); i > 0; i--) {
     info_of(tde_json_at(keys, i - 1), &info);
     if (!tde_key_named(&info, r->key)) continue;
-    if (tde_key_named(&info, r->protector)) {
-      return tde_fail(st, TDE_MISUSE, "set another protector first (tde_instance_set_protector)",
-                      "the key %.300s is in use: it is the instance's default protector",
-                      r->protector);
-    }
+    if (tde_key_named(&info, r->protector)) return in_use(r, st);
     tde_json_remove_at(keys, i - 1);
     r->removed++;
   }
   if (r->removed > 0) return TDE_OK;
+  if (names_protector(r)) return in_use(r, st);
   return tde_fail(st, TDE_MISSING, "tde_instance_keylist() shows what the list has",
                   "the instance's key list has no key %.300s", r->key);
 }
@@ -228,9 +255,10 @@ tde_class tde_instance_remove_key(const char *path, const char *key, int *remove
                                   tde_status *st) {
   const tde_instance *inst;
   char protector[TDE_KEY_ID_MAX];
-  removal r = {key, protector, 0};
+  removal r = {.key = key, .protector = protector};
   tde_class rc = tde_instance_open(path, 0, &inst, st);
   if (rc == TDE_OK) rc = tde_instance_protector(inst, protector, st);
+  if (rc == TDE_OK) (void)tde_instance_protector_info(inst, &r.protector_info);
   if (rc == TDE_OK) rc = announce(path, "remove-instance-key", key, "", st);
   *removed = 0;
   if (rc != TDE_OK) return rc;
@@ -482,30 +510,45 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
   return NULL;
 }
 
+/* One key of the list. */
+static tde_json *key_row(const tde_key_info *k, int is_protector) {
+  char thumb[2 * TDE_THUMB_BYTES + 1];
+  tde_json *o = tde_json_object();
+  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
+  int failed = tde_json_set_text(o, "key_id", k->base_id) |
+               tde_json_set_text(o, "version", k->version) | tde_json_set_text(o, "type", k->type) |
+               tde_json_set_text(o, "thumbprint", thumb) |
+               tde_json_set_int(o, "created", k->created) |
+               tde_json_set_bool(o, "is_protector", is_protector);
+  if (!failed) return o;
+  tde_json_free(o);
+  return NULL;
+}
+
+/* The default protector where the list does not have it. */
+static tde_json *protector_row(const tde_instance *inst, const char *protector) {
+  tde_key_info info;
+  if (tde_instance_protector_info(inst, &info)) return key_row(&info, 1);
+  tde_json *o = tde_json_object();
+  int failed = tde_json_set_text(o, "key_id", protector) | tde_json_set_text(o, "version", NULL) |
+               tde_json_set_text(o, "type", NULL) | tde_json_set_text(o, "thumbprint", NULL) |
+               tde_json_set_text(o, "created", NULL) | tde_json_set_bool(o, "is_protector", 1);
+  if (!failed) return o;
+  tde_json_free(o);
+  return NULL;
+}
+
 tde_json *tde_instance_keylist(const tde_instance *inst) {
-  char protector[TDE_KEY_ID_MAX], thumb[2 * TDE_THUMB_BYTES + 1];
+  char protector[TDE_KEY_ID_MAX];
   tde_json *list = tde_json_array();
   int failed = tde_instance_protector(inst, protector, NULL) != TDE_OK, shown = 0;
   for (int i = 0; i < tde_instance_nkeys(inst); i++) {
     const tde_key_info *k = tde_instance_key(inst, i);
     int is_protector = tde_key_named(k, protector);
-    tde_json *o = tde_json_object();
-    tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
-    failed |= tde_json_set_text(o, "key_id", k->base_id) |
-              tde_json_set_text(o, "version", k->version) | tde_json_set_text(o, "type", k->type) |
-              tde_json_set_text(o, "thumbprint", thumb) |
-              tde_json_set_int(o, "created", k->created) |
-              tde_json_set_bool(o, "is_protector", is_protector);
-    failed |= tde_json_append(list, o);
+    failed |= tde_json_append(list, key_row(k, is_protector));
     shown |= is_protector;
   }
-  if (!shown) {
-    tde_json *o = tde_json_object();
-    failed |= tde_json_set_text(o, "key_id", protector) | tde_json_set_text(o, "version", NULL) |
-              tde_json_set_text(o, "type", NULL) | tde_json_set_text(o, "thumbprint", NULL) |
-              tde_json_set_int(o, "created", 0) | tde_json_set_bool(o, "is_protector", 1);
-    failed |= tde_json_append(list, o);
-  }
+  if (!shown) failed |= tde_json_append(list, protector_row(inst, protector));
   if (!failed) return list;
   tde_json_free(list);
   return NULL;

@@ -179,8 +179,8 @@ tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st);
 tde_class tde_provider_run_with(const tde_provider *provider, tde_op *op, const char *key_id,
                                 tde_status *st);
 
-/* How the last operation on a key version ended in this process, for people. Returns
-** 0 when there was none that is remembered. */
+/* How the last operation on a key version (none named: on any of its versions) ended in this
+** process, for people. Returns 0 when there was none that is remembered. */
 typedef struct tde_key_outcome {
   tde_class code;
   int64_t at;          /* Unix time */

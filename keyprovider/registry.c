@@ -321,13 +321,6 @@ static void outcomes_lock(void) {
   raw_lock();
 }
 
-/* The spelling that outcomes are kept under. */
-static void canonical_id(const char *key_id, char out[TDE_KEY_ID_MAX]) {
-  tde_key_info info;
-  split_id(key_id, info.base_id, info.version);
-  tde_key_full_id(&info, out);
-}
-
 static void note_outcome(const tde_op *op, tde_class rc, const tde_status *st) {
   char full[TDE_KEY_ID_MAX];
   tde_key_info id;
@@ -359,18 +352,29 @@ static void note_outcome(const tde_op *op, tde_class rc, const tde_status *st) {
   outcomes_unlock();
 }
 
+/* Is a kept one of this key, or, where no version is named, of any of its versions? */
+static int is_outcome_of(const char *kept, const char *full, int versioned) {
+  size_t n = strlen(full);
+  return strncmp(kept, full, n) == 0 && (kept[n] == 0 || (!versioned && kept[n] == '/'));
+}
+
 int tde_provider_outcome(const char *key_id, tde_key_outcome *out) {
+  tde_key_info id;
   char full[TDE_KEY_ID_MAX];
-  int found = 0;
-  canonical_id(key_id, full);
+  uint64_t newest = 0;
+  split_id(key_id, id.base_id, id.version);
+  tde_key_full_id(&id, full);
   outcomes_lock();
-  for (int i = 0; outcomes.at != NULL && i < OUTCOMES && !found; i++) {
-    if (strcmp(outcomes.at[i].key_id, full) != 0) continue;
+  for (int i = 0; outcomes.at != NULL && i < OUTCOMES; i++) {
+    if (outcomes.at[i].used <= newest ||
+        !is_outcome_of(outcomes.at[i].key_id, full, id.version[0] != 0)) {
+      continue;
+    }
     *out = outcomes.at[i].o;
-    found = 1;
+    newest = outcomes.at[i].used;
   }
   outcomes_unlock();
-  return found;
+  return newest > 0;
 }
 
 /* ---- an operation ---- */

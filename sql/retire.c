@@ -3,8 +3,8 @@
 **
 ** Whoever deletes a key on its word must have lost nothing. So a key is safe only when all
 ** that was to be looked at could be: the instance, every database that is open in this
-** process, every file below the folder. What could not is named; and a key that nobody
-** knows, for its id may be misspelt, is an error.
+** process, every file below the folder (none is named: what is closed was not looked at). What
+** could not is named; and a key that nobody knows, for its id may be misspelt, is an error.
 */
 #include "retire.h"
 
@@ -188,6 +188,44 @@ static void check_folder(retire *r, const char *folder, int depth) {
 
 /* ---- the instance ---- */
 
+/* Is the default protector, whose version its service chooses, the key of this thumbprint? */
+static int protector_has(retire *r, const char *protector) {
+  tde_op *op = calloc(1, sizeof(*op));
+  tde_status st;
+  int is = 0;
+
+  tde_status_clear(&st);
+  if (!op) {
+    r->bad = 1;
+    return 0;
+  }
+  op->kind = TDE_OP_GET;
+  op->instance = r->inst;
+  op->identity = tde_instance_default_identity(r->inst);
+  if (tde_provider_run(op, protector, &st) == TDE_OK) {
+    is = tde_key_named(&op->info, r->key);
+  } else {
+    add(r, r->unchecked, tde_instance_dir(r->inst), "error", st.message);
+  }
+  free(op);
+  return is;
+}
+
+/* By its id, or by a thumbprint. What the instance keeps of one that is set without its version
+** may be of an older one. */
+static int is_protector(retire *r, const char *protector) {
+  char full[TDE_KEY_ID_MAX] = "";
+  tde_key_info info;
+
+  if (tde_key_ids_match(r->key, protector)) return 1;
+  if (!tde_is_thumbprint(r->key)) return 0;
+  if (tde_instance_protector_info(r->inst, &info)) {
+    if (tde_key_named(&info, r->key)) return 1;
+    tde_key_full_id(&info, full);
+  }
+  return strcmp(full, protector) != 0 && protector_has(r, protector);
+}
+
 static void check_instance(retire *r) {
   const char *named = tde_subject_instance(r->db, 0, NULL, 0);
   char protector[TDE_KEY_ID_MAX];
@@ -200,7 +238,7 @@ static void check_instance(retire *r) {
     add(r, r->unchecked, named ? named : "the default instance", "error", st.message);
     return;
   }
-  needs = tde_key_ids_match(r->key, protector);
+  needs = is_protector(r, protector);
   for (int i = 0; i < tde_instance_nkeys(r->inst); i++) {
     const tde_key_info *k = tde_instance_key(r->inst, i);
     if (!tde_key_named(k, r->key)) continue;
@@ -212,6 +250,11 @@ static void check_instance(retire *r) {
 }
 
 /* ---- the key ---- */
+
+/* A thumbprint that nobody has heard of may be that of what could not be looked at. */
+static int may_be_known(const retire *r) {
+  return r->known || (tde_is_thumbprint(r->key) && tde_json_count(r->unchecked) > 0);
+}
 
 /* Nobody has heard of it: does its service have it? */
 static int exists(const retire *r, tde_status *st) {
@@ -283,9 +326,13 @@ void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **
   r.needed = tde_json_array();
   r.unchecked = tde_json_array();
   look(&r, where, &sb);
-  if (!r.bad && !r.known && !exists(&r, &st)) {
+  if (!r.bad && !may_be_known(&r) && !exists(&r, &st)) {
     tde_result_status(ctx, tde_class_rc(st.code), &st);
   } else {
+    if (!where) {
+      add(&r, r.unchecked, NULL, "error",
+          "no folder was named: databases that are closed, and backups, were not looked at");
+    }
     answer(ctx, &r);
   }
   tde_json_free(r.needed);

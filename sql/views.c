@@ -498,8 +498,10 @@ static tde_json *rows_events(sqlite3 *db, const char *const *argv, tde_status *s
 
 static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde_status *st) {
   const char *path = argv[0] ? argv[0] : tde_subject_instance(db, 0, NULL, 0);
+  char protector[TDE_KEY_ID_MAX];
   const tde_instance *inst;
   tde_json *list;
+  int bad = 0;
 
   if (path && !path[0]) {
     tde_fail(st, TDE_MISUSE, "name it, or give NULL", "the instance directory's path is empty");
@@ -507,18 +509,19 @@ static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde
   }
   if (tde_instance_open(path, 0, &inst, st)) return NULL;
   list = tde_instance_keylist(inst);
-  for (size_t i = 0; i < tde_json_count(list); i++) {
+  if (tde_instance_protector(inst, protector, st)) bad = 1;
+  for (size_t i = 0; i < tde_json_count(list) && !bad; i++) {
     tde_json *row = tde_json_at(list, i);
     const char *id = tde_json_get_text(row, "key_id"), *ver = tde_json_get_text(row, "version");
     char full[TDE_KEY_ID_MAX];
+    /* The protector is asked for as it is set, perhaps without its version. */
     (void)snprintf(full, sizeof(full), "%s%s%s", id, ver ? "/" : "", ver ? ver : "");
-    if (tde_view_set_time(row, "created", tde_json_get_int(row, "created", 0)) |
-        put_outcome(row, full)) {
-      tde_json_free(list);
-      return NULL;
-    }
+    bad = tde_view_set_time(row, "created", tde_json_get_int(row, "created", 0)) |
+          put_outcome(row, tde_json_get_bool(row, "is_protector", 0) ? protector : full);
   }
-  return list;
+  if (!bad) return list;
+  tde_json_free(list);
+  return NULL;
 }
 
 /* ---- tde_progress() ---- */
