@@ -45,10 +45,9 @@ typedef struct needed_key {
 typedef struct restore {
   sqlite3 *db;
   const tde_options *o;
-  const char *instance; /* as an argument of tde_instance_open */
-  const tde_instance *inst; /* NULL: there is none, and no more than names is asked for */
+  const char *instance;     /* as an argument of tde_instance_open */
+  const tde_instance *inst; /* NULL: there is none; the keys can be named all the same */
   tde_status no_instance;
-  int only_tell;
   tde_view_db v; /* the backup */
   tde_keydoc_asker who;
   needed_key needed[TDE_EPOCHS_MAX];
@@ -177,28 +176,63 @@ static void look(restore *r) {
   }
 }
 
-#define ADD_KEY "add it with tde_instance_add_key(), or name it in the option \"keys\""
+/* What to do about a key that is not found. */
+static void missing_remedy(const restore *r, const needed_key *k, char *out, size_t n) {
+  if (!r->inst) {
+    (void)snprintf(out, n,
+                   "%.150s: name it, or put it back from its copy; for a key of a key service "
+                   "tde_instance_set_identity() and tde_instance_add_key() make one",
+                   k->tried.message);
+  } else if (k->tried.code) {
+    (void)snprintf(out, n, "%.200s: %.110s", k->tried.message, k->tried.remedy);
+  } else if (is_local(k->info.base_id)) {
+    (void)snprintf(out, n,
+                   "copy keys/%.100s-%.64s.pem from the instance that had it into this one's "
+                   "keys/, or restore that instance's directory",
+                   k->info.base_id + strlen("local:"), k->info.version);
+  } else {
+    (void)snprintf(out, n,
+                   "add it with tde_instance_add_key(), or name it in the option \"keys\"; it need "
+                   "not become a protector");
+  }
+}
+
+/* One more name, whole, where there is room for it. */
+static int add_name(char *names, size_t size, const tde_key_info *k) {
+  char full[TDE_KEY_ID_MAX], hex[2 * TDE_THUMB_SHOWN + 1], one[TDE_KEY_ID_MAX + 80];
+  size_t used = strlen(names);
+  const char *comma = used ? ", " : "";
+
+  tde_key_full_id(k, full);
+  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, hex);
+  (void)snprintf(one, sizeof(one), "%s%s (thumbprint %s)", comma, full, hex);
+  if (used + strlen(one) >= size) {
+    if (used) return 0;
+    (void)snprintf(one, sizeof(one), "thumbprint %s", hex);
+  }
+  (void)snprintf(names + used, size - used, "%s", one);
+  return 1;
+}
 
 /* MissingKeyForRestore, with every key that is not found. */
 static int missing(const restore *r, tde_status *st) {
-  char names[400] = "", hex[2 * TDE_THUMB_SHOWN + 1], remedy[400] = "";
-  int n = 0;
+  char names[420] = "", more[60] = "", remedy[sizeof(st->remedy)];
+  const needed_key *why = NULL;
+  int n = 0, named = 0;
 
   for (int i = 0; i < r->n; i++) {
     const needed_key *k = &r->needed[i];
-    size_t used = strlen(names);
     if (k->as[0]) continue;
-    if (k->tried.code && !remedy[0]) {
-      (void)snprintf(remedy, sizeof(remedy), "%.250s: %.140s", k->tried.message, k->tried.remedy);
-    }
-    tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
-    (void)snprintf(names + used, sizeof(names) - used, "%s%.120s/%.64s (thumbprint %s)",
-                   n ? ", " : "", k->info.base_id, k->info.version, hex);
+    if (!why || (k->tried.code && !why->tried.code)) why = k;
+    if (named == n) named += add_name(names, sizeof(names), &k->info);
     n++;
   }
   if (!n) return 0;
-  tde_fail(st, TDE_MISSING, remedy[0] ? remedy : ADD_KEY "; it need not become a protector",
-           "MissingKeyForRestore: %.380s", names);
+  missing_remedy(r, why, remedy, sizeof(remedy));
+  if (named < n) {
+    (void)snprintf(more, sizeof(more), ", and %d more: tde_restore_check names all", n - named);
+  }
+  tde_fail(st, TDE_MISSING, remedy, "MissingKeyForRestore: %s%s", names, more);
   return 1;
 }
 
@@ -408,7 +442,7 @@ static int is_folder(const char *path) {
 static int open_instance(restore *r, tde_status *st) {
   tde_class c = tde_instance_open(r->instance, 0, &r->inst, st);
 
-  if (c == TDE_MISSING && r->only_tell && !r->o->instance && !r->o->identity) {
+  if (c == TDE_MISSING && !r->o->instance && !r->o->identity) {
     r->no_instance = *st;
     tde_status_clear(st);
     return SQLITE_OK;
@@ -452,12 +486,13 @@ static int prepare(restore *r, const char *source, tde_status *st) {
 
 /* ---- tde_restore_check(source [, options]) ---- */
 
-static tde_json *needed_row(const needed_key *k) {
-  char hex[2 * TDE_THUMB_SHOWN + 1];
+static tde_json *needed_row(const restore *r, const needed_key *k) {
+  char hex[2 * TDE_THUMB_SHOWN + 1], remedy[320] = "";
   tde_json *j = tde_json_object();
   const tde_status *why = k->as[0] ? &k->asked : &k->tried;
   int ok = k->as[0] && k->was_asked && k->asked.code == TDE_OK, bad;
 
+  if (!k->as[0]) missing_remedy(r, k, remedy, sizeof(remedy));
   tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
   bad = tde_json_set_text(j, "key_id", k->info.base_id) |
         tde_json_set_text(j, "version", k->info.version) |
@@ -469,7 +504,10 @@ static tde_json *needed_row(const needed_key *k) {
                           : ok      ? "reachable"
                                     : "unreachable") |
         tde_json_set_text(j, "error", ok || !why->code ? NULL : why->message) |
-        tde_json_set_text(j, "remedy", ok ? NULL : why->code ? why->remedy : ADD_KEY);
+        tde_json_set_text(j, "remedy",
+                          ok         ? NULL
+                          : k->as[0] ? why->remedy
+                                     : remedy);
   if (!bad) return j;
   tde_json_free(j);
   return NULL;
@@ -484,7 +522,7 @@ static tde_json *check_answer(const restore *r) {
   for (int i = 0; i < r->n; i++) {
     const needed_key *k = &r->needed[i];
     ok &= k->as[0] && k->asked.code == TDE_OK;
-    bad |= tde_json_append(list, needed_row(k));
+    bad |= tde_json_append(list, needed_row(r, k));
   }
   bad |= tde_json_set_text(j, "path", r->v.path) | tde_json_set_text(j, "uuid", uuid) |
          tde_view_set_time(j, "time", backup_time(r->v.path, r->v.doc)) |
@@ -515,8 +553,8 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     if (source) sqlite3_result_error_nomem(ctx);
     return;
   }
-  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1), "keys instance identity federated_client_id at uuid", &st);
-  r->only_tell = 1;
+  rc = begin(r, ctx, &o, tde_arg_text(argc, argv, 1),
+             "keys instance identity federated_client_id at uuid", &st);
   if (rc == SQLITE_OK) rc = prepare(r, source, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
@@ -601,6 +639,10 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
 
   memset(&place, 0, sizeof(place));
   if (rc == SQLITE_OK && missing(r, st)) rc = SQLITE_IOERR_AUTH;
+  if (rc == SQLITE_OK && !r->inst) { /* with which nothing could be opened */
+    *st = r->no_instance;
+    rc = tde_class_rc(st->code);
+  }
   for (int i = 0; i < r->n && rc == SQLITE_OK; i++) {
     if (r->needed[i].asked.code == TDE_OK) continue;
     *st = r->needed[i].asked;
