@@ -234,13 +234,14 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
     int64_t done = tde_json_get_int(regen, "done", 0), all = tde_json_get_int(regen, "all", 0);
     bad |= tde_json_set_int(j, "regeneration_percent", all ? 100 * done / all : 0);
   }
-  bad |= tde_json_set_text(j, "identity", info->facts.identity[0] ? info->facts.identity : NULL);
   bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc)) | put_origin(j, root);
   tde_keydoc_free(doc);
   return bad;
 }
 
+/* Whose file it is, also where nothing could verify that. */
 static int put_keys(tde_json *j, const tde_file_info *info) {
+  const char *who = info->facts.identity, *federated = info->facts.federated_client_id;
   char uuid[40], thumb[2 * TDE_THUMB_SHOWN + 1];
   int bad = 0;
 
@@ -252,6 +253,8 @@ static int put_keys(tde_json *j, const tde_file_info *info) {
   bad |= tde_json_set_text(j, "thumbprint", thumb);
   bad |= tde_json_set_text(j, "mode", info->facts.mode);
   bad |= tde_json_set_int(j, "epoch", info->facts.epoch);
+  bad |= tde_json_set_text(j, "identity", who[0] ? who : NULL);
+  bad |= tde_json_set_text(j, "federated_client_id", federated[0] ? federated : NULL);
   return bad;
 }
 
