@@ -49,10 +49,14 @@ tcl: all keyvault-if-can ## the Tcl suite alone (TCL_ARGS: file names, or -match
 	$(Q)sh tests/check.sh $(BUILD)/check $(TCL_SUITE)
 
 .PHONY: demo-restore demo-tenants
-demo-restore: all keyvault-if-can ## rehearses backup, restore with a missing key, revocation and rotation, in the sqlite3 shell
+demo-restore: ## rehearses backup, restore with a missing key, revocation and rotation, in the sqlite3 shell
+	$(Q)sh tests/deps.sh check
+	+$(Q)$(MAKE) --no-print-directory all keyvault-if-can
 	$(Q)TDE_SO=$(abspath $(BUILD))/tde.so $(TCLSH) tests/demo/restore.tcl
 
-demo-tenants: all keyvault-if-can ## rehearses one tenant of a hundred revoking their key
+demo-tenants: ## rehearses one tenant of a hundred revoking their key
+	$(Q)sh tests/deps.sh check
+	+$(Q)$(MAKE) --no-print-directory all keyvault-if-can
 	$(Q)TDE_SO=$(abspath $(BUILD))/tde.so $(TCLSH) tests/demo/tenants.tcl
 
 demo: ## encrypts a real data set and shows what it does (README's first command)

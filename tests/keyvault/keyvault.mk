@@ -1,7 +1,8 @@
 # keyvault.mk: the test key server and its proof (tests/keyvault/README.md).
 #
 # The server needs libmicrohttpd-dev; check-azure-sdk needs npm and, the first
-# time, the network. Where something is missing the suites skip and say what.
+# time, the network. Where something is missing the suites skip and say what; `make
+# keyvault` installs it, as `make check` does.
 KEYVAULT_OUT := $(BUILD)/keyvault
 KEYVAULT_SRC := $(sort $(wildcard tests/keyvault/*.c))
 KEYVAULT_OBJ := $(KEYVAULT_SRC:tests/keyvault/%.c=$(KEYVAULT_OUT)/%.o)
@@ -31,7 +32,9 @@ define keyvault_built
 endef
 
 .PHONY: keyvault check-azure-sdk check-keyvault-smoke
-keyvault: $(KEYVAULT) ## start the test key server with a sample tenant, and say what to try
+keyvault: ## start the test key server with a sample tenant, and say what to try
+	$(Q)sh tests/deps.sh check
+	+$(Q)$(MAKE) --no-print-directory $(KEYVAULT)
 	$(Q)sh tests/keyvault/start.sh $(KEYVAULT) $(KEYVAULT_OUT)/state $(KEYVAULT_ARGS)
 
 check-azure-sdk: ## Microsoft's own npm packages against the test key server and the product (npm, network)
