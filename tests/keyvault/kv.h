@@ -221,6 +221,7 @@ void kv_fault_free(void);
 
 /* ---- the services: each fills in the reply ---- */
 void kv_vault_serve(kv_request *r, kv_vault *vault); /* NULL: there is none of that name */
+bool kv_vault_has(const char *operation);            /* is it one of a vault's? */
 /* What a vault answers a request without a token with. */
 void kv_challenge(kv_request *r, const kv_vault *vault);
 void kv_login_serve(kv_request *r);

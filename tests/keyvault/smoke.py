@@ -351,6 +351,7 @@ def test_fault_counts(s):
     assert [s.wrap().status for _ in range(4)] == [200, 500, 500, 200]
     assert s.admin("GET", "fault")["faults"][0]["fired"] == 2
     assert s.plain("admin", "POST", "/admin/fault", '{"route":"*","fault":"nonsense"}').status == 400
+    assert s.plain("admin", "POST", "/admin/fault", '{"route":"nonsense","fault":"500"}').status == 400
     assert s.plain("admin", "POST", "/admin/fault", '{"route":"*","fault":"500","tmes":1}').status == 400
 
 

@@ -493,6 +493,10 @@ static const route *find_route(const char *operation) {
   return NULL;
 }
 
+bool kv_vault_has(const char *operation) {
+  return find_route(operation) != NULL;
+}
+
 /* Cuts path at its slashes, without trailing empty parts. */
 static size_t split(char *path, char *parts[5]) {
   size_t n = 0;
