@@ -1,37 +1,10 @@
 /*
 ** cloud.h: how an instance reaches key services, and who it is toward them.
 **
-** Part of instance.json, read with it and constant afterwards:
-**   "allow_loopback_http": false,        plain http to 127.0.0.0/8, [::1], localhost: for tests
-**   "http": {"connect_timeout_ms": 5000, "timeout_ms": 30000, "ca_file": "/...",
-**            "proxy_from_environment": false, "connect_to": "host:port"},
-**   "identities": {"NAME": {"kind": "...", ...}},
-**   "azure": {"authority": "https://login.microsoftonline.com",
-**             "imds_endpoint": "http://169.254.169.254",
-**             "vault_suffixes": ["vault.example", {"suffix": "...", "resource": "..."}],
-**             "ca_file": "/...", "api_version": "7.4"},
-**   "policy": {"allow_purgeable_keys": false}
-** All of it is optional. A suffix allows the vaults below that domain, whose token is for the
-** domain itself (https://vault.example). Where it is for another resource (a domain of
-** one's own in front of a vault, Azure Stack Hub), "resource" names it; then the
-** domain alone may be a vault, too. ca_file replaces the system's certificate authorities;
-** azure.ca_file is another name of http.ca_file. connect_to is where connections of https
-** go instead of where the name resolves to (a private link, a test server); the
-** certificate must still be that of the name.
-**
-** An identity has "kind", and of these what its kind needs:
-**   managed_identity     "client_id" (none: the system-assigned one)
-**   app_service          "client_id" (none: the system-assigned one)
-**   client_secret        "client_id", "secret_file" or "secret_env"
-**   client_certificate   "client_id", "certificate_file" (certificate and key, PEM)
-**   workload_identity    "client_id", "token_file" (absent: the AZURE_* variables')
-**   federated            "client_id", "via": the name of a managed identity
-**   environment          nothing: AZURE_TENANT_ID, AZURE_CLIENT_ID and one of
-**                        AZURE_CLIENT_SECRET, AZURE_CLIENT_CERTIFICATE_PATH,
-**                        AZURE_FEDERATED_TOKEN_FILE
-** and "tenant" (absent: the vault's, as its challenge tells). For workload_identity and
-** environment, AZURE_AUTHORITY_HOST names the authority where "azure" does not. A secret never
-** stands in the file itself; paths are absolute.
+** Part of instance.json, read with it and constant afterwards: "allow_loopback_http",
+** "http", "identities", "azure", and of "policy" what is no number. All of it is optional.
+** PROVIDERS.md has the members, their defaults, and what each kind of identity needs: what
+** changes here changes there. A secret never stands in the file itself; paths are absolute.
 */
 #ifndef TDE_CLOUD_H
 #define TDE_CLOUD_H
