@@ -6,11 +6,14 @@
 #include <string.h>
 
 #include "../ext/base/secret.h"
+#include "epochs.h"
 
-void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, uint32_t current) {
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_key_facts *named,
+                      uint32_t current) {
   memset(c, 0, sizeof(*c));
   c->role = (uint8_t)role;
   c->keys = keys;
+  c->named = named;
   c->current = current;
   c->replaced = keys ? tde_keys_replaced(keys) : NULL;
   if (c->replaced) c->seen = atomic_load_explicit(c->replaced, memory_order_acquire);
@@ -53,6 +56,15 @@ static void make_room(tde_cryptor *c) {
   }
 }
 
+void tde_cryptor_prune(tde_cryptor *c) {
+  for (int i = c->n; i > 0; i--) {
+    if (tde_facts_name_epoch(c->named, c->list[i - 1].epoch)) continue;
+    tde_aead_free(c->list[i - 1].aead);
+    c->list[i - 1] = c->list[--c->n];
+  }
+  c->last = 0;
+}
+
 tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
   tde_class rc;
 
@@ -71,7 +83,7 @@ tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
       return TDE_OK;
     }
   }
-  if (!c->keys) return TDE_WRONG_KEY;
+  if (!c->keys || !tde_facts_name_epoch(c->named, epoch)) return TDE_WRONG_KEY;
   make_room(c);
   rc = tde_keys_aead(c->keys, epoch, c->role, &c->list[c->n].aead);
   if (rc) return rc;

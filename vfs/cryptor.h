@@ -11,6 +11,7 @@ typedef struct tde_cryptor {
   uint8_t role;
   uint32_t current; /* the epoch that new units are sealed under */
   tde_keys *keys;   /* borrowed; NULL for a temp file */
+  const tde_key_facts *named;  /* of the file's header; borrowed. NULL for a temp file */
   const atomic_uint *replaced; /* tde_keys_replaced; NULL for a temp file */
   unsigned seen;               /* that, when the AEADs were made */
   int n, last;
@@ -20,14 +21,20 @@ typedef struct tde_cryptor {
   } list[TDE_EPOCHS_MAX];
 } tde_cryptor;
 
-void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, uint32_t current);
+/* named: of the header that the file has, whatever else the keys know: the ring keeps a dropped
+** DEK for as long as the process lives, for there may be a backup that needs it. */
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_key_facts *named,
+                      uint32_t current);
 /* A temp file's: a random key that exists in memory alone. */
 tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st);
 void tde_cryptor_clear(tde_cryptor *c);
 /* Forgets the AEADs; they are made again when the keys are there. */
 void tde_cryptor_wipe(tde_cryptor *c);
 
-/* The AEAD of an epoch. TDE_WRONG_KEY: no such epoch in the key document; another
+/* Forgets the AEADs of epochs that the header names no more: it has just changed. */
+void tde_cryptor_prune(tde_cryptor *c);
+
+/* The AEAD of an epoch. TDE_WRONG_KEY: no such epoch in the file's header; another
 ** class: the key is away. */
 tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out);
 

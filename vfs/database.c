@@ -16,6 +16,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "epochs.h"
 #include "redo.h"
 #include "shim.h"
 #include "slots.h"
@@ -119,8 +120,15 @@ static void outlive_key(tde_db *db) {
   }
 }
 
-/* Puts a parsed header in force with the keys that verify it. AEADs stay while
-** the keys do: somebody further up may be using one. */
+/* What is sealed under an epoch that the header names no more was put there by somebody else. */
+static void drop_epochs(tde_db *db) {
+  for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_prune(&db->crypt[r]);
+  if (db->wal) db->wal->gen.checked = 0;
+  if (db->journal) db->journal->gen.checked = 0;
+}
+
+/* Puts a parsed header in force with the keys that verify it; db->facts are its already. AEADs
+** stay while the keys, and its epochs, do: somebody further up may be using one. */
 static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   tde_file *f = db->file;
 
@@ -132,7 +140,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   for (int r = 0; r < TDE_ROLE_KEYS; r++) {
     if (db->crypt[r].keys != keys) {
       tde_cryptor_clear(&db->crypt[r]);
-      tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, db->header.epoch);
+      tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->facts, db->header.epoch);
     }
     db->crypt[r].current = db->header.epoch;
   }
@@ -144,6 +152,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
     tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, db->header.unit_size);
   }
   db->head_valid = 0;
+  drop_epochs(db);
   outlive_key(db);
 }
 
@@ -212,7 +221,7 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
       for (int r = 0; r < TDE_ROLE_KEYS; r++) {
         uint32_t current = db->crypt[r].current;
         tde_cryptor_clear(&db->crypt[r]);
-        tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, current);
+        tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->facts, current);
       }
       tde_keyring_release(db->keys);
       db->keys = keys;
@@ -461,6 +470,10 @@ int tde_db_freshen(tde_file *f) {
   return rc;
 }
 
+int tde_db_knows(const tde_db *db, uint32_t epoch) {
+  return tde_facts_name_epoch(&db->facts, epoch) && tde_keys_has(db->keys, epoch);
+}
+
 /* A unit of an epoch that is not known: another process gave the database a new
 ** DEK. Only keys that verify a newer header of this very database are taken. TDE_WRONG_KEY:
 ** nobody wrote under it; other classes: why its key is not to be had. */
@@ -490,7 +503,7 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) memcpy(db->seen[i], both.at[i], TDE_SLOT_FIXED);
     take_header(db, &h, db->keys);
-    if (!tde_keys_has(db->keys, epoch)) c = TDE_WRONG_KEY;
+    if (!tde_db_knows(db, epoch)) c = TDE_WRONG_KEY;
   }
   tde_header_clear(&h);
   sqlite3_free(facts);
@@ -519,6 +532,7 @@ static int note_written(tde_file *f) {
     memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
     db->header.version = h.version;
     c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 1, &db->facts, &db->last);
+    drop_epochs(db);
     outlive_key(db);
   }
   tde_header_clear(&h);

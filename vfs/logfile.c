@@ -30,6 +30,7 @@
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "epochs.h"
 #include "openfiles.h"
 #include "shim.h"
 
@@ -93,11 +94,12 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   if (memcmp(p->uuid, db->header.uuid, TDE_UUID_BYTES) != 0) {
     return refuse_log(f, TDE_WRONG_KEY, "belongs to another database");
   }
-  if (!tde_keys_has(db->keys, p->epoch)) {
+  if (!tde_db_knows(db, p->epoch)) {
     int rc = tde_db_load(db->file, 1); /* a newer epoch, perhaps */
     if (rc) return rc;
   }
-  c = tde_keys_mac_key(db->keys, p->epoch, mac_key);
+  c = TDE_WRONG_KEY;
+  if (tde_db_knows(db, p->epoch)) c = tde_keys_mac_key(db->keys, p->epoch, mac_key);
   if (c == TDE_WRONG_KEY) {
     return refuse_log(f, c, "is sealed under a key epoch that is not known");
   }
@@ -150,6 +152,12 @@ static void look_again(tde_file *f) {
   f->gen.checked = f->gen.indexed = 0;
 }
 
+/* One that was seen, of an epoch that the header still names? Where this connection is alone
+** nobody else can have dropped it. */
+static int is_good(const tde_file *f) {
+  return f->gen.valid && (f->gen.alone || tde_facts_name_epoch(&f->db->facts, f->s.epoch));
+}
+
 int tde_log_refresh(tde_file *f) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_generation *g = &f->gen;
@@ -157,7 +165,7 @@ int tde_log_refresh(tde_file *f) {
   int rc;
 
   if (g->checked || f->s.prefix_pending) return SQLITE_OK;
-  if (g->valid && index_vouches(f)) {
+  if (is_good(f) && index_vouches(f)) {
     g->checked = 1;
     return SQLITE_OK;
   }
@@ -166,7 +174,7 @@ int tde_log_refresh(tde_file *f) {
   g->indexed = rc == SQLITE_OK && index_vouches(f); /* it spoke of this one before and after */
   if (rc) return rc;
   if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
-  if (g->valid && memcmp(b, g->seen, sizeof(b)) == 0) {
+  if (is_good(f) && memcmp(b, g->seen, sizeof(b)) == 0) {
     g->checked = 1;
     return SQLITE_OK;
   }

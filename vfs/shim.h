@@ -200,6 +200,8 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 /* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_WRONG_KEY:
 ** there are none; other classes: why they are not to be had. */
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
+/* Does the header that is in force name this epoch, and is it in the key ring? */
+int tde_db_knows(const tde_db *db, uint32_t epoch);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 
 /* guard.c: records that several pages share, twice on disk. ctx: the main file. */
