@@ -1,5 +1,5 @@
 /*
-** attach.c: new databases that are made by ATTACH and VACUUM INTO; see attach.h.
+** attach.c: what is refused of ATTACH, VACUUM INTO and VACUUM; see attach.h.
 **
 ** SQLite tells the VFS which connection opens a file (SQLITE_FCNTL_PDB), not in which
 ** statement; the one that runs tells that. It is asked in the midst of SQLite's open, where
@@ -138,6 +138,25 @@ tde_class tde_attach_check(sqlite3 *db, const char *path, const char *instance, 
   if (schema || attaches) {
     c = check(sqlite3_db_filename(db, schema ? schema : "main"), schema != NULL, path, instance,
               st);
+  }
+  sqlite3_free(schema);
+  return c;
+}
+
+tde_class tde_attach_vacuum_check(sqlite3 *db, const char *path, tde_status *st) {
+  const char *copied;
+  char *schema = NULL;
+  int attaches = 0;
+  tde_class c = running(db, &schema, &attaches);
+
+  if (c) return tde_fail(st, c, NULL, "out of memory");
+  copied = schema ? sqlite3_db_filename(db, schema) : NULL;
+  if (copied && strcmp(copied, path) == 0) {
+    c = tde_fail(
+        st, TDE_MISUSE,
+        "open it as a connection's main database and VACUUM there, or make tde the default "
+        "VFS (tde_default) before this connection is opened",
+        "%s: VACUUM would copy it in plain, to a temporary file of the main database's VFS", path);
   }
   sqlite3_free(schema);
   return c;

@@ -72,6 +72,10 @@ int tde_vfs_make_default(int on);
 typedef tde_class (*tde_ask_of_new)(sqlite3 *db, const char *path, const char *instance,
                                     tde_status *st);
 void tde_vfs_ask_of_new(tde_ask_of_new ask);
+/* Asked when a connection whose main database is another VFS's is about to write to one of this
+** VFS's that it has attached. Where the answer is not TDE_OK, st says why, and it may not. */
+typedef tde_class (*tde_ask_of_guest)(sqlite3 *db, const char *path, tde_status *st);
+void tde_vfs_ask_of_guest(tde_ask_of_guest ask);
 /* The VFS below, for opening plain files. */
 const char *tde_vfs_base_name(void);
 
