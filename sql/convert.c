@@ -38,6 +38,7 @@
 #include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
+#include "functions.h"
 #include "openers.h"
 #include "place.h"
 #include "progress.h"
@@ -109,8 +110,8 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
     case SQLITE_CORRUPT:
       return fail(c, rc, TDE_IO, "it is cut short or damaged: name another one, or a backup", text);
     case SQLITE_MISUSE:
-      return fail(c, rc, TDE_MISUSE, "a URI parameter or its value does not exist; README.md lists them",
-                  text);
+      return fail(c, rc, TDE_MISUSE,
+                  "a URI parameter or its value does not exist; README.md lists them", text);
     default:
       return fail(c, rc, TDE_IO, CHECK_PATH, text);
   }
@@ -213,6 +214,26 @@ static char *with_private_cache(const char *arg) {
   return sqlite3_mprintf("%.*s%ccache=private", n, arg, memchr(arg, '?', (size_t)n) ? '&' : '?');
 }
 
+/* A parameter that is none: the encrypted side would refuse it, and name no more than that. */
+static int says_nonsense(conversion *c, const char *name) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  if (tde_uri_check(name, &st) == TDE_OK) return 0;
+  (void)tde_fail(&c->st, TDE_MISUSE, st.remedy, "%s: %s", c->verb, st.message);
+  return 1;
+}
+
+/* Why the shim refused the URI: another VFS does not look at it. */
+static int explain_uri(conversion *c, const char *uri, int flags) {
+  sqlite3 *db = NULL;
+  int said = tde_sql_open_plain(uri, &db, flags, tde_vfs_base_name()) == SQLITE_OK &&
+             says_nonsense(c, sqlite3_db_filename(db, "main"));
+
+  (void)sqlite3_close(db);
+  return said;
+}
+
 /* Opens the source, a plain one through the VFS that tde_base= names. Another VFS could see
 ** in the file what it is not. */
 static int connect_source(conversion *c, const char *arg) {
@@ -221,19 +242,21 @@ static int connect_source(conversion *c, const char *arg) {
   char *uri = with_private_cache(arg);
 
   if (!uri) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  rc = sqlite3_open_v2(uri, &c->from, flags, vfs);
+  rc = tde_sql_open_plain(uri, &c->from, flags, vfs);
   name = rc ? NULL : sqlite3_db_filename(c->from, "main");
   if (name && sqlite3_uri_parameter(name, "vfs")) {
     (void)tde_fail(&c->st, TDE_MISUSE, "leave vfs= out; tde_base= names the VFS below",
                    "%s: %s names a VFS, which is not taken here", c->verb, arg);
     rc = SQLITE_MISUSE;
+  } else if (name && says_nonsense(c, name)) {
+    rc = SQLITE_MISUSE;
   } else if (name && c->encrypting && (base = sqlite3_uri_parameter(name, "tde_base")) != NULL) {
     sqlite3 *other = NULL;
-    rc = sqlite3_open_v2(uri, &other, flags, base);
+    rc = tde_sql_open_plain(uri, &other, flags, base);
     (void)sqlite3_close(c->from);
     c->from = other;
     if (rc) rc = fail_db(c, c->from, rc, arg);
-  } else if (rc) {
+  } else if (rc && (rc != SQLITE_MISUSE || !explain_uri(c, uri, flags))) {
     rc = fail_db(c, c->from, rc, arg);
   }
   sqlite3_free(uri);

@@ -561,10 +561,61 @@ int tde_sql_register(sqlite3 *db, char **error) {
   return rc;
 }
 
-int tde_sql_on_open(sqlite3 *db, char **error) {
-  const char *name = sqlite3_db_filename(db, "main");
-  const char *v = name && name[0] ? sqlite3_uri_parameter(name, "tde_functions") : NULL;
+/* A parameter that says that the file is to be encrypted. */
+static int is_meant(const char *key, const char *value) {
+  if (sqlite3_stricmp(key, "vfs") == 0) return sqlite3_stricmp(value, TDE_VFS_NAME) == 0;
+  return sqlite3_strnicmp(key, "tde", 3) == 0 && strcmp(key, "tde_functions") != 0;
+}
 
+/* What in the name of a file that is another VFS's says that it is to be encrypted; the caller
+** frees it. NULL: nothing, or no memory. */
+static char *meant_as(const char *name) {
+  const char *key;
+
+  if (strstr(name, "vfs=" TDE_VFS_NAME)) return sqlite3_mprintf("vfs=" TDE_VFS_NAME);
+  for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
+    const char *value = sqlite3_uri_parameter(name, key);
+    if (value && (is_meant(key, value) || strstr(value, "vfs=" TDE_VFS_NAME))) {
+      return sqlite3_mprintf("%s=%s", key, value);
+    }
+  }
+  return NULL;
+}
+
+static _Thread_local int plain_is_meant;
+
+int tde_sql_open_plain(const char *name, sqlite3 **db, int flags, const char *vfs) {
+  int rc;
+
+  plain_is_meant = 1;
+  rc = sqlite3_open_v2(name, db, flags, vfs);
+  plain_is_meant = 0;
+  return rc;
+}
+
+/* A database that would be plain because of how it was named is refused: a program that has the
+** extension, and names one of its parameters, expects it to be encrypted. */
+static int refuse_mistaken(sqlite3 *db, const char *name, char **error) {
+  char *what = plain_is_meant || file_of(db, "main") ? NULL : meant_as(name);
+
+  if (!what) return SQLITE_OK;
+  if (error) {
+    *error = sqlite3_mprintf(
+        "tde: %s has %s in its name, and would not be encrypted: write file:PATH?vfs=tde&..., with "
+        "URIs switched on, or make tde the default VFS (tde_default)",
+        name, what);
+  }
+  sqlite3_free(what);
+  return SQLITE_ERROR;
+}
+
+int tde_sql_on_open(sqlite3 *db, char **error) {
+  const char *name = sqlite3_db_filename(db, "main"), *v = NULL;
+
+  if (name && name[0]) {
+    if (refuse_mistaken(db, name, error)) return SQLITE_ERROR;
+    v = sqlite3_uri_parameter(name, "tde_functions");
+  }
   if (v && strcmp(v, "off") == 0) return SQLITE_OK;
   if (v && strcmp(v, "on") != 0) {
     if (error) *error = sqlite3_mprintf("tde_functions=%s: use tde_functions=on or off", v);

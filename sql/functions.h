@@ -12,7 +12,11 @@
 int tde_sql_register(sqlite3 *db, char **error);
 
 /* The same for a connection that was just opened, unless the URI of its main database
-** says tde_functions=off. SQLITE_ERROR: it says something else than on or off. */
+** says tde_functions=off. SQLITE_ERROR: it says something else than on or off, or the name of a
+** file that is another VFS's says that it is to be encrypted. */
 int tde_sql_on_open(sqlite3 *db, char **error);
+
+/* sqlite3_open_v2, for who knows that the file is plain whatever its name says. */
+int tde_sql_open_plain(const char *name, sqlite3 **db, int flags, const char *vfs);
 
 #endif

@@ -949,32 +949,48 @@ static int is_repeated(const char *name, int at) {
   return 0;
 }
 
+/* Not NULL: what is wrong with a parameter of the name, and *remedy. Its value is looked at
+** elsewhere where SQLite shows the message (tde_functions: sql/functions.c). */
+static const char *wrong_with(const char *name, int at, char remedy[128]) {
+  const char *key = sqlite3_uri_key(name, at), *value = sqlite3_uri_parameter(name, key);
+  const struct uri_param *p = find_param(key);
+
+  if (sqlite3_strnicmp(key, "tde", 3) != 0) return NULL;
+  (void)snprintf(remedy, 128, "README.md lists them");
+  if (!p) return "there is no URI parameter of this name";
+  (void)snprintf(remedy, 128, "name it once");
+  if (is_repeated(name, at)) return "stands in the URI twice";
+  if (p->usual) {
+    (void)snprintf(remedy, 128, "use %s=%s or %s=%s", key, p->usual, key, p->second);
+    return strcmp(value, p->usual) != 0 && strcmp(value, p->second) != 0 ? "has no such value"
+                                                                         : NULL;
+  }
+  (void)snprintf(remedy, 128, "give it a value or leave it out");
+  return !value[0] && strcmp(key, "tde_functions") != 0 ? "is empty" : NULL;
+}
+
 /* What is misspelt, left empty or said twice would be passed over, and with it a key or an
 ** instance. */
-int tde_db_check_uri(const tde_file *f, const char *name) {
-  const char *path = tde_path_of(f), *key, *value;
-  /* Its value is looked at where SQLite shows the message (sql/functions.c). */
-  const struct uri_param *functions = find_param("tde_functions");
+tde_class tde_uri_check(const char *name, tde_status *st) {
+  const char *key, *why;
+  char remedy[128];
 
   for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
-    const struct uri_param *p = find_param(key);
-    if (strncmp(key, "tde_", 4) != 0) continue;
-    value = sqlite3_uri_parameter(name, key);
-    if (!p) {
-      tde_log(TDE_LOG_ERROR, "%s: there is no URI parameter %s; README.md lists them", path, key);
-    } else if (is_repeated(name, i)) {
-      tde_log(TDE_LOG_ERROR, "%s: the URI has %s= twice; name it once", path, key);
-    } else if (p->usual && strcmp(value, p->usual) != 0 && strcmp(value, p->second) != 0) {
-      tde_log(TDE_LOG_ERROR, "%s: %s=%s: use %s=%s or %s=%s", path, key, value, key, p->usual, key,
-              p->second);
-    } else if (!value[0] && p != functions) {
-      tde_log(TDE_LOG_ERROR, "%s: %s= is empty; give it a value or leave it out", path, key);
-    } else {
-      continue;
-    }
-    return SQLITE_MISUSE;
+    why = wrong_with(name, i, remedy);
+    if (!why) continue;
+    return tde_fail(st, TDE_MISUSE, remedy, "%.250s: %.60s=%.100s: %s", name, key,
+                    sqlite3_uri_parameter(name, key), why);
   }
-  return SQLITE_OK;
+  return TDE_OK;
+}
+
+int tde_db_check_uri(const char *name) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  if (tde_uri_check(name, &st) == TDE_OK) return SQLITE_OK;
+  tde_log_status(TDE_LOG_ERROR, NULL, &st);
+  return SQLITE_MISUSE;
 }
 
 static int uri_says(const char *name, const char *param, const char *what) {

@@ -1031,7 +1031,7 @@ static sqlite3_vfs *choose_base(const char *name) {
 
 static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
   const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
-  int rc = tde_db_check_uri(f, name), got = 0;
+  int rc = tde_db_check_uri(name), got = 0;
 
   if (rc) return rc;
   if (damaged && strcmp(damaged, "zeros") == 0) {

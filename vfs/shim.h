@@ -165,7 +165,7 @@ static inline void tde_file_leave(tde_file *f) {
 /* database.c: a main database's header, keys and locks */
 /* Are the tde_ parameters of the URI known, and their values? Nothing is opened for one
 ** that is not: SQLITE_MISUSE, and a line in the log. */
-int tde_db_check_uri(const tde_file *f, const char *name);
+int tde_db_check_uri(const char *name);
 int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);

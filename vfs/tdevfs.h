@@ -76,6 +76,9 @@ void tde_vfs_ask_of_new(tde_ask_of_new ask);
 ** VFS's that it has attached. Where the answer is not TDE_OK, st says why, and it may not. */
 typedef tde_class (*tde_ask_of_guest)(sqlite3 *db, const char *path, tde_status *st);
 void tde_vfs_ask_of_guest(tde_ask_of_guest ask);
+/* Are the tde_ parameters of a database's file name (sqlite3_db_filename) such as there are, each
+** once and with a value? TDE_MISUSE names the first that is not. */
+tde_class tde_uri_check(const char *name, tde_status *st);
 /* The VFS below, for opening plain files. */
 const char *tde_vfs_base_name(void);
 
