@@ -8,6 +8,7 @@
 ** TDE_INTERNAL and never passes for a success.
 */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,7 +123,23 @@ tde_class tde_provider_check(const tde_provider *p, tde_status *st) {
   return TDE_OK;
 }
 
+/* ---- the end of the process ---- */
+
+/* OpenSSL's own exit handler leaves nothing that an RSA operation could use, and crashes one
+** that the host's handlers, which run later, still ask for. */
+static atomic_int ending;
+static pthread_once_t end_once = PTHREAD_ONCE_INIT;
+
+static void at_exit(void) {
+  atomic_store(&ending, 1);
+}
+
+static void watch_end(void) {
+  (void)atexit(at_exit);
+}
+
 tde_class tde_providers_check(tde_status *st) {
+  pthread_once(&end_once, watch_end);
   for (size_t i = 0; i < NPROVIDERS; i++) {
     tde_class rc = tde_provider_check(providers[i], st);
     if (rc != TDE_OK) return rc;
@@ -400,6 +417,10 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   tde_status own;
   if (st == NULL) st = &own;
   tde_status_clear(st);
+  if (atomic_load(&ending)) {
+    return tde_fail(st, TDE_UNREACHABLE, "open and close databases before exit handlers run",
+                    "the process is ending: no key can be had any more");
+  }
   memset(&op->info, 0, sizeof op->info);
   op->state = NULL;
   op->versions = NULL;
