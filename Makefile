@@ -62,8 +62,10 @@ $(BUILD)/static/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -DSQLITE_CORE=1 -MMD -MP -c $< -o $@
 
+# nodelete: a load that fails half-way is undone by dlclose, with a VFS, threads and exit handlers
+# in place.
 $(BUILD)/tde.so: $(OBJ) ext/tde.map $(BUILD)/flags
-	$(Q)$(CC) -shared $(LDFLAGS) -Wl,--version-script=ext/tde.map -o $@ $(OBJ) $(LIBS)
+	$(Q)$(CC) -shared $(LDFLAGS) -Wl,--version-script=ext/tde.map -Wl,-z,nodelete -o $@ $(OBJ) $(LIBS)
 	@echo "built $@"
 
 # One object, whose hidden names are local: only the public API can meet the

@@ -54,15 +54,16 @@ static int start(char **error) {
   if (tde_providers_check(&st) != TDE_OK) {
     rc = SQLITE_ERROR;
   } else {
-    rc = tde_vfs_register(&tde_wire);
+    rc = tde_vfs_register(&tde_wire, &st);
   }
   if (rc == SQLITE_OK) tde_watch_set_job(tde_change_job);
   if (rc == SQLITE_OK) tde_vfs_ask_of_new(tde_attach_check);
   if (rc == SQLITE_OK) tde_vfs_ask_of_guest(tde_attach_vacuum_check);
   if (rc == SQLITE_OK) rc = sqlite3_auto_extension((void (*)(void))on_connection);
   if (rc && error && !*error) {
-    *error = sqlite3_mprintf("tde: could not start: %s",
-                             st.message[0] ? st.message : sqlite3_errstr(rc));
+    *error = sqlite3_mprintf("tde: could not start: %s%s%s",
+                             st.message[0] ? st.message : sqlite3_errstr(rc),
+                             st.remedy[0] ? "; " : "", st.remedy);
   }
   return rc;
 }
@@ -73,7 +74,7 @@ EXPORT int sqlite3_tde_init(sqlite3 *db, char **error, const sqlite3_api_routine
   SQLITE_EXTENSION_INIT2(api);
   (void)api;
   rc = start(error);
-  if (rc == SQLITE_OK && db) rc = tde_sql_register(db, error);
+  if (rc == SQLITE_OK && db && !tde_sql_is_registered(db)) rc = tde_sql_register(db, error);
   return rc == SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
 }
 

@@ -557,8 +557,23 @@ int tde_sql_register(sqlite3 *db, char **error) {
                                     (void *)&functions[i], dispatch, NULL, NULL, NULL);
   }
   if (rc == SQLITE_OK) rc = tde_views_register(db);
-  if (rc && error) *error = sqlite3_mprintf("tde: could not register the SQL functions");
+  if (rc && error) {
+    *error = sqlite3_mprintf("tde: could not register the SQL functions: %s", sqlite3_errmsg(db));
+  }
   return rc;
+}
+
+int tde_sql_is_registered(sqlite3 *db) {
+  sqlite3_stmt *stmt = NULL;
+  int is = 0;
+
+  if (sqlite3_prepare_v2(db, "SELECT tde_version()", -1, &stmt, NULL) == SQLITE_OK &&
+      sqlite3_step(stmt) == SQLITE_ROW) {
+    const char *text = (const char *)sqlite3_column_text(stmt, 0);
+    is = text && strstr(text, "\"version\":\"" TDE_VERSION "\"") != NULL;
+  }
+  (void)sqlite3_finalize(stmt);
+  return is;
 }
 
 /* A parameter that says that the file is to be encrypted. */

@@ -11,6 +11,10 @@
 ** code; *error (may be NULL) gets a message of sqlite3_malloc. */
 int tde_sql_register(sqlite3 *db, char **error);
 
+/* Has this connection got them already? To register them again is an error while one of its
+** statements runs, as SELECT load_extension() does. */
+int tde_sql_is_registered(sqlite3 *db);
+
 /* The same for a connection that was just opened, unless the URI of its main database
 ** says tde_functions=off. SQLITE_ERROR: it says something else than on or off, or the name of a
 ** file that is another VFS's says that it is to be encrypted. */

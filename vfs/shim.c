@@ -1022,7 +1022,7 @@ static sqlite3_vfs *choose_base(const char *name) {
 
   if (!want) return base_vfs;
   vfs = sqlite3_vfs_find(want);
-  if (!vfs || vfs == &tde_vfs) {
+  if (!vfs || vfs == &tde_vfs || !vfs->xDelete) { /* memdb has no files */
     tde_log(TDE_LOG_ERROR, "%s: tde_base=%s: no such VFS to stack on", name, want);
     return NULL;
   }
@@ -1254,28 +1254,36 @@ static void fill_vfs(void) {
   }
 }
 
-int tde_vfs_register(const tde_key_source *source) {
-  tde_status st;
-  int rc = SQLITE_OK;
+/* The first time in a process. The lock is held. */
+static tde_class prepare(const tde_key_source *source, tde_status *st) {
+  tde_class c;
 
-  pthread_mutex_lock(&register_lock);
-  if (!base_vfs) {
-    tde_source = *source;
-    tde_log_set_sink(log_to_sqlite);
-    tde_status_clear(&st);
-    if (tde_crypto_init(&st) != TDE_OK) {
-      tde_log_status(TDE_LOG_ERROR, NULL, &st);
-      rc = SQLITE_ERROR;
-    } else {
-      base_vfs = sqlite3_vfs_find(NULL);
-      if (!base_vfs) {
-        rc = SQLITE_ERROR;
-      } else {
-        fill_vfs();
-      }
-    }
+  tde_source = *source;
+  tde_log_set_sink(log_to_sqlite);
+  c = tde_crypto_init(st);
+  if (c) {
+    tde_log_status(TDE_LOG_ERROR, NULL, st);
+    return c;
   }
-  /* sqlite3_shutdown() forgets VFSes that are not built in: again each time. */
+  base_vfs = sqlite3_vfs_find(NULL);
+  if (!base_vfs) return tde_fail(st, TDE_MISCONFIGURED, NULL, "SQLite has no default VFS");
+  fill_vfs();
+  return TDE_OK;
+}
+
+int tde_vfs_register(const tde_key_source *source, tde_status *st) {
+  sqlite3_vfs *there = sqlite3_vfs_find(TDE_VFS_NAME);
+  int rc;
+
+  if (there && there != &tde_vfs) { /* whose files are not ours, whatever it is */
+    tde_fail(st, TDE_MISCONFIGURED, "load the same file everywhere in the process",
+             "another copy of this extension is loaded already (its VFS " TDE_VFS_NAME
+             " is there)");
+    return SQLITE_ERROR;
+  }
+  pthread_mutex_lock(&register_lock);
+  rc = base_vfs || prepare(source, st) == TDE_OK ? SQLITE_OK : SQLITE_ERROR;
+  /* A host may have unregistered it. */
   if (rc == SQLITE_OK && sqlite3_vfs_find(TDE_VFS_NAME) != &tde_vfs) {
     rc = sqlite3_vfs_register(&tde_vfs, 0);
   }

@@ -62,8 +62,9 @@ typedef struct tde_file_info {
 } tde_file_info;
 
 /* Registers the VFS (once per process; later calls do nothing) on top of the
-** default VFS of that moment. source is copied. Returns an SQLite code. */
-int tde_vfs_register(const tde_key_source *source);
+** default VFS of that moment. source is copied. Returns an SQLite code, and says in st why
+** not: there is another VFS of this name, or no cipher. */
+int tde_vfs_register(const tde_key_source *source, tde_status *st);
 /* Makes it the default VFS for later opens, or restores the one before. */
 int tde_vfs_make_default(int on);
 /* Asked when a connection has opened a main database that is still empty, and whose URI names

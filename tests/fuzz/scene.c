@@ -642,7 +642,7 @@ void scene_setup(void) {
   FUZZ_ASSERT(sqlite3_config(SQLITE_CONFIG_LOOKASIDE, 512, 20) == SQLITE_OK);
   FUZZ_ASSERT(sqlite3_initialize() == SQLITE_OK);
   mem_register();
-  FUZZ_ASSERT(tde_vfs_register(&fixed) == SQLITE_OK);
+  FUZZ_ASSERT(tde_vfs_register(&fixed, NULL) == SQLITE_OK);
   FUZZ_ASSERT(tde_register() == SQLITE_OK);
   FUZZ_ASSERT(sqlite3_auto_extension((void (*)(void))on_connection) == SQLITE_OK);
   for (int i = 0; i < scene_count; i++) {
