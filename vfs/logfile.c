@@ -36,6 +36,8 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define SQLITE_WAL_VERSION 3007000 /* wal.c: WAL_MAX_VERSION */
+
 /* Where in a frame's header, and in the log's, its salts stand (SQLite file format,
 ** section 4.1). */
 #define FRAME_SALT 8
@@ -85,6 +87,21 @@ static int refuse_frames(tde_file *f, const char *why) {
   return tde_db_report(f->db);
 }
 
+/* A log of SQLite's own, of another database of this name: what stands in it is not ours to lose. */
+static int is_plain_log(const uint8_t *b) {
+  return ((tde_get32be(b) & ~1u) == 0x377f0682 && tde_get32be(b + 4) == SQLITE_WAL_VERSION) ||
+         memcmp(b, tde_sqlite_journal_magic, sizeof(tde_sqlite_journal_magic)) == 0;
+}
+
+/* A backup and a secondary are only read: beside them stands the log of what they were made of. */
+static int refuse_log_of_copy(tde_file *f) {
+  tde_fail(&f->db->last, TDE_MISCONFIGURED,
+           "tde_restore() makes a database of it; or move the file away",
+           "%s: is not this file's, which is a %s: together they are a mixture", f->path,
+           f->db->facts.backup ? "backup" : "secondary");
+  return tde_db_report(f->db);
+}
+
 /* The prefix parsed: is it a generation of this database? */
 static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
   tde_db *db = f->db;
@@ -111,6 +128,7 @@ static int judge_prefix(tde_file *f, const uint8_t *b, const tde_prefix *p) {
     return SQLITE_OK;
   }
   if (c) return tde_class_rc(c); /* not checked is not void */
+  if (db->facts.backup || db->facts.secondary) return refuse_log_of_copy(f);
   memcpy(f->s.salt, p->salt, TDE_SALT_BYTES);
   f->s.epoch = p->epoch;
   memcpy(f->gen.seen, b, TDE_PREFIX_BYTES);
@@ -187,6 +205,9 @@ int tde_log_refresh(tde_file *f) {
     case TDE_PREFIX_NONE:
       break;
     case TDE_PREFIX_FOREIGN:
+      if (is_plain_log(b)) {
+        return refuse_log(f, TDE_MISCONFIGURED, "is the log of a database that is not encrypted");
+      }
       tde_log(TDE_LOG_WARNING, "%s: its prefix is torn, or of another kind: read as empty",
               f->path);
       break;
