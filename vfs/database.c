@@ -1358,6 +1358,11 @@ static int journal_first(void *ctx) {
   return j && !j->plain && tde_sealed_pending(&j->s) ? tde_sealed_flush(&j->s) : SQLITE_OK;
 }
 
+/* A record that a sweep was writing as it ended is whole in the sweep's log. */
+static int lacks_its_log(tde_file *f) {
+  return f->role == TDE_ROLE_MAIN && f->db->facts.regenerating && !tde_redo_exists(f);
+}
+
 static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   tde_file *f = ctx;
   tde_db *db = f->role == TDE_ROLE_TEMP ? NULL : f->db;
@@ -1367,7 +1372,11 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   tde_status_clear(s);
   if (db) db->counters.units_rejected++;
   if (c == TDE_TAMPERED) {
-    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
+    tde_fail(s, c,
+             lacks_its_log(f)
+                 ? "tde_rotate_dek was cut short: if the file was moved, put its -tdelog "
+                   "beside it, too; else restore from a backup"
+                 : "SELECT tde_verify() lists all damage; restore from a backup",
              "%s: %s unit %llu is not authentic (damaged or tampered with)", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TRUNCATED) {
