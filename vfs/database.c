@@ -120,11 +120,19 @@ static void outlive_key(tde_db *db) {
   }
 }
 
+/* A generation under an epoch that the header names no more is judged anew. Where this connection
+** is alone nobody else can have dropped it. */
+static void drop_generation(const tde_db *db, tde_file *log) {
+  if (!log || log->gen.alone) return;
+  log->gen.checked = 0;
+  if (!tde_facts_name_epoch(&db->facts, log->s.epoch)) log->gen.valid = 0;
+}
+
 /* What is sealed under an epoch that the header names no more was put there by somebody else. */
 static void drop_epochs(tde_db *db) {
   for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_prune(&db->crypt[r]);
-  if (db->wal) db->wal->gen.checked = 0;
-  if (db->journal) db->journal->gen.checked = 0;
+  drop_generation(db, db->wal);
+  drop_generation(db, db->journal);
 }
 
 /* Puts a parsed header in force with the keys that verify it; db->facts are its already. AEADs
@@ -952,10 +960,12 @@ static int is_repeated(const char *name, int at) {
 /* Not NULL: what is wrong with a parameter of the name, and *remedy. Its value is looked at
 ** elsewhere where SQLite shows the message (tde_functions: sql/functions.c). */
 static const char *wrong_with(const char *name, int at, char remedy[128]) {
-  const char *key = sqlite3_uri_key(name, at), *value = sqlite3_uri_parameter(name, key);
-  const struct uri_param *p = find_param(key);
+  const char *key = sqlite3_uri_key(name, at), *value;
+  const struct uri_param *p;
 
-  if (sqlite3_strnicmp(key, "tde", 3) != 0) return NULL;
+  if ((key[0] | 0x20) != 't' || sqlite3_strnicmp(key, "tde", 3) != 0) return NULL;
+  value = sqlite3_uri_parameter(name, key);
+  p = find_param(key);
   (void)snprintf(remedy, 128, "README.md lists them");
   if (!p) return "there is no URI parameter of this name";
   (void)snprintf(remedy, 128, "name it once");
@@ -978,6 +988,7 @@ tde_class tde_uri_check(const char *name, tde_status *st) {
   for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
     why = wrong_with(name, i, remedy);
     if (!why) continue;
+    if (st) tde_status_clear(st);
     return tde_fail(st, TDE_MISUSE, remedy, "%.250s: %.60s=%.100s: %s", name, key,
                     sqlite3_uri_parameter(name, key), why);
   }
@@ -987,7 +998,6 @@ tde_class tde_uri_check(const char *name, tde_status *st) {
 int tde_db_check_uri(const char *name) {
   tde_status st;
 
-  tde_status_clear(&st);
   if (tde_uri_check(name, &st) == TDE_OK) return SQLITE_OK;
   tde_log_status(TDE_LOG_ERROR, NULL, &st);
   return SQLITE_MISUSE;

@@ -30,7 +30,6 @@
 #include "../ext/base/crypto.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
-#include "epochs.h"
 #include "openfiles.h"
 #include "shim.h"
 
@@ -170,12 +169,6 @@ static void look_again(tde_file *f) {
   f->gen.checked = f->gen.indexed = 0;
 }
 
-/* One that was seen, of an epoch that the header still names? Where this connection is alone
-** nobody else can have dropped it. */
-static int is_good(const tde_file *f) {
-  return f->gen.valid && (f->gen.alone || tde_facts_name_epoch(&f->db->facts, f->s.epoch));
-}
-
 int tde_log_refresh(tde_file *f) {
   uint8_t b[TDE_PREFIX_BYTES];
   tde_generation *g = &f->gen;
@@ -183,7 +176,7 @@ int tde_log_refresh(tde_file *f) {
   int rc;
 
   if (g->checked || f->s.prefix_pending) return SQLITE_OK;
-  if (is_good(f) && index_vouches(f)) {
+  if (g->valid && index_vouches(f)) {
     g->checked = 1;
     return SQLITE_OK;
   }
@@ -192,7 +185,7 @@ int tde_log_refresh(tde_file *f) {
   g->indexed = rc == SQLITE_OK && index_vouches(f); /* it spoke of this one before and after */
   if (rc) return rc;
   if (f->role == TDE_ROLE_JOURNAL && !tde_sealed_pending(&f->s)) f->s.size_known = 0;
-  if (is_good(f) && memcmp(b, g->seen, sizeof(b)) == 0) {
+  if (g->valid && memcmp(b, g->seen, sizeof(b)) == 0) {
     g->checked = 1;
     return SQLITE_OK;
   }

@@ -428,7 +428,7 @@ static int refuse_guest(tde_file *f) {
   tde_ask_of_guest ask = __atomic_load_n(&ask_of_guest, __ATOMIC_ACQUIRE);
   tde_status st;
 
-  if (f->plain || !f->db->guest_of || !ask) return SQLITE_OK;
+  if (!ask) return SQLITE_OK;
   tde_status_clear(&st);
   if (ask(f->db->guest_of, tde_path_of(f), &st) == TDE_OK) return SQLITE_OK;
   f->db->last = st;
@@ -442,7 +442,9 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   int before = db->lock, rc;
 
   rc = level >= SQLITE_LOCK_RESERVED ? refuse_read_only(f) : SQLITE_OK;
-  if (rc == SQLITE_OK && level == SQLITE_LOCK_RESERVED) rc = refuse_guest(f);
+  if (rc == SQLITE_OK && db->guest_of && !f->plain && level == SQLITE_LOCK_RESERVED) {
+    rc = refuse_guest(f);
+  }
   if (rc == SQLITE_OK) rc = tde_main_lock(f->lower, before, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);
@@ -524,10 +526,11 @@ void tde_vfs_ask_of_new(tde_ask_of_new ask) {
   __atomic_store_n(&ask_of_new, ask, __ATOMIC_RELEASE);
 }
 
-/* Is the main database of a connection another VFS's? NULL: it is being opened just now. One that
-** has no file is the default VFS's, as far as can be told: VFS pointers are not to be had here. */
-static int is_plain_main(const char *main) {
-  if (!main) return 0;
+/* Is the main database of the connection that opens f another VFS's? NULL: it is being opened just
+** now. One that has no file is the default VFS's, as far as can be told: VFS pointers are not to be
+** had here. */
+static int is_plain_main(const tde_file *f, const char *main) {
+  if (!main || main == f->path) return 0;
   return main[0] ? !tde_file_named(main) : strcmp(sqlite3_vfs_find(NULL)->zName, TDE_VFS_NAME) != 0;
 }
 
@@ -537,7 +540,9 @@ static void take_connection(tde_file *f, sqlite3 *connection) {
   tde_db *db = f->db;
   tde_status st;
 
-  if (is_plain_main(sqlite3_db_filename(connection, "main"))) db->guest_of = connection;
+  if (!f->plain && is_plain_main(f, sqlite3_db_filename(connection, "main"))) {
+    db->guest_of = connection;
+  }
   if (!ask || db->state != TDE_STATE_NEW || db->params.protector ||
       sqlite3_uri_parameter(f->path, "tde_instance")) {
     return;
@@ -662,7 +667,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
     rc = f->db->shm_locks ? tde_db_io_gate(f) : tde_db_gate(f);
-    if (rc == SQLITE_OK && offset == TDE_SHM_WRITE) rc = refuse_guest(f);
+    if (rc == SQLITE_OK && f->db->guest_of && offset == TDE_SHM_WRITE) rc = refuse_guest(f);
     if (rc) return rc;
   }
   if (!f->plain && f->db->wal && offset == TDE_SHM_WRITE && (flags & SQLITE_SHM_UNLOCK)) {
