@@ -204,6 +204,8 @@ static tde_class sync_name(int dirfd, const char *name, const char *path, int re
                            tde_status *st) {
   if (fsync(dirfd) == 0) return TDE_OK;
   int err = errno;
+  /* Some file systems sync no folders, only all that is theirs. */
+  if ((err == EINVAL || err == ENOTSUP) && syncfs(dirfd) == 0) return TDE_OK;
   if (!replaced && unlinkat(dirfd, name, 0) == 0) return os_fail(st, err, "sync the folder of", path);
   char reason[128];
   return tde_fail(st, TDE_IO, "check the disk; the change holds unless an outage undoes it",

@@ -515,8 +515,6 @@ static int replace_source(conversion *c) {
     rc = fail_errno(c, "the copy can not take its place");
   }
   if (rc) return rc;
-  sqlite3_free(c->place.temp); /* nothing to clean up any more */
-  c->place.temp = NULL;
   /* Spoiled not before the rename is durable: an outage could bring the old file back. */
   rc = tde_place_sync(&c->place, &c->st);
   if (rc == SQLITE_OK) return spoil_source(c);

@@ -120,8 +120,8 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   if (!full) return nomem(st);
   if ((vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) != SQLITE_OK) {
     sqlite3_free(full);
-    tde_fail(st, TDE_MISUSE, "check the path; it may be too long", "the path %.200s can not be resolved",
-             path);
+    tde_fail(st, TDE_MISUSE, "check the path; it may be too long",
+             "the path %.200s can not be resolved", path);
     return SQLITE_CANTOPEN;
   }
   p->target = sqlite3_mprintf("%s", full);
@@ -131,15 +131,46 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   return check(p, exists_ok, st);
 }
 
-int tde_place_sync(const tde_place *p, tde_status *st) {
-  char *folder = folder_of(p);
-  int fd, rc = SQLITE_OK;
+/* Closes it, and keeps errno. */
+static int closing(int fd, int rc) {
+  int err = errno;
 
-  if (!folder) return nomem(st);
-  fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0 || fsync(fd) != 0) rc = failed(p, "its folder could not be synced", st);
-  if (fd >= 0) (void)close(fd);
+  (void)close(fd);
+  errno = err;
+  return rc;
+}
+
+/* The whole file system, by a file that is nobody's: closing one of the new file would drop
+** the locks that another connection of this process may have on it by now. */
+static int sync_around(const char *free_name) {
+  int fd = open(free_name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+  if (fd < 0) return -1;
+  (void)unlink(free_name);
+  return closing(fd, syncfs(fd));
+}
+
+/* A folder that may be written, but not listed, can not be opened; on some file systems
+** none can be synced. errno tells. */
+static int sync_folder(const char *folder, const char *free_name) {
+  int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+  if (fd < 0) return errno == EACCES ? sync_around(free_name) : -1;
+  if (fsync(fd) == 0) return closing(fd, 0);
+  return closing(fd, errno == EINVAL || errno == ENOTSUP ? syncfs(fd) : -1);
+}
+
+int tde_place_sync(tde_place *p, tde_status *st) {
+  char *folder = folder_of(p);
+  int rc = SQLITE_OK;
+
+  if (!folder)
+    rc = nomem(st);
+  else if (sync_folder(folder, p->temp) != 0)
+    rc = failed(p, "its folder could not be synced", st);
   sqlite3_free(folder);
+  sqlite3_free(p->temp); /* nothing to clean up any more */
+  p->temp = NULL;
   return rc;
 }
 
@@ -183,8 +214,6 @@ int tde_place_publish(tde_place *p, tde_status *st) {
     tde_fail(st, TDE_MISUSE, "choose another name", "the target %s exists already", p->target);
     return SQLITE_CANTOPEN;
   }
-  sqlite3_free(p->temp); /* nothing to clean up any more */
-  p->temp = NULL;
   rc = tde_place_sync(p, st);
   if (rc) (void)unlink(p->target); /* which an outage might take back after it was told of */
   return rc;

@@ -25,8 +25,8 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
 int tde_place_is_temporary(const char *name);
 /* Gives the finished file its name; takes it back where that can not be made durable. */
 int tde_place_publish(tde_place *p, tde_status *st);
-/* Makes the directory's entries durable. */
-int tde_place_sync(const tde_place *p, tde_status *st);
+/* Makes the new name durable, which the caller has given to the finished file by a rename. */
+int tde_place_sync(tde_place *p, tde_status *st);
 /* Removes the temporary file when it has not got its name, and what SQLite may have
 ** put beside it. */
 void tde_place_end(tde_place *p);
