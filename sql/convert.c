@@ -468,20 +468,38 @@ static int remove_side_file(conversion *c, const char *suffix) {
   return rc;
 }
 
-/* Mode and owner of the source. Who makes a new file, and has no right to give it to the
-** source's owner, keeps it. */
-static int keep_access(conversion *c) {
-  mode_t mode = 0600;
+/* Who makes a new file, and has no right to give it to the source's owner, keeps it: root, too,
+** where that owner is none of its namespace's. */
+static int keep_owner(conversion *c, const struct stat *source) {
   struct stat sb;
 
-  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
-  if (c->encrypting) mode = sb.st_mode & 07777;
-  if ((sb.st_uid != geteuid() || sb.st_gid != getegid()) &&
-      chown(c->place.temp, sb.st_uid, sb.st_gid) != 0 && (c->in_place || geteuid() == 0)) {
+  if (stat(c->place.temp, &sb) != 0) return fail_errno(c, "its copy can not be looked at");
+  if (sb.st_uid == source->st_uid && sb.st_gid == source->st_gid) return SQLITE_OK;
+  if (chown(c->place.temp, source->st_uid, source->st_gid) == 0) return SQLITE_OK;
+  if (c->in_place) {
     return fail(c, SQLITE_PERM, TDE_MISUSE, "let its owner do it, or name another file for it",
                 "its owner and group can not be kept");
   }
+  return errno == EPERM || errno == EINVAL ? SQLITE_OK
+                                           : fail_errno(c, "its owner and group can not be kept");
+}
+
+/* Some file systems refuse any change of a mode, also to what it is. */
+static int keep_mode(conversion *c, mode_t mode) {
+  struct stat sb;
+
+  if (stat(c->place.temp, &sb) == 0 && (sb.st_mode & 07777) == mode) return SQLITE_OK;
   return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
+}
+
+/* Owner and mode of the source; plaintext is its owner's alone. */
+static int keep_access(conversion *c) {
+  struct stat sb;
+  int rc;
+
+  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
+  rc = keep_owner(c, &sb);
+  return rc ? rc : keep_mode(c, c->encrypting ? sb.st_mode & 07777 : 0600);
 }
 
 /* Makes the file that was replaced unusable for those who have it open: no magic, and
