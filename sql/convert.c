@@ -9,7 +9,7 @@
 ** can read or write it; whoever does is a reason to refuse.
 **
 ** The copy is its caller's alone (mode 0600) while it is made; an encrypted one then gets
-** the source's mode and owner, plaintext stays private.
+** the source's mode, owner and access list, plaintext stays private.
 **
 ** In place, the source's WAL is first emptied into it, then its (empty) WAL
 ** and wal-index go before the rename: they must not be taken for the new
@@ -38,6 +38,7 @@
 #include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
+#include "access.h"
 #include "functions.h"
 #include "openers.h"
 #include "place.h"
@@ -492,14 +493,24 @@ static int keep_mode(conversion *c, mode_t mode) {
   return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
 }
 
-/* Owner and mode of the source; plaintext is its owner's alone. */
+/* Owner, mode, access list and attributes of the source; plaintext is its owner's alone. */
 static int keep_access(conversion *c) {
+  const char *what = "the access list of its folder can not be kept off";
   struct stat sb;
+  char text[200];
   int rc;
 
   if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
   rc = keep_owner(c, &sb);
-  return rc ? rc : keep_mode(c, c->encrypting ? sb.st_mode & 07777 : 0600);
+  if (rc) return rc;
+  if (c->encrypting ? tde_access_copy(c->source, c->place.temp, &what)
+                    : tde_access_bare(c->place.temp)) {
+    (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
+    return fail(c, SQLITE_PERM, TDE_MISUSE,
+                "take it away (setfacl -b, setfattr -x), or name a file where it can be kept",
+                text);
+  }
+  return keep_mode(c, c->encrypting ? sb.st_mode & 07777 : 0600);
 }
 
 /* Makes the file that was replaced unusable for those who have it open: no magic, and

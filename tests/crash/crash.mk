@@ -10,7 +10,7 @@ CAMPAIGNS ?= 300
 
 CRASH_LIBS := -lsqlite3 $(LIBS) -ldl
 # The product's own file-system calls go to the simulated disk (posix.c).
-CRASH_WRAP := rename link unlink stat lstat chmod chown fsync access clock_gettime
+CRASH_WRAP := rename link unlink stat lstat chmod chown getxattr listxattr fsync access clock_gettime
 crash_wrap = $(addprefix -Wl$(comma)--wrap=,$(1))
 comma := ,
 CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run turns scenarios scratch)

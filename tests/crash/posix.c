@@ -24,6 +24,8 @@ int __real_stat(const char *path, struct stat *sb);
 int __real_lstat(const char *path, struct stat *sb);
 int __real_chmod(const char *path, mode_t mode);
 int __real_chown(const char *path, uid_t uid, gid_t gid);
+ssize_t __real_listxattr(const char *path, char *list, size_t n);
+ssize_t __real_getxattr(const char *path, const char *name, void *value, size_t n);
 int __real_fsync(int fd);
 int __real_access(const char *path, int mode);
 int __real_clock_gettime(clockid_t id, struct timespec *ts);
@@ -34,6 +36,8 @@ int __wrap_stat(const char *path, struct stat *sb);
 int __wrap_lstat(const char *path, struct stat *sb);
 int __wrap_chmod(const char *path, mode_t mode);
 int __wrap_chown(const char *path, uid_t uid, gid_t gid);
+ssize_t __wrap_listxattr(const char *path, char *list, size_t n);
+ssize_t __wrap_getxattr(const char *path, const char *name, void *value, size_t n);
 int __wrap_fsync(int fd);
 int __wrap_access(const char *path, int mode);
 int __wrap_clock_gettime(clockid_t id, struct timespec *ts);
@@ -93,6 +97,15 @@ int __wrap_chmod(const char *path, mode_t mode) {
 
 int __wrap_chown(const char *path, uid_t uid, gid_t gid) {
   return disk_has(path) ? usable(path) : __real_chown(path, uid, gid);
+}
+
+/* There are no attributes on this disk. */
+ssize_t __wrap_listxattr(const char *path, char *list, size_t n) {
+  return disk_has(path) ? fail(ENOTSUP) : __real_listxattr(path, list, n);
+}
+
+ssize_t __wrap_getxattr(const char *path, const char *name, void *value, size_t n) {
+  return disk_has(path) ? fail(ENOTSUP) : __real_getxattr(path, name, value, n);
 }
 
 int __wrap_access(const char *path, int mode) {
