@@ -174,32 +174,29 @@ int tde_place_sync(tde_place *p, tde_status *st) {
   return rc;
 }
 
-/* Does link() say that there are no hard links here? */
-static int no_links(int err) {
-  return err == EPERM || err == EOPNOTSUPP || err == ENOSYS || err == EMLINK;
-}
-
-/* The temporary file gets the target's name, and replaces nothing. Some file systems have
-** no hard links, and some of these not that rename. errno tells. */
+/* The temporary file gets the target's name, and replaces nothing: in one step, for a second
+** name of it could not be removed where names stay (chattr +a). Some file systems know no such
+** rename, and some of these no hard links. errno tells. */
 static int take_name(const tde_place *p) {
   int err;
 
-  if (link(p->temp, p->target) == 0) {
-    (void)unlink(p->temp);
-    return 0;
-  }
-  err = errno;
-  if (!no_links(err)) return -1;
   if (renameat2(AT_FDCWD, p->temp, AT_FDCWD, p->target, RENAME_NOREPLACE) == 0) return 0;
-  if (errno != EEXIST) errno = err;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  if (link(p->temp, p->target) != 0) return -1;
+  if (unlink(p->temp) == 0) return 0;
+  err = errno;
+  (void)unlink(p->target);
+  errno = err;
   return -1;
 }
 
 static int nameless(const tde_place *p, tde_status *st) {
-  int err = errno;
+  int err = errno, refused = err == EPERM || err == EOPNOTSUPP || err == ENOSYS || err == EMLINK;
 
-  if (!no_links(err)) return failed(p, "the copy can not take its name", st);
-  tde_fail(st, TDE_IO, "name a file on another file system, and move it here when it is finished",
+  if (!refused) return failed(p, "the copy can not take its name", st);
+  tde_fail(st, TDE_IO,
+           "name a file in another folder, or on another file system, and move it here when it is "
+           "finished",
            "%s: the copy can not take its name without replacing what may be there: %s", p->target,
            strerror(err));
   return SQLITE_IOERR;
@@ -220,7 +217,8 @@ int tde_place_publish(tde_place *p, tde_status *st) {
 }
 
 void tde_place_end(tde_place *p) {
-  if (p->temp) (void)unlink(p->temp);
+  /* Where no name can be removed the content is. */
+  if (p->temp && unlink(p->temp) != 0 && errno != ENOENT) (void)!truncate(p->temp, 0);
   for (size_t i = 0; p->temp && i < BESIDE; i++) {
     char *name = sqlite3_mprintf("%s%s", p->temp, beside[i]);
     if (name) (void)unlink(name);

@@ -1,8 +1,8 @@
 /*
 ** place.h: a new file that gets its name only when it is finished.
 **
-** It is written under a temporary name in the same directory, synced, and then linked to
-** its own (renamed, where there are no hard links), which must not exist, nor any file
+** It is written under a temporary name in the same directory, synced, and then renamed to
+** its own (linked, where a rename might replace), which must not exist, nor any file
 ** beside it that would be taken for a part of it (a log); the directory is synced, too.
 ** A crash leaves no file of that name, or a whole one, and at worst a temporary file
 ** (NAME-tde-HEX) that nothing refers to.

@@ -18,6 +18,7 @@
 #include "disk.h"
 
 int __real_rename(const char *from, const char *to);
+int __real_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
 int __real_link(const char *from, const char *to);
 int __real_unlink(const char *path);
 int __real_stat(const char *path, struct stat *sb);
@@ -30,6 +31,7 @@ int __real_fsync(int fd);
 int __real_access(const char *path, int mode);
 int __real_clock_gettime(clockid_t id, struct timespec *ts);
 int __wrap_rename(const char *from, const char *to);
+int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
 int __wrap_link(const char *from, const char *to);
 int __wrap_unlink(const char *path);
 int __wrap_stat(const char *path, struct stat *sb);
@@ -56,6 +58,14 @@ static int usable(const char *path) {
 int __wrap_rename(const char *from, const char *to) {
   if (!disk_has(from)) return __real_rename(from, to);
   if (usable(from)) return -1;
+  return disk_rename(from, to) ? fail(EIO) : 0;
+}
+
+/* As the product calls it: full paths, and nothing is replaced. */
+int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags) {
+  if (!disk_has(from)) return __real_renameat2(fromdir, from, todir, to, flags);
+  if (usable(from)) return -1;
+  if (disk_find(to)) return fail(EEXIST);
   return disk_rename(from, to) ? fail(EIO) : 0;
 }
 

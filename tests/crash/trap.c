@@ -52,11 +52,13 @@ int trap_disarm(void) {
 /* ---- the product's own calls ---- */
 
 int __real_rename(const char *from, const char *to);
+int __real_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
 int __real_link(const char *from, const char *to);
 int __real_unlink(const char *path);
 int __real_chmod(const char *path, mode_t mode);
 int __real_fsync(int fd);
 int __wrap_rename(const char *from, const char *to);
+int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
 int __wrap_link(const char *from, const char *to);
 int __wrap_unlink(const char *path);
 int __wrap_chmod(const char *path, mode_t mode);
@@ -65,6 +67,11 @@ int __wrap_fsync(int fd);
 int __wrap_rename(const char *from, const char *to) {
   count_call();
   return __real_rename(from, to);
+}
+
+int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags) {
+  count_call();
+  return __real_renameat2(fromdir, from, todir, to, flags);
 }
 
 int __wrap_link(const char *from, const char *to) {
