@@ -67,9 +67,16 @@ typedef struct conversion {
   tde_status st;
 } conversion;
 
+#define SHOWN 300 /* bytes of a path: with more, no room is left for what is wrong with it */
+
+static const char *end_of(const char *path) {
+  size_t n = strlen(path);
+  return n > SHOWN ? path + n - SHOWN : path;
+}
+
 static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const char *what) {
   (void)tde_fail(&c->st, cls, remedy, "%s%s%s: %s", c->verb, c->source ? " " : "",
-                 c->source ? c->source : "", what);
+                 c->source ? end_of(c->source) : "", what);
   return rc;
 }
 
@@ -96,10 +103,11 @@ static int shim_says(conversion *c, sqlite3 *db) {
 #define CHECK_PATH "check the path, and the permissions of the file and its folder"
 
 static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
-  char text[400];
+  char text[512];
 
   if (shim_says(c, db)) return rc;
-  (void)snprintf(text, sizeof(text), "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
+  (void)snprintf(text, sizeof(text), "%s: %s", end_of(what),
+                 db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   switch (rc & 0xff) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
@@ -133,7 +141,7 @@ static int open_db(conversion *c, const char *path, const char *params, const ch
 
   if (uri) rc = sqlite3_open_v2(uri, db, flags | SQLITE_OPEN_URI, vfs);
   sqlite3_free(uri);
-  return rc ? fail_db(c, *db, rc, path) : SQLITE_OK;
+  return rc ? fail_db(c, *db, rc, "its copy can not be opened") : SQLITE_OK;
 }
 
 /* Keeps the tde_* parameters of a URI argument for the encrypted side, which knows them. */
@@ -342,6 +350,7 @@ static int name_target(conversion *c, const char *out) {
     rc = fail(c, SQLITE_READONLY, TDE_MISUSE, "make the file writable, or name another file for it",
               "can only be read: others may write while it is replaced");
   }
+  if (rc == SQLITE_OK) rc = tde_place_fits(&c->place, &c->st);
   return rc == SQLITE_OK && c->in_place ? check_alone(c) : rc;
 }
 

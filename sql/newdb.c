@@ -157,9 +157,12 @@ static int note_origin(void *ctx, tde_change *c, tde_status *st) {
 
 int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st) {
   sqlite3 *to = NULL;
-  int rc = open_new(n, place->temp, "",
-                    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &to, st);
+  int rc = tde_place_fits(place, st);
 
+  if (rc == SQLITE_OK) {
+    rc = open_new(n, place->temp, "",
+                  SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXCLUSIVE, &to, st);
+  }
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
   if (rc == SQLITE_OK) {
     rc = sqlite3_exec(to, "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF", NULL, NULL, NULL);

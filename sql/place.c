@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -129,6 +130,23 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   p->temp = p->target ? sqlite3_mprintf("%s" MARK "%s", p->target, hex) : NULL;
   if (!p->temp) return nomem(st);
   return check(p, exists_ok, st);
+}
+
+int tde_place_fits(const tde_place *p, tde_status *st) {
+  sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
+  const char *slash = strrchr(p->temp, '/');
+  int added = (int)(strlen(p->temp) - strlen(p->target)), most;
+
+  if (!vfs) return SQLITE_ERROR;
+  most = vfs->mxPathname - (int)sizeof("-journal") + 1; /* SQLite, of what it opens */
+  if ((int)strlen(p->temp) <= most && strlen(slash ? slash + 1 : p->temp) <= NAME_MAX) {
+    return SQLITE_OK;
+  }
+  tde_fail(st, TDE_MISUSE, "choose a shorter path",
+           "too long for the temporary file beside it, for which a path may have %d bytes, and its "
+           "last part %d: %s",
+           most - added, NAME_MAX - added, p->target);
+  return SQLITE_CANTOPEN;
 }
 
 /* Closes it, and keeps errno. */

@@ -21,6 +21,8 @@ typedef struct tde_place {
 /* Resolves path and invents the temporary name. exists_ok: the target may be there
 ** (it is to be replaced by the caller). An SQLite code; st tells. End it always. */
 int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st);
+/* Can SQLite open the file by its temporary name, which is the longer one? */
+int tde_place_fits(const tde_place *p, tde_status *st);
 /* Is this such a temporary name? */
 int tde_place_is_temporary(const char *name);
 /* Gives the finished file its name; takes it back where that can not be made durable. */
