@@ -122,16 +122,18 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
       return fail(c, rc, TDE_MISUSE,
                   "a URI parameter or its value does not exist; README.md lists them", text);
     default:
-      return fail(c, rc, TDE_IO, CHECK_PATH, text);
+      return fail(c, rc, TDE_IO, tde_errno_remedy(db ? sqlite3_system_errno(db) : 0, CHECK_PATH),
+                  text);
   }
 }
 
 static int fail_errno(conversion *c, const char *what) {
-  int full = errno == ENOSPC || errno == EDQUOT;
+  int err = errno, full = err == ENOSPC || err == EDQUOT;
   char text[300];
 
-  (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
-  return fail(c, full ? SQLITE_FULL : SQLITE_IOERR, TDE_IO, full ? MAKE_ROOM : CHECK_PATH, text);
+  (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(err));
+  return fail(c, full ? SQLITE_FULL : SQLITE_IOERR, TDE_IO,
+              full ? MAKE_ROOM : tde_errno_remedy(err, CHECK_PATH), text);
 }
 
 static int open_db(conversion *c, const char *path, const char *params, const char *vfs, int flags,

@@ -3,6 +3,7 @@
 */
 #include "newdb.h"
 
+#include <errno.h>
 #include <string.h>
 #include <time.h>
 
@@ -32,13 +33,14 @@ static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
 
 static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
   int busy = (rc & 0xff) == SQLITE_BUSY, corrupt = (rc & 0xff) == SQLITE_CORRUPT;
+  int err = (rc & 0xff) == SQLITE_FULL ? ENOSPC : db ? sqlite3_system_errno(db) : 0;
 
   ask_file(db, "main", st);
   if (st->code == TDE_OK) {
     tde_fail(st, busy ? TDE_BUSY : TDE_IO,
              busy      ? "try again when it is not in use"
              : corrupt ? "the source is cut short or damaged: name another backup, or take one"
-                       : "check the disk",
+                       : tde_errno_remedy(err, "check the disk"),
              "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   }
   return rc;
@@ -96,7 +98,7 @@ static int copy(tde_newdb *n, sqlite3 *to, tde_status *st) {
   /* The new file first: where it failed, the source did not. */
   ask_file(to, "main", st);
   ask_file(n->from, n->schema, st);
-  return explain(NULL, rc, "the copy stopped", st);
+  return explain(to, rc, "the copy stopped", st);
 }
 
 static int sync_new(sqlite3 *to, tde_status *st) {

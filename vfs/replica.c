@@ -13,6 +13,7 @@
 */
 #include "replica.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,9 +45,9 @@ typedef struct target {
 
 static int write_run(target *t) {
   if (t->nrun && !t->failed) {
-    t->failed =
-        t->lower->pMethods->xWrite(t->lower, t->run, (int)t->nrun,
-                                   (sqlite3_int64)tde_unit_physical(&t->f->s.geo, t->run_first));
+    t->failed = t->lower->pMethods->xWrite(
+        t->lower, t->run, (int)t->nrun,
+        (sqlite3_int64)tde_unit_physical(&t->f->s.geo, t->run_first));
   }
   t->nrun = 0;
   return t->failed;
@@ -161,6 +162,7 @@ static const char *remedy_of(int rc) {
 
 static void explain(tde_file *f, const char *what, const char *path, int rc, tde_status *st) {
   int busy = (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED;
+  int err = (rc & 0xff) == SQLITE_CANTOPEN || (rc & 0xff) == SQLITE_IOERR ? errno : 0;
 
   if (st->code) return;
   if (rc == SQLITE_LOCKED) {
@@ -178,8 +180,13 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
              "%s: pages are in its log, of which this connection shares no index", f->path);
     return;
   }
-  tde_fail(st, busy ? TDE_BUSY : TDE_IO, remedy_of(rc), "%s %s: %s", what, path,
-           sqlite3_errstr(rc));
+  tde_fail(st, busy ? TDE_BUSY : TDE_IO,
+           err == EMFILE || err == ENFILE
+               ? "close files, or raise the limit on open ones (ulimit -n)"
+           : err == EFBIG  ? "raise the limit on file sizes (ulimit -f)"
+           : err == EDQUOT ? "make room on the disk"
+                           : remedy_of(rc),
+           "%s %s: %s", what, path, sqlite3_errstr(rc));
 }
 
 int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st) {
