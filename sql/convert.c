@@ -37,6 +37,7 @@
 #include "../keyprovider/events.h"
 #include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
+#include "../vfs/logview.h"
 #include "../vfs/tdevfs.h"
 #include "access.h"
 #include "functions.h"
@@ -274,6 +275,21 @@ static int connect_source(conversion *c, const char *arg) {
   return rc;
 }
 
+/* Locks the source. With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
+** backup could not read beside. */
+static int lock_source(conversion *c) {
+  int rc = sqlite3_exec(c->from, "BEGIN EXCLUSIVE; COMMIT", NULL, NULL, NULL);
+  tde_log_view wal = {0};
+
+  /* SQLite plays back no WAL of a version that it does not know. */
+  if ((rc & 0xff) == SQLITE_CANTOPEN && c->encrypting &&
+      tde_log_peek(c->source, NULL, 0, &wal) == SQLITE_OK && wal.stamped) {
+    return fail(c, rc, TDE_MISUSE, "put that database back, or move the -wal away",
+                "the -wal beside it belongs to an encrypted database");
+  }
+  return rc ? fail_db(c, c->from, rc, "is in use") : SQLITE_OK;
+}
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
   sqlite3_stmt *stmt = NULL;
@@ -298,11 +314,7 @@ static int open_source(conversion *c, const char *arg) {
       rc = fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS, "its WAL is in use");
     }
   }
-  /* With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
-  ** backup could not read beside. */
-  if (rc == SQLITE_OK && !c->from_backup) {
-    rc = exec(c, c->from, "BEGIN EXCLUSIVE; COMMIT", "is in use");
-  }
+  if (rc == SQLITE_OK && !c->from_backup) rc = lock_source(c);
   if (rc) return rc;
   rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
