@@ -6,9 +6,15 @@
 #include <string.h>
 
 #include "../ext/base/secret.h"
-#include "epochs.h"
 
-void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_key_facts *named,
+int tde_epoch_is_named(const tde_named_epochs *named, uint32_t epoch) {
+  for (int i = 0; i < named->n; i++) {
+    if (named->epoch[i] == epoch) return 1;
+  }
+  return 0;
+}
+
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_named_epochs *named,
                       uint32_t current) {
   memset(c, 0, sizeof(*c));
   c->role = (uint8_t)role;
@@ -58,7 +64,7 @@ static void make_room(tde_cryptor *c) {
 
 void tde_cryptor_prune(tde_cryptor *c) {
   for (int i = c->n; i > 0; i--) {
-    if (tde_facts_name_epoch(c->named, c->list[i - 1].epoch)) continue;
+    if (tde_epoch_is_named(c->named, c->list[i - 1].epoch)) continue;
     tde_aead_free(c->list[i - 1].aead);
     c->list[i - 1] = c->list[--c->n];
   }
@@ -83,7 +89,7 @@ tde_class tde_cryptor_get(tde_cryptor *c, uint32_t epoch, tde_aead **out) {
       return TDE_OK;
     }
   }
-  if (!c->keys || !tde_facts_name_epoch(c->named, epoch)) return TDE_WRONG_KEY;
+  if (!c->keys || !tde_epoch_is_named(c->named, epoch)) return TDE_WRONG_KEY;
   make_room(c);
   rc = tde_keys_aead(c->keys, epoch, c->role, &c->list[c->n].aead);
   if (rc) return rc;

@@ -7,11 +7,17 @@
 
 #include "keyring.h"
 
+/* The epochs that a file's header names. */
+typedef struct tde_named_epochs {
+  int n;
+  uint32_t epoch[TDE_EPOCHS_MAX];
+} tde_named_epochs;
+
 typedef struct tde_cryptor {
   uint8_t role;
   uint32_t current; /* the epoch that new units are sealed under */
   tde_keys *keys;   /* borrowed; NULL for a temp file */
-  const tde_key_facts *named;  /* of the file's header; borrowed. NULL for a temp file */
+  const tde_named_epochs *named; /* of the file; borrowed. NULL for a temp file */
   const atomic_uint *replaced; /* tde_keys_replaced; NULL for a temp file */
   unsigned seen;               /* that, when the AEADs were made */
   int n, last;
@@ -23,8 +29,9 @@ typedef struct tde_cryptor {
 
 /* named: of the header that the file has, whatever else the keys know: the ring keeps a dropped
 ** DEK for as long as the process lives, for there may be a backup that needs it. */
-void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_key_facts *named,
+void tde_cryptor_init(tde_cryptor *c, tde_role role, tde_keys *keys, const tde_named_epochs *named,
                       uint32_t current);
+int tde_epoch_is_named(const tde_named_epochs *named, uint32_t epoch);
 /* A temp file's: a random key that exists in memory alone. */
 tde_class tde_cryptor_init_temp(tde_cryptor *c, tde_status *st);
 void tde_cryptor_clear(tde_cryptor *c);

@@ -16,7 +16,6 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
-#include "epochs.h"
 #include "redo.h"
 #include "shim.h"
 #include "slots.h"
@@ -125,11 +124,14 @@ static void outlive_key(tde_db *db) {
 static void drop_generation(const tde_db *db, tde_file *log) {
   if (!log || log->gen.alone) return;
   log->gen.checked = 0;
-  if (!tde_facts_name_epoch(&db->facts, log->s.epoch)) log->gen.valid = 0;
+  if (!tde_epoch_is_named(&db->named, log->s.epoch)) log->gen.valid = 0;
 }
 
-/* What is sealed under an epoch that the header names no more was put there by somebody else. */
-static void drop_epochs(tde_db *db) {
+/* db->facts are those of the header that is in force now; they are another's where one could not
+** be taken. What is sealed under an epoch that it names no more was put there by somebody else. */
+static void take_epochs(tde_db *db) {
+  db->named.n = db->facts.nepochs;
+  memcpy(db->named.epoch, db->facts.epochs, sizeof(db->named.epoch));
   for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_prune(&db->crypt[r]);
   drop_generation(db, db->wal);
   drop_generation(db, db->journal);
@@ -148,7 +150,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   for (int r = 0; r < TDE_ROLE_KEYS; r++) {
     if (db->crypt[r].keys != keys) {
       tde_cryptor_clear(&db->crypt[r]);
-      tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->facts, db->header.epoch);
+      tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->named, db->header.epoch);
     }
     db->crypt[r].current = db->header.epoch;
   }
@@ -160,7 +162,7 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
     tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, db->header.unit_size);
   }
   db->head_valid = 0;
-  drop_epochs(db);
+  take_epochs(db);
   outlive_key(db);
 }
 
@@ -229,7 +231,7 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
       for (int r = 0; r < TDE_ROLE_KEYS; r++) {
         uint32_t current = db->crypt[r].current;
         tde_cryptor_clear(&db->crypt[r]);
-        tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->facts, current);
+        tde_cryptor_init(&db->crypt[r], (tde_role)(r + 1), keys, &db->named, current);
       }
       tde_keyring_release(db->keys);
       db->keys = keys;
@@ -479,7 +481,7 @@ int tde_db_freshen(tde_file *f) {
 }
 
 int tde_db_knows(const tde_db *db, uint32_t epoch) {
-  return tde_facts_name_epoch(&db->facts, epoch) && tde_keys_has(db->keys, epoch);
+  return tde_epoch_is_named(&db->named, epoch) && tde_keys_has(db->keys, epoch);
 }
 
 /* A unit of an epoch that is not known: another process gave the database a new
@@ -540,7 +542,7 @@ static int note_written(tde_file *f) {
     memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
     db->header.version = h.version;
     c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 1, &db->facts, &db->last);
-    drop_epochs(db);
+    take_epochs(db);
     outlive_key(db);
   }
   tde_header_clear(&h);

@@ -29,6 +29,7 @@ typedef struct tde_db {
   tde_key_facts facts;
   tde_keys *keys; /* reference, or NULL; its DEK may be away */
   tde_cryptor crypt[TDE_ROLE_KEYS];
+  tde_named_epochs named; /* by header */
   tde_counters counters;
   struct tde_file *wal; /* this connection's open WAL and journal */
   struct tde_file *journal;
