@@ -298,8 +298,18 @@ static int adopt_folder(const char *path) {
   return rc;
 }
 
+/* The owner's rights do not depend on the host's umask either. Where the file system has modes
+** of its own, they are there already. */
+static int unmask_folder(const char *path) {
+  struct stat sb;
+  if (lstat(path, &sb) != 0) return -1;
+  if ((sb.st_mode & 0700) == 0700) return 0;
+  return fchmodat(AT_FDCWD, path, 0700, AT_SYMLINK_NOFOLLOW);
+}
+
 tde_class tde_dir_make(const char *path, tde_status *st) {
   if (mkdir(path, 0700) == 0) {
+    if (unmask_folder(path) != 0) return os_fail(st, errno, "set the mode of", path);
     if (adopt_folder(path) != 0) return os_fail(st, errno, "give to its parent's owner", path);
   } else if (errno != EEXIST) {
     return os_fail(st, errno, "make the directory", path);

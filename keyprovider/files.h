@@ -62,8 +62,8 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
 ** Other users' stay. 0, or -1 with errno. */
 int tde_file_adopt(int fd, const char *path);
 
-/* Makes a directory with mode 0700, durable in its parent, whose owner it gets if root makes
-** it; an existing one is fine. */
+/* Makes a directory with mode 0700, whatever the umask, durable in its parent, whose owner it
+** gets if root makes it; an existing one is fine. */
 tde_class tde_dir_make(const char *path, tde_status *st);
 
 #endif

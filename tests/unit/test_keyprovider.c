@@ -1032,6 +1032,28 @@ static void folders_that_can_not_be_synced(void) {
   tde_secret_free(text);
 }
 
+/* A umask that takes rights from the owner: of a daemon, say, that is to make no programs. */
+static void folders_under_an_odd_umask(void) {
+  static const mode_t masks[] = {0177, 0777};
+  char dir[PATH_BYTES], path[PATH_BYTES + 8];
+  const tde_instance *inst = NULL;
+  struct stat sb;
+  tde_status st;
+  fresh_dir(dir, "masked");
+  for (size_t i = 0; i < COUNT(masks); i++) {
+    snprintf(path, sizeof path, "%s/%zu", dir, i);
+    mode_t old = umask(masks[i]);
+    CHECK(tde_dir_make(path, &st) == TDE_OK);
+    umask(old);
+    CHECK(stat(path, &sb) == 0 && (sb.st_mode & 07777) == 0700);
+  }
+  snprintf(path, sizeof path, "%s/inst", dir);
+  mode_t old = umask(0177);
+  CHECK(tde_instance_open(path, 1, &inst, &st) == TDE_OK);
+  umask(old);
+  CHECK(stat(path, &sb) == 0 && (sb.st_mode & 07777) == 0700);
+}
+
 /* ---- instance ---- */
 
 static void instance_first_use(void) {
@@ -2140,6 +2162,7 @@ int main(int argc, char **argv) {
       {"local_latest", local_latest},
       {"files_never_overwritten", files_never_overwritten},
       {"folders_that_can_not_be_synced", folders_that_can_not_be_synced},
+      {"folders_under_an_odd_umask", folders_under_an_odd_umask},
       {"instance_first_use", instance_first_use},
       {"instance_where", instance_where},
       {"instance_bad_files", instance_bad_files},
