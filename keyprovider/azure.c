@@ -529,7 +529,8 @@ static tde_class may_wrap(const tde_op *op, const tde_json *key, const char *lev
   if (!tde_instance_cloud(op->instance)->allow_purgeable_keys && !purge_protected(level)) {
     return tde_fail(st, TDE_MISCONFIGURED,
                     "turn on purge protection of the vault (az keyvault update "
-                    "--enable-purge-protection true), or set policy.allow_purgeable_keys",
+                    "--enable-purge-protection true), or let such keys wrap "
+                    "(tde_instance_set_policy('allow_purgeable_keys', 1))",
                     "the key %.300s could be purged, and every database with it", info->base_id);
   }
   return TDE_OK;

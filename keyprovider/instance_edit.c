@@ -303,33 +303,50 @@ typedef struct setting {
   tde_json *value; /* NULL: remove */
 } setting;
 
+static int is_flag(const char *name) {
+  return tde_is_one_of(name, TDE_POLICY_OTHER_NAMES);
+}
+
 static tde_class apply_policy(void *ctx, tde_json *root, tde_status *st) {
   const setting *s = ctx;
-  return tde_json_set_int(member_of(root, "policy"), s->name, s->number) ? nomem(st) : TDE_OK;
+  tde_json *policy = member_of(root, "policy");
+  int failed = is_flag(s->name) ? tde_json_set_bool(policy, s->name, s->number != 0)
+                                : tde_json_set_int(policy, s->name, s->number);
+  return failed ? nomem(st) : TDE_OK;
+}
+
+/* Is there such a member, and may it have this value? */
+static tde_class check_policy(const char *name, int64_t value, tde_status *st) {
+  char names[256] = "";
+  for (int i = 0; i < tde_policy_nitems; i++) {
+    const tde_policy_item *item = &tde_policy_items[i];
+    size_t n = strlen(names);
+    snprintf(names + n, sizeof names - n, "%s, ", item->name);
+    if (strcmp(item->name, name) != 0) continue;
+    if (value >= item->min && value <= item->max) return TDE_OK;
+    return tde_fail(st, TDE_MISUSE, "choose a value within the bounds",
+                    "%s is a number of seconds from %lld to %lld, not %lld", name,
+                    (long long)item->min, (long long)item->max, (long long)value);
+  }
+  if (!is_flag(name)) {
+    size_t n = strlen(names);
+    snprintf(names + n, sizeof names - n, TDE_POLICY_OTHER_NAMES);
+    return tde_fail(st, TDE_MISUSE, names,
+                    "the policy has no member %.60s; it has the ones named here", name);
+  }
+  if (value == 0 || value == 1) return TDE_OK;
+  return tde_fail(st, TDE_MISUSE, "give 0 or 1", "%s is 0 or 1, not %lld", name, (long long)value);
 }
 
 tde_class tde_instance_set_policy(const char *path, const char *name, int64_t value,
                                   tde_status *st) {
   setting s = {.name = name, .number = value};
-  char names[256] = "";
-  for (int i = 0; i < tde_policy_nitems; i++) {
-    const tde_policy_item *item = &tde_policy_items[i];
-    size_t n = strlen(names);
-    snprintf(names + n, sizeof names - n, "%s%s", i > 0 ? ", " : "", item->name);
-    if (strcmp(item->name, name) != 0) continue;
-    if (value < item->min || value > item->max) {
-      return tde_fail(st, TDE_MISUSE, "choose a value within the bounds",
-                      "%s is a number of seconds from %lld to %lld, not %lld", name,
-                      (long long)item->min, (long long)item->max, (long long)value);
-    }
-    tde_class rc = announce(path, "set-policy", "", "", st);
-    if (rc != TDE_OK) return rc;
-    rc = tde_instance_change(path, apply_policy, &s, st);
-    tell(path, "set-policy", "", "", rc, st);
-    return rc;
-  }
-  return tde_fail(st, TDE_MISUSE, names, "the policy has no member %.60s; it has the ones named here",
-                  name);
+  tde_class rc = check_policy(name, value, st);
+  if (rc == TDE_OK) rc = announce(path, "set-policy", "", "", st);
+  if (rc != TDE_OK) return rc;
+  rc = tde_instance_change(path, apply_policy, &s, st);
+  tell(path, "set-policy", "", "", rc, st);
+  return rc;
 }
 
 static tde_class apply_identity(void *ctx, tde_json *root, tde_status *st) {
@@ -490,6 +507,8 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
     const char *at = (const char *)tde_instance_policy(inst) + item->at;
     failed |= tde_json_set_int(policy, item->name, *(const int64_t *)(const void *)at);
   }
+  failed |= tde_json_set_bool(policy, "allow_purgeable_keys",
+                              tde_instance_cloud(inst)->allow_purgeable_keys);
   failed |= tde_json_set_text(o, "path", tde_instance_dir(inst)) |
             tde_json_set_text(o, "default_protector",
                               tde_instance_is_service_managed(inst) ? TDE_SERVICE_MANAGED

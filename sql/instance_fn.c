@@ -147,7 +147,7 @@ void tde_sql_instance_set_policy(sqlite3_context *ctx, int argc, sqlite3_value *
   if (!name) return;
   tde_status_clear(&st);
   if (sqlite3_value_numeric_type(argv[1]) != SQLITE_INTEGER) {
-    tde_fail(&st, TDE_MISUSE, "give whole seconds", "the value is no whole number");
+    tde_fail(&st, TDE_MISUSE, "give whole seconds, or 0 or 1", "the value is no whole number");
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }
