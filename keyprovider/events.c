@@ -258,7 +258,9 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
 /* ---- the file ---- */
 
 static tde_class file_failed(const tde_audit *a, const char *what, tde_status *st) {
-  return tde_fail(st, TDE_IO, "make room and check the permissions of the audit file's folder",
+  return tde_fail(st, TDE_IO,
+                  errno == ENOENT ? "make the folder that the audit file is to be in, or name another file"
+                                  : "make room and check the permissions of the audit file's folder",
                   "the audit file %.300s %s: %s", a->file, what, strerror(errno));
 }
 

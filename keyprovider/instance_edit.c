@@ -412,8 +412,8 @@ tde_class tde_instance_set_identity(const char *path, const char *name, const ch
   return rc;
 }
 
-/* The sink to be: no file of something else; and where it is required, it can be written.
-** (The old one need not: it may be what is to be mended.) */
+/* The sink to be: no file of something else, and one that can be written, whether it is required
+** or not: who names it expects lines in it. (The old one need not: it may be what is to be mended.) */
 static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st) {
   char file[TDE_PATH_MAX + 16];
   tde_json *root = tde_json_object();
@@ -425,6 +425,7 @@ static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st
   snprintf(file, sizeof file, "%s/instance.json", dir);
   if (rc == TDE_OK && tde_audit_read(root, file, &audit, &inner) == TDE_OK) {
     tde_event_fill(&e, "set-audit", NULL, dir, "", "", NULL);
+    audit.required |= audit.file[0] != 0;
     rc = tde_audit_look(&audit, st);
     if (rc == TDE_OK) rc = tde_event_announce(&audit, &e, st);
   } /* else the change itself tells what is wrong */
