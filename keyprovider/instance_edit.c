@@ -298,6 +298,7 @@ static tde_json *member_of(tde_json *root, const char *name) {
 }
 
 typedef struct setting {
+  const char *path; /* of the instance */
   const char *name;
   int64_t number;
   tde_json *value; /* NULL: remove */
@@ -349,10 +350,28 @@ tde_class tde_instance_set_policy(const char *path, const char *name, int64_t va
   return rc;
 }
 
+/* Under the lock, so that what is opened is what is changed. Who asks for a key service's key
+** stays: every database that inherits it would be lost within the check interval. */
+static tde_class check_asker(const setting *s, tde_status *st) {
+  const tde_instance *inst;
+  char protector[TDE_KEY_ID_MAX];
+  if (tde_instance_open(s->path, 0, &inst, NULL) != TDE_OK) return TDE_OK; /* not made yet */
+  tde_class rc = tde_instance_protector(inst, protector, st);
+  const char *asker = tde_instance_asker(inst);
+  if (rc != TDE_OK || asker == NULL || strcmp(asker, s->name) != 0 || !is_remote(protector)) return rc;
+  return tde_fail(st, TDE_MISUSE,
+                  "set another protector first, or this one with another identity "
+                  "(tde_instance_set_protector)",
+                  "the identity %.63s asks for the instance's default protector, the key %.300s", s->name,
+                  protector);
+}
+
 static tde_class apply_identity(void *ctx, tde_json *root, tde_status *st) {
   setting *s = ctx;
   tde_json *ids = member_of(root, "identities");
   if (s->value == NULL) {
+    tde_class rc = check_asker(s, st);
+    if (rc != TDE_OK) return rc;
     if (tde_json_get(ids, s->name) == NULL) {
       return tde_fail(st, TDE_MISSING, "tde_instance() shows the identities",
                       "the instance has no identity named %.60s", s->name);
@@ -400,7 +419,7 @@ static tde_class parse_setting(setting *s, const char *json, const char *what, c
 
 tde_class tde_instance_set_identity(const char *path, const char *name, const char *json,
                                     tde_status *st) {
-  setting s = {.name = name};
+  setting s = {.path = path, .name = name};
   tde_class rc = parse_setting(&s, json, "the identity", TDE_IDENTITY_NAMES, st);
   if (rc == TDE_OK) rc = tde_instance_change_fits(path, apply_identity, &s, st);
   if (rc == TDE_OK) rc = announce(path, "set-instance-identity", "", "", st);
