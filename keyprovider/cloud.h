@@ -15,7 +15,10 @@
 /* What an instance file holds of ordinary ones; each change of it leaves them in memory. */
 #define TDE_IDENTITIES_MAX 256
 #define TDE_SUFFIXES_MAX 8
-/* Members of an identity. */
+/* Members of "http", of "azure", of one of its domains of vaults, of an identity. */
+#define TDE_HTTP_NAMES "connect_timeout_ms timeout_ms ca_file proxy_from_environment connect_to"
+#define TDE_AZURE_NAMES "authority imds_endpoint ca_file api_version vault_suffixes"
+#define TDE_SUFFIX_NAMES "suffix resource"
 #define TDE_IDENTITY_NAMES "kind tenant client_id via secret_env secret_file certificate_file token_file"
 /* Of "policy", beside the numbers of policy.h. */
 #define TDE_POLICY_OTHER_NAMES "allow_purgeable_keys"

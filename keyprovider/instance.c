@@ -35,6 +35,9 @@
 #define INSTANCE_FILE "instance.json"
 #define LOCK_FILE ".lock"
 #define SMK_NAME "smk"
+#define ROOT_NAMES \
+  "version default_protector default_protector_key default_identity service_managed_key keys identities " \
+  "policy audit http azure allow_loopback_http"
 /* Room for the names that are appended to a directory. */
 #define DIR_MAX (TDE_PATH_MAX - 128)
 #define FILE_PATH_MAX TDE_PATH_MAX
@@ -328,10 +331,19 @@ static void note_unknown(const tde_json *obj, const char *where, const char *nam
   for (size_t i = 0; i < tde_json_members(obj); i++) {
     const char *name = tde_json_member_name(obj, i);
     if (tde_is_one_of(name, names)) continue;
-    snprintf(line, sizeof line, "%.100s.%.90s", where, name);
+    snprintf(line, sizeof line, "%.100s%s%.90s", where, where[0] != 0 ? "." : "", name);
     tde_clean_line(line);
     tde_log(TDE_LOG_WARNING, "%s: \"%s\" is not known and is passed over", file, line);
     (void)tde_json_append_text(list, line); /* the warning is out */
+  }
+}
+
+/* "azure", whose domains of vaults may be objects. */
+static void note_azure(const tde_json *azure, const char *file, tde_json *list) {
+  const tde_json *suffixes = tde_json_get(azure, "vault_suffixes");
+  note_unknown(azure, "azure", TDE_AZURE_NAMES, file, list);
+  for (size_t i = 0; i < tde_json_count(suffixes); i++) {
+    note_unknown(tde_json_at(suffixes, i), "azure.vault_suffixes", TDE_SUFFIX_NAMES, file, list);
   }
 }
 
@@ -343,6 +355,9 @@ static void find_unknown(const tde_json *root, const char *file, tde_instance *i
     snprintf(policy + n, sizeof policy - n, " %s", tde_policy_items[i].name);
   }
   inst->unknown = tde_json_array();
+  note_unknown(root, "", ROOT_NAMES, file, inst->unknown);
+  note_unknown(tde_json_get(root, "http"), "http", TDE_HTTP_NAMES, file, inst->unknown);
+  note_azure(tde_json_get(root, "azure"), file, inst->unknown);
   note_unknown(tde_json_get(root, "audit"), "audit", TDE_AUDIT_NAMES, file, inst->unknown);
   note_unknown(tde_json_get(root, "policy"), "policy", policy, file, inst->unknown);
   for (size_t i = 0; i < tde_json_members(ids); i++) {

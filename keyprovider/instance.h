@@ -73,8 +73,8 @@ const tde_audit *tde_instance_audit(const tde_instance *inst);
 /* The key pair of an instance that is to have a service-managed key: one that an interrupted
 ** try left, or a new one. */
 tde_class tde_instance_smk_ready(const char *dir, tde_key_info *info, tde_status *st);
-/* Names of members that its file has in "audit", "policy" and identities, and which are passed
-** over as they do not exist; an array of texts, lives as long as inst. */
+/* Names of members that its file has and which are passed over as they do not exist, at the root,
+** in "http", "azure", "audit", "policy" and identities; an array of texts, lives as long as inst. */
 const tde_json *tde_instance_unknown(const tde_instance *inst);
 /* Whole key id of the service-managed key ("local:smk/..."), "" when the file
 ** names none; lives as long as inst. */
