@@ -15,7 +15,7 @@
 **   "sync": false        each line is durable before the call goes on
 **   "syslog": false      the same lines to syslog, facility authpriv
 **   "required": false    operations that change keys are refused while no line can
-**                        be written
+**                        be written to the file, which it needs: syslog(3) tells nothing
 **
 ** A line: time (RFC 3339, UTC), event, database (UUID), path, key_id (with its version),
 ** outcome ("ok" or the class of the error), http_status, service_code, request_id,

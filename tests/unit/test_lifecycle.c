@@ -683,6 +683,7 @@ static void audit_settings(void) {
       "{\"audit\":{\"sync\":1}}",
       "{\"audit\":{\"syslog\":\"yes\"}}",
       "{\"audit\":{\"required\":true}}",
+      "{\"audit\":{\"required\":true,\"syslog\":true}}",
   };
   tde_json *root = NULL;
   tde_audit a;
