@@ -72,10 +72,17 @@ typedef struct place {
   struct place *next;
 } place;
 
+/* What a relative TDE_INSTANCE meant when it was first used. */
+typedef struct meaning {
+  char *text, *dir;
+  struct meaning *next;
+} meaning;
+
 static struct {
   pthread_mutex_t mutex;
   pthread_once_t once;
   place *first;
+  meaning *meanings;
 } registry = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 static void raw_lock(void) {
@@ -159,9 +166,55 @@ static tde_class default_dir(char out[DIR_MAX], tde_status *st) {
   return absolute(path, out, st);
 }
 
+static const meaning *meaning_of(const char *text) {
+  const meaning *m = registry.meanings;
+  while (m != NULL && strcmp(m->text, text) != 0) m = m->next;
+  return m;
+}
+
+/* Copies what text means to out, and keeps fresh for it where nothing is known yet. */
+static int remembered(const char *text, meaning *fresh, char out[DIR_MAX]) {
+  registry_lock();
+  const meaning *m = meaning_of(text);
+  if (m == NULL && fresh != NULL) {
+    fresh->next = registry.meanings;
+    registry.meanings = fresh;
+    m = fresh;
+  }
+  if (m != NULL) memcpy(out, m->dir, strlen(m->dir) + 1);
+  registry_unlock();
+  return m != NULL && m != fresh;
+}
+
+static void meaning_free(meaning *m) {
+  if (m == NULL) return;
+  free(m->text);
+  free(m->dir);
+  free(m);
+}
+
+/* TDE_INSTANCE, of a process that may change its directory: a relative path goes on meaning what
+** it meant, or there would be a second instance, without the keys of the first. */
+static tde_class from_environment(const char *text, char out[DIR_MAX], tde_status *st) {
+  if (text[0] == '/') return absolute(text, out, st);
+  if (remembered(text, NULL, out)) return TDE_OK;
+  tde_class rc = absolute(text, out, st);
+  if (rc != TDE_OK) return rc;
+  meaning *fresh = calloc(1, sizeof *fresh);
+  if (fresh != NULL) fresh->text = strdup(text);
+  if (fresh != NULL) fresh->dir = strdup(out);
+  if (fresh == NULL || fresh->text == NULL || fresh->dir == NULL) {
+    meaning_free(fresh);
+    return nomem(st);
+  }
+  if (remembered(text, fresh, out)) meaning_free(fresh); /* another thread was faster */
+  return TDE_OK;
+}
+
 static tde_class resolve(const char *path, char out[DIR_MAX], tde_status *st) {
-  if (path == NULL || path[0] == 0) path = secure_getenv("TDE_INSTANCE");
-  return path != NULL && path[0] != 0 ? absolute(path, out, st) : default_dir(out, st);
+  if (path != NULL && path[0] != 0) return absolute(path, out, st);
+  path = secure_getenv("TDE_INSTANCE");
+  return path != NULL && path[0] != 0 ? from_environment(path, out, st) : default_dir(out, st);
 }
 
 /* Whoever names it: it may have been resolved before. */

@@ -4,10 +4,11 @@
 **
 ** An instance is a directory (mode 0700) with `instance.json` (0600) and
 ** `keys/` with the service-managed key pairs (0600). It is found through the
-** URI parameter tde_instance, the environment variable TDE_INSTANCE, or the
-** per-user default ($XDG_DATA_HOME or ~/.local/share, then /sqlite-tde), and
-** made on first use. A wrong or unreadable file is an error, never a fallback
-** to something weaker: TDE_MISCONFIGURED names file, field and remedy. Members
+** URI parameter tde_instance, the environment variable TDE_INSTANCE (a relative
+** one goes on meaning what it meant when it was first used), or the per-user
+** default ($XDG_DATA_HOME or ~/.local/share, then /sqlite-tde), and made on
+** first use. A wrong or unreadable file is an error, never a fallback to
+** something weaker: TDE_MISCONFIGURED names file, field and remedy. Members
 ** that this version does not know are tolerated and kept.
 **
 ** Instances are cached by path for the process's life and re-read when the

@@ -1085,10 +1085,35 @@ static void instance_first_use(void) {
   CHECK(st.remedy[0] != 0);
 }
 
+/* A daemon goes to another directory: there would be a second instance, with other keys. */
+static void a_relative_variable(void) {
+  const tde_instance *first = NULL, *inst = NULL;
+  char dir[PATH_BYTES], cwd[PATH_BYTES], want[PATH_BYTES + 16];
+  tde_status st;
+  fresh_dir(dir, "goes");
+  REQUIRE(getcwd(cwd, sizeof cwd) != NULL && chdir(dir) == 0);
+  setenv("TDE_INSTANCE", "./keys-of-all", 1);
+  CHECK(tde_instance_open(NULL, 1, &first, &st) == TDE_OK);
+  CHECK(chdir("/") == 0 && tde_instance_open(NULL, 0, &inst, &st) == TDE_OK && inst == first);
+  CHECK(tde_instance_open("keys-of-all", 0, &inst, &st) == TDE_MISSING); /* an argument means now */
+  setenv("TDE_INSTANCE", "keys-of-all", 1); /* another text, too */
+  CHECK(tde_instance_open(NULL, 0, &inst, &st) == TDE_MISSING);
+  CHECK(strstr(st.message, " /keys-of-all") != NULL);
+  setenv("TDE_INSTANCE", "./keys-of-all", 1);
+  CHECK(tde_instance_open(NULL, 0, &inst, &st) == TDE_OK && inst == first);
+  snprintf(want, sizeof want, "%s/keys-of-all", dir);
+  CHECK(strcmp(tde_instance_dir(first), want) == 0);
+  setenv("TDE_INSTANCE", want, 1);
+  CHECK(tde_instance_open(NULL, 0, &inst, &st) == TDE_OK && inst == first);
+  unsetenv("TDE_INSTANCE");
+  CHECK(chdir(cwd) == 0);
+}
+
 static void instance_where(void) {
   const tde_instance *shared = shared_instance(), *inst = NULL;
   char home[PATH_BYTES], cwd[PATH_BYTES], want[PATH_BYTES + 64];
   tde_status st;
+  a_relative_variable();
   fresh_dir(home, "home");
   REQUIRE(getcwd(cwd, sizeof cwd) != NULL);
   setenv("TDE_INSTANCE", tde_instance_dir(shared), 1);
