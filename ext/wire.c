@@ -153,8 +153,8 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
   return c;
 }
 
-/* Without a readable instance the defaults hold: the DEK of a running database
-** must not hang on an instance file that is being edited. */
+/* The DEK of a running database must not hang on an instance file that is being edited, or is
+** gone: what it said last holds, and the defaults where it never could be read. */
 static void wire_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
   const tde_instance *inst;
   tde_policy defaults;
@@ -162,7 +162,10 @@ static void wire_policy(void *ctx, const tde_key_params *params, tde_key_policy 
 
   (void)ctx;
   tde_policy_defaults(&defaults);
-  if (tde_instance_open(params->instance, 0, &inst, NULL) == TDE_OK) p = tde_instance_policy(inst);
+  if (tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
+    inst = tde_instance_last_seen(params->instance);
+  }
+  if (inst) p = tde_instance_policy(inst);
   out->check_ms = p->check_s * 1000;
   out->grace_ms = p->grace_s * 1000;
   out->heal_ms = p->heal_s * 1000;

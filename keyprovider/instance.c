@@ -653,6 +653,16 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
   return publish(inst, &mark, out, st);
 }
 
+const tde_instance *tde_instance_last_seen(const char *path) {
+  char dir[DIR_MAX];
+  if (resolve(path, dir, NULL) != TDE_OK) return NULL;
+  registry_lock();
+  const place *p = place_of(dir);
+  const tde_instance *inst = p != NULL ? p->current : NULL;
+  registry_unlock();
+  return inst;
+}
+
 /* Changes what was sound, and checks it. */
 static tde_class change_root(tde_json *root, const char *file,
                              tde_class (*change)(void *, tde_json *, tde_status *), void *ctx,

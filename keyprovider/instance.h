@@ -48,6 +48,9 @@ typedef struct tde_instance tde_instance;
 ** The result stays valid for the process's life: do not free. */
 tde_class tde_instance_open(const char *path, int create, const tde_instance **out,
                             tde_status *st);
+/* The instance as this process read it last, whatever became of it since; NULL: it never did.
+** For who must not hang on the file: what it says of keys counts no more. */
+const tde_instance *tde_instance_last_seen(const char *path);
 /* The directory that a path means now, absolute, malloc'd: for whoever opens it again later,
 ** when the environment or the current directory may have changed. It need not exist. */
 tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);

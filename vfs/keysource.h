@@ -77,7 +77,7 @@ typedef struct tde_key_source {
   /* Reads the document; TDE_CORRUPT when it is malformed. */
   tde_class (*describe)(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
                         tde_status *st);
-  /* The instance's policy, or the defaults where it cannot be read. */
+  /* The instance's policy; where it cannot be read, the one that it had, or the defaults. */
   void (*policy)(void *ctx, const tde_key_params *params, tde_key_policy *out);
   /* Tells the audit sink. Never fails; never called under a lock of the shim. */
   void (*event)(void *ctx, const tde_key_params *params, const tde_key_event *e);
