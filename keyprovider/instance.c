@@ -791,15 +791,20 @@ const tde_key_info *tde_instance_key(const tde_instance *inst, int i) {
 
 tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st) {
   size_t nbase = strcspn(inst->smk, "/");
-  int is_smk = strcmp(key_id, TDE_SERVICE_MANAGED) == 0 ||
-               (nbase > 0 && strncmp(key_id, inst->smk, nbase) == 0 &&
-                (key_id[nbase] == 0 || key_id[nbase] == '/'));
-  if (!is_smk || inst->service_managed) return TDE_OK;
-  return tde_fail(st, TDE_MISCONFIGURED,
-                  "name a key of your own, or let the instance use the service-managed key "
-                  "(tde_instance_set_protector('service-managed'))",
-                  "the instance's protector is a customer's key: a single database cannot be put "
-                  "under the service-managed one");
+  int by_word = strcmp(key_id, TDE_SERVICE_MANAGED) == 0;
+  int is_smk = by_word || (nbase > 0 && strncmp(key_id, inst->smk, nbase) == 0 &&
+                           (key_id[nbase] == 0 || key_id[nbase] == '/'));
+  if (is_smk && !inst->service_managed) {
+    return tde_fail(st, TDE_MISCONFIGURED,
+                    "name a key of your own, or let the instance use the service-managed key "
+                    "(tde_instance_set_protector('service-managed'))",
+                    "the instance's protector is a customer's key: a single database cannot be put "
+                    "under the service-managed one");
+  }
+  if (!by_word) return TDE_OK;
+  return tde_fail(st, TDE_MISUSE,
+                  "tde_revert() puts an encrypted database under it; a new one is so without a protector",
+                  "'" TDE_SERVICE_MANAGED "' is no key id, but the instance's default protector now");
 }
 
 const char *tde_instance_smk(const tde_instance *inst) {

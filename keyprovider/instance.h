@@ -87,7 +87,8 @@ const char *tde_instance_smk(const tde_instance *inst);
 int tde_instance_is_service_managed(const tde_instance *inst);
 
 /* May this key protect a database of the instance by itself? TDE_MISCONFIGURED: it is
-** the service-managed key, and the instance's default is a customer's. */
+** the service-managed key, and the instance's default is a customer's. TDE_MISUSE: it is
+** TDE_SERVICE_MANAGED, which is the default. */
 tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st);
 /* The identity that asks for the default protector, NULL: the default one. */
 const char *tde_instance_default_identity(const tde_instance *inst);
