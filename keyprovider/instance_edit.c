@@ -318,7 +318,7 @@ static tde_class apply_policy(void *ctx, tde_json *root, tde_status *st) {
 
 /* Is there such a member, and may it have this value? */
 static tde_class check_policy(const char *name, int64_t value, tde_status *st) {
-  char names[256] = "";
+  char names[320] = "its members are: ";
   for (int i = 0; i < tde_policy_nitems; i++) {
     const tde_policy_item *item = &tde_policy_items[i];
     size_t n = strlen(names);
@@ -332,8 +332,7 @@ static tde_class check_policy(const char *name, int64_t value, tde_status *st) {
   if (!is_flag(name)) {
     size_t n = strlen(names);
     snprintf(names + n, sizeof names - n, TDE_POLICY_OTHER_NAMES);
-    return tde_fail(st, TDE_MISUSE, names,
-                    "the policy has no member %.60s; it has the ones named here", name);
+    return tde_fail(st, TDE_MISUSE, names, "the policy has no member %.60s", name);
   }
   if (value == 0 || value == 1) return TDE_OK;
   return tde_fail(st, TDE_MISUSE, "give 0 or 1", "%s is 0 or 1, not %lld", name, (long long)value);
@@ -392,12 +391,13 @@ static tde_class apply_audit(void *ctx, tde_json *root, tde_status *st) {
 ** the file itself has an error of its own: cloud.c.) */
 static tde_class check_members(const tde_json *value, const char *what, const char *names,
                                tde_status *st) {
+  char list[320];
+  tde_json_name_list("its members are: ", names, list, sizeof list);
   for (size_t i = 0; i < tde_json_members(value); i++) {
     const char *name = tde_json_member_name(value, i);
     if (!tde_is_one_of(name, names) &&
         !tde_is_one_of(name, "secret client_secret password certificate")) {
-      return tde_fail(st, TDE_MISUSE, names, "%s has no member \"%.60s\"; it has the ones named here",
-                      what, name);
+      return tde_fail(st, TDE_MISUSE, list, "%s has no member \"%.60s\"", what, name);
     }
   }
   return TDE_OK;
@@ -411,8 +411,9 @@ static tde_class parse_setting(setting *s, const char *json, const char *what, c
   rc = tde_json_parse(json, strlen(json), "argument", &s->value, st);
   if (rc == TDE_CORRUPT) rc = tde_fail(st, TDE_MISUSE, "give a JSON object", "%s", st->message);
   if (rc == TDE_OK && !tde_json_is_object(s->value)) {
-    rc = tde_fail(st, TDE_MISUSE, names, "%s is no JSON object; its members are the ones named here",
-                  what);
+    char list[320];
+    tde_json_name_list("its members are: ", names, list, sizeof list);
+    rc = tde_fail(st, TDE_MISUSE, list, "%s is no JSON object", what);
   }
   return rc == TDE_OK ? check_members(s->value, what, names, st) : rc;
 }

@@ -8,6 +8,7 @@
 #include "json.h"
 
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 
 static json_t *lib(tde_json *j) {
@@ -452,4 +453,15 @@ const char *tde_json_member_name(const tde_json *obj, size_t i) {
   void *it = json_object_iter(lib((tde_json *)(uintptr_t)obj));
   while (it != NULL && i-- > 0) it = json_object_iter_next(lib((tde_json *)(uintptr_t)obj), it);
   return it != NULL ? json_object_iter_key(it) : NULL;
+}
+
+void tde_json_name_list(const char *lead, const char *names, char *out, size_t cap) {
+  int n = snprintf(out, cap, "%s", lead);
+  size_t at = n > 0 && (size_t)n < cap ? (size_t)n : cap - 1;
+  for (const char *p = names; *p != 0 && at + 1 < cap; p++) {
+    if (*p == ' ' && at + 2 < cap) out[at++] = ',';
+    out[at++] = *p;
+    out[at] = 0;
+  }
+  if (at + 1 == cap && cap > 4) snprintf(out + cap - 4, 4, "...");
 }

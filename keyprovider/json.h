@@ -71,6 +71,9 @@ int64_t tde_json_int_at(const tde_json *arr, size_t i, int64_t def);
 /* An object's members by number, in no promised order; the name is borrowed. */
 size_t tde_json_members(const tde_json *obj);
 const char *tde_json_member_name(const tde_json *obj, size_t i);
+/* The next step after a member that does not exist: lead, then the names (between blanks) that
+** do, with commas; "..." at its end when it does not fit. */
+void tde_json_name_list(const char *lead, const char *names, char *out, size_t cap);
 
 /* A member of the object that a text is, in place: nothing is allocated, so
 ** that a token or a DEK in a reply is not copied into ordinary memory. A text's

@@ -12,10 +12,8 @@
 
 SQLITE_EXTENSION_INIT3
 
-static int bad(tde_status *st, const char *name, const char *what) {
-  tde_fail(st, TDE_MISUSE,
-           "give the options as a JSON object, e.g. json_object('protector', '...')",
-           "the option \"%.60s\" %s", name, what);
+static int bad(tde_status *st, const char *name, const char *what, const char *remedy) {
+  tde_fail(st, TDE_MISUSE, remedy, "the option \"%.60s\" %s", name, what);
   return SQLITE_MISUSE;
 }
 
@@ -34,6 +32,13 @@ static int64_t time_of(sqlite3 *db, const tde_json *json, const char *name) {
   return t;
 }
 
+static int are_texts(const tde_json *v) {
+  for (size_t i = 0; i < tde_json_count(v); i++) {
+    if (!tde_json_text_at(v, i)) return 0;
+  }
+  return tde_json_is_array(v);
+}
+
 static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status *st) {
   const struct {
     const char *name;
@@ -49,21 +54,29 @@ static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status
   for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
     if (strcmp(name, texts[i].name) != 0) continue;
     if (tde_json_is_null(v)) return SQLITE_OK;
-    if (!tde_json_is_text(v)) return bad(st, name, "is no text");
-    if (!tde_json_get_text(o->json, name)[0]) return bad(st, name, "is empty");
+    if (!tde_json_is_text(v)) return bad(st, name, "is no text", "give it as text");
+    if (!tde_json_get_text(o->json, name)[0]) return bad(st, name, "is empty", "leave it out");
     *texts[i].to = tde_json_get_text(o->json, name);
     return SQLITE_OK;
   }
   if (strcmp(name, "keys") == 0) {
-    if (!tde_json_is_array(v)) return bad(st, name, "is no array of key ids");
-    for (size_t i = 0; i < tde_json_count(v); i++) {
-      if (!tde_json_text_at(v, i)) return bad(st, name, "is no array of key ids");
+    if (!are_texts(v)) {
+      return bad(st, name, "is no array of key ids", "give json_array('KEY_ID', ...)");
     }
     o->keys = v;
     return SQLITE_OK;
   }
   o->at = time_of(db, o->json, name); /* "at" */
-  return o->at > 0 ? SQLITE_OK : bad(st, name, "is no time");
+  if (o->at > 0) return SQLITE_OK;
+  return bad(st, name, "is no time", "give a Unix time or '2026-01-31 12:00'");
+}
+
+static int no_option(tde_status *st, const char *name, const char *allowed) {
+  char names[sizeof(st->remedy)];
+
+  tde_json_name_list("the options are: ", allowed, names, sizeof(names));
+  tde_fail(st, TDE_MISUSE, names, "there is no option \"%.60s\" here", name ? name : "");
+  return SQLITE_MISUSE;
 }
 
 int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *allowed,
@@ -82,11 +95,7 @@ int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *
   }
   for (size_t i = 0; i < tde_json_members(o->json) && rc == SQLITE_OK; i++) {
     const char *name = tde_json_member_name(o->json, i);
-    if (!name || !tde_is_one_of(name, allowed)) {
-      tde_fail(st, TDE_MISUSE, allowed, "there is no option \"%.60s\" here; there are those named",
-               name ? name : "");
-      return SQLITE_MISUSE;
-    }
+    if (!name || !tde_is_one_of(name, allowed)) return no_option(st, name, allowed);
     rc = read_member(o, db, name, st);
   }
   return rc;
