@@ -133,6 +133,15 @@ static tde_class check_identity(const char *identity, tde_status *st) {
                   "the identity is empty");
 }
 
+/* One that the instance has, whether the key needs it or not: it would be missing later. */
+static tde_class check_named(const tde_instance *inst, const char *identity, tde_status *st) {
+  if (identity == NULL || tde_cloud_identity(tde_instance_cloud(inst), identity, NULL) != NULL) {
+    return TDE_OK;
+  }
+  return tde_fail(st, TDE_MISUSE, "name one that tde_instance() shows, or add it (tde_instance_set_identity)",
+                  "the instance has no identity named %.100s", identity);
+}
+
 tde_class tde_instance_set_protector(const char *path, const char *key_id, const char *identity,
                                      char full[TDE_KEY_ID_MAX], tde_status *st) {
   static const char event[] = "set-instance-protector";
@@ -143,6 +152,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
   snprintf(full, TDE_KEY_ID_MAX, "local:" SMK_NAME);
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
+  if (rc == TDE_OK) rc = check_named(inst, identity, st);
   if (rc != TDE_OK) return rc;
   int managed = strcmp(key_id, TDE_SERVICE_MANAGED) == 0;
   int make = managed && tde_instance_smk(inst)[0] == 0;
@@ -191,6 +201,7 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
   const tde_instance *inst;
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
+  if (rc == TDE_OK) rc = check_named(inst, identity, st);
   if (rc == TDE_OK) rc = get_key(inst, key_id, identity, info, st);
   if (rc == TDE_OK && !info->enabled) {
     if (st != NULL) tde_key_full_id(info, st->key_id);
