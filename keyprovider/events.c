@@ -197,7 +197,9 @@ static tde_class flag(const tde_json *obj, const char *file, const char *name, i
                       tde_status *st) {
   const tde_json *v = tde_json_get(obj, name);
   if (v == NULL) return TDE_OK;
-  if (!tde_json_is_bool(v)) return bad(st, file, name, "is neither true nor false");
+  if (!tde_json_is_bool(v)) {
+    return bad(st, file, name, "is neither true nor false: write json('true') or json('false') in SQL");
+  }
   *out = tde_json_get_bool(obj, name, 0);
   return TDE_OK;
 }
