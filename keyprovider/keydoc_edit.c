@@ -312,17 +312,24 @@ int tde_keydoc_fit(tde_keydoc *doc, int *dropped) {
   return size > 0 ? 0 : -1;
 }
 
+static tde_class has_already(const tde_key_info *info, const tde_json *e, tde_status *st) {
+  time_t added = (time_t)tde_json_get_int(e, "added", 0);
+  struct tm tm;
+  char when[32];
+  if (gmtime_r(&added, &tm) == NULL || strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0) {
+    snprintf(when, sizeof when, "some time");
+  }
+  return tde_fail(st, TDE_MISUSE, "nothing needs to be done",
+                  "the key list has this key already: %.200s/%.64s, thumbprint %.40s, added at %s",
+                  info->base_id, info->version, tde_json_get_text(e, "thumbprint"), when);
+}
+
 tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t now,
                               tde_status *st) {
   tde_json *keys = list_of(doc);
   if (keys == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   const tde_json *e = entry_of(keys, info);
-  if (e != NULL) {
-    return tde_fail(st, TDE_MISUSE, "nothing needs to be done",
-                    "the key list has this key already: %.200s/%.64s, thumbprint %.40s, added at %lld",
-                    info->base_id, info->version, tde_json_get_text(e, "thumbprint"),
-                    (long long)tde_json_get_int(e, "added", 0));
-  }
+  if (e != NULL) return has_already(info, e, st);
   if (tde_json_append(keys, new_list_entry(info, now)) != 0) {
     return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   }
