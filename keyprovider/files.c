@@ -34,8 +34,9 @@ static tde_class os_fail(tde_status *st, int err, const char *what, const char *
                     "%s is a symbolic link; that is not allowed here", path);
   }
   if (err == ENOMEM) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-  return tde_fail(st, TDE_IO, "check the disk and the file system", "cannot %s %s: %s", what, path,
-                  text);
+  const char *remedy = err == ENOSPC || err == EDQUOT ? "make room on the disk"
+                                                      : "check the disk and the file system";
+  return tde_fail(st, TDE_IO, remedy, "cannot %s %s: %s", what, path, text);
 }
 
 void tde_file_mark_of(const struct stat *sb, tde_file_mark *out) {

@@ -100,10 +100,14 @@ static const char vector_wrapped[] =
     }                                                                     \
   } while (0)
 
-/* In place of the library's: fails for folders while this is set. */
-static int folders_fail;
+/* In place of the library's: fails for folders while this is set, for files with that error. */
+static int folders_fail, files_fail;
 int fsync(int fd) {
   struct stat sb;
+  if (files_fail && fstat(fd, &sb) == 0 && S_ISREG(sb.st_mode)) {
+    errno = files_fail;
+    return -1;
+  }
   if (folders_fail && fstat(fd, &sb) == 0 && S_ISDIR(sb.st_mode)) {
     errno = EIO;
     return -1;
@@ -1010,11 +1014,25 @@ static void files_never_overwritten(void) {
   CHECK(tde_dir_make(dir, &st) == TDE_OK && tde_dir_make("/nonexistent/x", &st) == TDE_MISSING);
 }
 
+static void a_full_disk(void) {
+  static const int errors[] = {ENOSPC, EDQUOT, EIO};
+  char dir[PATH_BYTES];
+  tde_status st;
+  fresh_dir(dir, "full");
+  for (size_t i = 0; i < COUNT(errors); i++) {
+    files_fail = errors[i];
+    CHECK(tde_file_create(dir, "a", "one", 3, &st) == TDE_IO && count_files(dir, ".new-") == 0);
+    files_fail = 0;
+    CHECK((strstr(st.remedy, "make room on the disk") != NULL) == (errors[i] != EIO));
+  }
+}
+
 /* The entry of a file is not durable: a new one is taken back, of a change the truth is told. */
 static void folders_that_can_not_be_synced(void) {
   char dir[PATH_BYTES], path[PATH_BYTES + 8], *text = NULL;
   size_t n = 0;
   tde_status st;
+  a_full_disk();
   fresh_dir(dir, "unsynced");
   snprintf(path, sizeof path, "%s/a", dir);
   folders_fail = 1;
