@@ -56,17 +56,37 @@ static int check_state(const tde_change *c, int reading, tde_status *st) {
   return SQLITE_ERROR;
 }
 
+/* Has the host said that this connection changes no database? */
+static int is_query_only(sqlite3 *db) {
+  sqlite3_stmt *stmt = NULL;
+  int is = 0;
+
+  if (sqlite3_prepare_v2(db, "PRAGMA query_only", -1, &stmt, NULL) == SQLITE_OK &&
+      sqlite3_step(stmt) == SQLITE_ROW) {
+    is = sqlite3_column_int(stmt, 0);
+  }
+  (void)sqlite3_finalize(stmt);
+  return is;
+}
+
 /* A change is of the file that has the name now, and no part of a transaction: a ROLLBACK
 ** would not undo it. */
 static int may_change(const tde_change *c, tde_status *st) {
   int moved = 0;
 
+  if (is_query_only(c->db)) {
+    tde_fail(st, TDE_MISUSE, "PRAGMA query_only=0, if that is meant to change",
+             "%s: PRAGMA query_only is on, under which this connection changes nothing",
+             c->info->path);
+    return SQLITE_READONLY;
+  }
   if (sqlite3_txn_state(c->db, c->schema) == SQLITE_TXN_WRITE) {
     tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
              "%s: this connection has an open write transaction", c->info->path);
     return SQLITE_MISUSE;
   }
-  if (sqlite3_file_control(c->db, c->schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
+  if (sqlite3_file_control(c->db, c->schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK &&
+      moved) {
     tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
              "%s: the file was moved, replaced or deleted since it was opened", c->info->path);
     return SQLITE_READONLY_DBMOVED;
