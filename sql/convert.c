@@ -275,17 +275,29 @@ static int connect_source(conversion *c, const char *arg) {
   return rc;
 }
 
+/* A log beside a plain file that is an encrypted database's, of which the file has the place: SQLite
+** plays none back, and in place both would be removed. */
+static int refuse_sealed_log(conversion *c) {
+  for (int journal = 0; journal <= 1; journal++) {
+    tde_log_view log = {0};
+    if (tde_log_peek(c->source, NULL, journal, &log) != SQLITE_OK || !log.stamped) continue;
+    return fail(c, SQLITE_CANTOPEN, TDE_MISUSE,
+                journal ? "put that database back, or move the -journal away"
+                        : "put that database back, or move the -wal away",
+                journal ? "the -journal beside it belongs to an encrypted database"
+                        : "the -wal beside it belongs to an encrypted database");
+  }
+  return SQLITE_OK;
+}
+
 /* Locks the source. With locking_mode=EXCLUSIVE the lock outlives the transaction, which the
 ** backup could not read beside. */
 static int lock_source(conversion *c) {
   int rc = sqlite3_exec(c->from, "BEGIN EXCLUSIVE; COMMIT", NULL, NULL, NULL);
-  tde_log_view wal = {0};
 
-  /* SQLite plays back no WAL of a version that it does not know. */
-  if ((rc & 0xff) == SQLITE_CANTOPEN && c->encrypting &&
-      tde_log_peek(c->source, NULL, 0, &wal) == SQLITE_OK && wal.stamped) {
-    return fail(c, rc, TDE_MISUSE, "put that database back, or move the -wal away",
-                "the -wal beside it belongs to an encrypted database");
+  if (c->encrypting && (rc == SQLITE_OK || (rc & 0xff) == SQLITE_CANTOPEN)) {
+    int rc2 = refuse_sealed_log(c);
+    if (rc2) return rc2;
   }
   return rc ? fail_db(c, c->from, rc, "is in use") : SQLITE_OK;
 }
