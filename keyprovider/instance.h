@@ -20,6 +20,7 @@
 ** instance.json:
 **   {"version":1,
 **    "default_protector":"service-managed" or a key id,
+**    "default_protector_key": of a key service's, the version that its trial found, as in keys,
 **    "service_managed_key":{"name":"smk","version":"<40 hex>","created":<time>}}
 ** what cloud.h tells of key services and identities, policy.h of times, events.h of
 ** the audit sink, and keys of the instance's key list.
