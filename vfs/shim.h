@@ -38,8 +38,8 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int unwanted; /* an empty one here gets no header: last says why */
-  sqlite3
-      *guest_of; /* the connection that has attached it, if its main database is another VFS's */
+  /* The connection that has attached it, if that one's main database is another VFS's. */
+  sqlite3 *guest_of;
   int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
