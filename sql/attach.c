@@ -151,7 +151,7 @@ tde_class tde_attach_vacuum_check(sqlite3 *db, const char *path, tde_status *st)
 
   if (c) return tde_fail(st, c, NULL, "out of memory");
   copied = schema ? sqlite3_db_filename(db, schema) : NULL;
-  if (copied && strcmp(copied, path) == 0) {
+  if (copied && copied != sqlite3_db_filename(db, "main") && strcmp(copied, path) == 0) {
     c = tde_fail(
         st, TDE_MISUSE,
         "open it as a connection's main database and VACUUM there, or make tde the default "

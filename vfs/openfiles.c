@@ -69,6 +69,16 @@ tde_file *tde_file_named(const char *filename) {
   return f;
 }
 
+int tde_openfiles_has(const char *path) {
+  tde_file *f;
+
+  pthread_mutex_lock(&list_lock);
+  f = buckets[bucket_of(path, strlen(path))];
+  while (f && strcmp(f->path, path) != 0) f = f->next_open;
+  pthread_mutex_unlock(&list_lock);
+  return f != NULL;
+}
+
 /* Length of the database's path in the name of a file that belongs to it. */
 static size_t stem_of(const char *name) {
   static const char *const endings[] = {"-journal", "-wal", "-shm"};

@@ -26,6 +26,9 @@ void tde_openfiles_wipe(const tde_keys *keys);
 ** once. Returns how many; each is the caller's (sqlite3_free). */
 int tde_openfiles_instances(const char *path, char **instances, int n);
 
+/* Has this process the database of this path open, on whatever connection? */
+int tde_openfiles_has(const char *path);
+
 /* Has this process the database of this path open for writing, through this instance? */
 int tde_openfiles_writable(const char *path, const char *instance);
 

@@ -527,11 +527,12 @@ void tde_vfs_ask_of_new(tde_ask_of_new ask) {
 }
 
 /* Is the main database of the connection that opens f another VFS's? NULL: it is being opened just
-** now. One that has no file is the default VFS's, as far as can be told: VFS pointers are not to be
-** had here. */
+** now. A VFS above this one may have names of its own for the same path. One that has no file is the
+** default VFS's, as far as can be told: VFS pointers are not to be had here. */
 static int is_plain_main(const tde_file *f, const char *main) {
   if (!main || main == f->path) return 0;
-  return main[0] ? !tde_file_named(main) : strcmp(sqlite3_vfs_find(NULL)->zName, TDE_VFS_NAME) != 0;
+  return main[0] ? !tde_openfiles_has(main)
+                 : strcmp(sqlite3_vfs_find(NULL)->zName, TDE_VFS_NAME) != 0;
 }
 
 /* SQLite has opened the file for this connection. */
