@@ -210,7 +210,7 @@ static int add_name(char *names, size_t size, const tde_key_info *k) {
     if (used) return 0;
     (void)snprintf(one, sizeof(one), "thumbprint %s", hex);
   }
-  (void)snprintf(names + used, size - used, "%s", one);
+  memcpy(names + used, one, strlen(one) + 1);
   return 1;
 }
 
