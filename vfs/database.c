@@ -1371,8 +1371,8 @@ static int journal_first(void *ctx) {
 }
 
 /* A record that a sweep was writing as it ended is whole in the sweep's log. */
-static int lacks_its_log(tde_file *f) {
-  return f->role == TDE_ROLE_MAIN && f->db->facts.regenerating && !tde_redo_exists(f);
+static int lacks_its_log(tde_file *f, const tde_db *db) {
+  return db && f->role == TDE_ROLE_MAIN && db->facts.regenerating && !tde_redo_exists(f);
 }
 
 static int bad_unit(void *ctx, uint64_t index, tde_class c) {
@@ -1385,7 +1385,7 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   if (db) db->counters.units_rejected++;
   if (c == TDE_TAMPERED) {
     tde_fail(s, c,
-             lacks_its_log(f)
+             lacks_its_log(f, db)
                  ? "tde_rotate_dek was cut short: if the file was moved, put its -tdelog "
                    "beside it, too; else restore from a backup"
                  : "SELECT tde_verify() lists all damage; restore from a backup",

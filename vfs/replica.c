@@ -189,6 +189,13 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
            "%s %s: %s", what, path, sqlite3_errstr(rc));
 }
 
+/* What is said from here on is this call's. Another thread's connection may share the file. */
+static void forget_last(tde_file *f) {
+  tde_file_enter(f);
+  f->db->last.code = TDE_OK;
+  tde_file_leave(f);
+}
+
 int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st) {
   const char *name = tde_name_of(path, "");
   target t;
@@ -200,7 +207,7 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
   t.record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
   t.run = sqlite3_malloc64(RUN_BYTES);
   t.there = sqlite3_malloc64(t.record);
-  f->db->last.code = TDE_OK;
+  forget_last(f);
   if (name && t.run && t.there) {
     t.lower = tde_lower_open(
         f->lower_vfs, name,
@@ -377,7 +384,7 @@ int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mu
   memset(&u, 0, sizeof(u));
   u.from = f;
   u.r = r;
-  f->db->last.code = TDE_OK;
+  forget_last(f);
   rc = tde_db_open_beside(path, f->lower_vfs, instance, SQLITE_OPEN_READWRITE, &u.to);
   if (rc == SQLITE_OK) rc = check_target(&u, path, st);
   u.there = rc ? NULL : sqlite3_malloc64(u.to->s.geo.unit + TDE_UNIT_OVERHEAD);
