@@ -32,4 +32,16 @@ static inline sqlite3 *open_uri(const char *uri) {
   return db;
 }
 
+/* An encrypted database of this name in that folder; the caller closes it. */
+static inline sqlite3 *open_below(const char *root, const char *name) {
+  char uri[300];
+
+  (void)snprintf(uri, sizeof(uri), "file:%s/%s?vfs=tde", root, name);
+  return open_uri(uri);
+}
+
+static inline int run_sql(sqlite3 *db, const char *sql) {
+  return sqlite3_exec(db, sql, NULL, NULL, NULL);
+}
+
 #endif

@@ -13,25 +13,14 @@
 static char root[256];
 static sqlite3 *warm;
 
-static sqlite3 *open_db(const char *name) {
-  char uri[300];
-
-  (void)snprintf(uri, sizeof(uri), "file:%s/%s?vfs=tde", root, name);
-  return open_uri(uri);
-}
-
-static int run(sqlite3 *db, const char *sql) {
-  return sqlite3_exec(db, sql, NULL, NULL, NULL);
-}
-
 /* Runs after all that was registered later: OpenSSL's handler, and the extension's. */
 static void late(void) {
-  sqlite3 *cold = open_db("cold.db"), *fresh = open_db("fresh.db");
-  int ok = run(warm, "INSERT INTO t VALUES(2); SELECT count(*) FROM t") == SQLITE_OK;
+  sqlite3 *cold = open_below(root, "cold.db"), *fresh = open_below(root, "fresh.db");
+  int ok = run_sql(warm, "INSERT INTO t VALUES(2); SELECT count(*) FROM t") == SQLITE_OK;
 
-  ok &= (run(cold, "SELECT count(*) FROM t") & 0xff) == SQLITE_IOERR;
-  ok &= run(fresh, "CREATE TABLE t(v)") != SQLITE_OK;
-  ok &= run(warm, "SELECT tde_rotate_dek()") != SQLITE_OK;
+  ok &= (run_sql(cold, "SELECT count(*) FROM t") & 0xff) == SQLITE_IOERR;
+  ok &= run_sql(fresh, "CREATE TABLE t(v)") != SQLITE_OK;
+  ok &= run_sql(warm, "SELECT tde_rotate_dek()") != SQLITE_OK;
   (void)sqlite3_close(cold);
   (void)sqlite3_close(fresh);
   ok &= sqlite3_close(warm) == SQLITE_OK;
@@ -39,8 +28,8 @@ static void late(void) {
 }
 
 static int make(const char *name) {
-  sqlite3 *db = open_db(name);
-  int rc = run(db, "CREATE TABLE t(v); INSERT INTO t VALUES(1)");
+  sqlite3 *db = open_below(root, name);
+  int rc = run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(1)");
 
   (void)sqlite3_close(db);
   return rc;
@@ -51,8 +40,8 @@ static int be_host(void) {
   (void)snprintf(root, sizeof(root), "%s", getenv("TDE_TEST_ROOT"));
   (void)atexit(late);
   if (tde_register() != SQLITE_OK) return 2;
-  warm = open_db("warm.db");
-  return run(warm, "SELECT count(*) FROM t") == SQLITE_OK ? 0 : 3;
+  warm = open_below(root, "warm.db");
+  return run_sql(warm, "SELECT count(*) FROM t") == SQLITE_OK ? 0 : 3;
 }
 
 static char *self;

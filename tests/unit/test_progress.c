@@ -14,17 +14,6 @@
 
 static char root[256];
 
-static sqlite3 *open_db(void) {
-  char uri[300];
-
-  (void)snprintf(uri, sizeof(uri), "file:%s/app.db?vfs=tde", root);
-  return open_uri(uri);
-}
-
-static int run(sqlite3 *db, const char *sql) {
-  return sqlite3_exec(db, sql, NULL, NULL, NULL);
-}
-
 static int rows_of_progress(sqlite3 *db) {
   sqlite3_stmt *q = NULL;
   int n = -1;
@@ -54,18 +43,18 @@ static int hear(void *ctx, const char *operation, const char *path, long long do
 }
 
 static void the_host_hears_of_an_operation_and_may_stop_it(void) {
-  sqlite3 *db = open_db();
+  sqlite3 *db = open_below(root, "app.db");
   host h = {0};
 
   tde_set_progress(hear, &h);
-  CHECK(run(db, "SELECT tde_verify()") == SQLITE_OK);
+  CHECK(run_sql(db, "SELECT tde_verify()") == SQLITE_OK);
   CHECK(h.calls > 0 && !h.wrong);
   h.stop = 1;
-  CHECK(run(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
+  CHECK(run_sql(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
   CHECK(rows_of_progress(db) == 0);
   tde_set_progress(NULL, NULL);
   h.calls = 0;
-  CHECK(run(db, "SELECT tde_verify()") == SQLITE_OK);
+  CHECK(run_sql(db, "SELECT tde_verify()") == SQLITE_OK);
   CHECK(h.calls == 0);
   (void)sqlite3_close(db);
 }
@@ -83,12 +72,12 @@ static int stay(void *ctx, const char *operation, const char *path, long long do
 }
 
 static void *verify(void *db) {
-  CHECK(run(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
+  CHECK(run_sql(db, "SELECT tde_verify()") == SQLITE_INTERRUPT);
   return NULL;
 }
 
 static void a_forked_child_has_none_of_its_parents_operations(void) {
-  sqlite3 *db = open_db(), *b = open_db();
+  sqlite3 *db = open_below(root, "app.db"), *b = open_below(root, "app.db");
   pthread_t id;
   int status = 0;
   pid_t pid;
@@ -101,7 +90,7 @@ static void a_forked_child_has_none_of_its_parents_operations(void) {
   if (pid == 0) {
     sqlite3 *own;
     (void)alarm(10); /* else it hangs */
-    own = open_db();
+    own = open_below(root, "app.db");
     unit_child_exit(rows_of_progress(own) == 0);
   }
   (void)sem_post(&go_on);
@@ -120,8 +109,8 @@ static int prepare(void) {
       sem_init(&go_on, 0, 0) || tde_register() != SQLITE_OK) {
     return 1;
   }
-  db = open_db();
-  rc = run(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(10000000))");
+  db = open_below(root, "app.db");
+  rc = run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(10000000))");
   (void)sqlite3_close(db);
   return rc;
 }

@@ -32,33 +32,23 @@ static int install_memory(void) {
   return sqlite3_config(SQLITE_CONFIG_MALLOC, &m) || sqlite3_config(SQLITE_CONFIG_LOOKASIDE, 0, 0);
 }
 
-static sqlite3 *open_db(void) {
-  char uri[300];
-
-  (void)snprintf(uri, sizeof(uri), "file:%s/app.db?vfs=tde", root);
-  return open_uri(uri);
-}
-
-static int run(sqlite3 *db, const char *sql) {
-  return sqlite3_exec(db, sql, NULL, NULL, NULL);
-}
-
 /* Rows at both ends of the log. */
 static int look(sqlite3 *db) {
-  return run(db, "SELECT sum(length(v)) FROM t WHERE id IN (1, 2, 2500, " ROWS ")");
+  return run_sql(db, "SELECT sum(length(v)) FROM t WHERE id IN (1, 2, 2500, " ROWS ")");
 }
 
 static void what_failed_for_want_of_memory_goes_on(void) {
-  sqlite3 *holder = open_db(), *db;
+  sqlite3 *holder = open_below(root, "app.db"), *db;
   int n = 0;
 
-  REQUIRE(run(holder,
-              "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
-              "PRAGMA wal_autocheckpoint=0; CREATE TABLE t(id INTEGER PRIMARY KEY, v);"
-              "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < " ROWS ")"
-              "INSERT INTO t SELECT i, zeroblob(400) FROM c") == SQLITE_OK);
+  REQUIRE(run_sql(holder,
+                  "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+                  "PRAGMA wal_autocheckpoint=0; CREATE TABLE t(id INTEGER PRIMARY KEY, v);"
+                  "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < " ROWS
+                  ")"
+                  "INSERT INTO t SELECT i, zeroblob(400) FROM c") == SQLITE_OK);
   do {
-    db = open_db();
+    db = open_below(root, "app.db");
     has_failed = 0;
     until_failure = ++n;
     (void)look(db);
