@@ -80,11 +80,12 @@ typedef struct protector_change {
   tde_key_info smk;   /* made for this change; version "" : there was one */
 } protector_change;
 
-/* A key version as instance.json holds it. NULL: no memory. */
-static tde_json *key_object(const tde_key_info *info) {
+/* A key version with so many bytes of its thumbprint: TDE_THUMB_BYTES as instance.json holds it.
+** NULL: no memory. */
+static tde_json *key_object(const tde_key_info *info, size_t nthumb) {
   char thumb[2 * TDE_THUMB_BYTES + 1];
   tde_json *e = tde_json_object();
-  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
+  tde_hex(info->thumbprint, nthumb, thumb);
   int failed = tde_json_set_text(e, "key_id", info->base_id) |
                tde_json_set_text(e, "version", info->version) |
                tde_json_set_text(e, "type", info->type) |
@@ -101,7 +102,7 @@ static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
   failed |= c->identity != NULL ? tde_json_set_text(root, "default_identity", c->identity)
                                 : tde_json_unset(root, "default_identity");
   failed |= c->found.version[0] != 0
-                ? tde_json_set_json(root, "default_protector_key", key_object(&c->found))
+                ? tde_json_set_json(root, "default_protector_key", key_object(&c->found, TDE_THUMB_BYTES))
                 : tde_json_unset(root, "default_protector_key");
   if (c->smk.version[0] != 0) {
     tde_json *key = tde_json_object();
@@ -186,7 +187,7 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
                     "the instance's key list has this key already: %.200s/%.64s, thumbprint %.40s",
                     info->base_id, info->version, tde_json_get_text(have, "thumbprint"));
   }
-  tde_json *e = key_object(info);
+  tde_json *e = key_object(info, TDE_THUMB_BYTES);
   int failed = tde_json_set_int(e, "added", (int64_t)time(NULL));
   if (keys == NULL) {
     failed |= tde_json_set_json(root, "keys", tde_json_array());
@@ -563,15 +564,8 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
 
 /* One key of the list. */
 static tde_json *key_row(const tde_key_info *k, int is_protector) {
-  char thumb[2 * TDE_THUMB_BYTES + 1];
-  tde_json *o = tde_json_object();
-  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
-  int failed = tde_json_set_text(o, "key_id", k->base_id) |
-               tde_json_set_text(o, "version", k->version) | tde_json_set_text(o, "type", k->type) |
-               tde_json_set_text(o, "thumbprint", thumb) |
-               tde_json_set_int(o, "created", k->created) |
-               tde_json_set_bool(o, "is_protector", is_protector);
-  if (!failed) return o;
+  tde_json *o = key_object(k, TDE_THUMB_SHOWN);
+  if (tde_json_set_bool(o, "is_protector", is_protector) == 0) return o;
   tde_json_free(o);
   return NULL;
 }
