@@ -188,27 +188,30 @@ static void check_folder(retire *r, const char *folder, int depth) {
 
 /* ---- the instance ---- */
 
-/* Is the default protector, whose version its service chooses, the key of this thumbprint? */
-static int protector_has(retire *r, const char *protector) {
+/* What the service says of a key now, asked as for the default protector. */
+static tde_class look_up(const retire *r, const char *key, tde_key_info *info, tde_status *st) {
   tde_op *op = calloc(1, sizeof(*op));
-  tde_status st;
-  int is = 0;
+  tde_class c;
 
-  tde_status_clear(&st);
-  if (!op) {
-    r->bad = 1;
-    return 0;
-  }
+  if (!op) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
   op->kind = TDE_OP_GET;
   op->instance = r->inst;
   op->identity = tde_instance_default_identity(r->inst);
-  if (tde_provider_run(op, protector, &st) == TDE_OK) {
-    is = tde_key_named(&op->info, r->key);
-  } else {
-    add(r, r->unchecked, tde_instance_dir(r->inst), "error", st.message);
-  }
+  c = tde_provider_run(op, key, st);
+  *info = op->info;
   free(op);
-  return is;
+  return c;
+}
+
+/* Is the default protector, whose version its service chooses, the key of this thumbprint? */
+static int protector_has(retire *r, const char *protector) {
+  tde_key_info info;
+  tde_status st;
+
+  tde_status_clear(&st);
+  if (look_up(r, protector, &info, &st) == TDE_OK) return tde_key_named(&info, r->key);
+  add(r, r->unchecked, tde_instance_dir(r->inst), "error", st.message);
+  return 0;
 }
 
 /* By its id, or by a thumbprint. What the instance keeps of one that is set without its version
@@ -258,8 +261,7 @@ static int may_be_known(const retire *r) {
 
 /* Nobody has heard of it: does its service have it? */
 static int exists(const retire *r, tde_status *st) {
-  tde_op *op;
-  tde_class c;
+  tde_key_info info;
 
   if (tde_is_thumbprint(r->key) || !r->inst) {
     tde_fail(st, TDE_MISSING,
@@ -267,17 +269,7 @@ static int exists(const retire *r, tde_status *st) {
              "nothing that was looked at knows the key %.120s", r->key);
     return 0;
   }
-  op = calloc(1, sizeof(*op));
-  if (!op) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-    return 0;
-  }
-  op->kind = TDE_OP_GET;
-  op->instance = r->inst;
-  op->identity = tde_instance_default_identity(r->inst);
-  c = tde_provider_run(op, r->key, st);
-  free(op);
-  return c == TDE_OK;
+  return look_up(r, r->key, &info, st) == TDE_OK;
 }
 
 /* sb: of where, if that is given. */
