@@ -833,13 +833,7 @@ int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out) {
   int remote = 1;
   *out = inst->protector_key;
   if (tde_key_id_parse(inst->protector, &remote, NULL) == TDE_OK && !remote) {
-    tde_op *op = calloc(1, sizeof *op);
-    if (op == NULL) return 0;
-    op->kind = TDE_OP_GET;
-    op->instance = inst;
-    memset(out, 0, sizeof *out);
-    if (tde_provider_run(op, inst->protector, NULL) == TDE_OK) *out = op->info;
-    free(op);
+    if (tde_provider_get(inst, inst->protector, NULL, NULL, out, NULL) != TDE_OK) return 0;
   }
   return out->base_id[0] != 0;
 }

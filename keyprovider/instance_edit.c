@@ -44,18 +44,6 @@ static void tell(const char *path, const char *event, const char *key_id, const 
 
 /* ---- asking a key service, before anything is changed ---- */
 
-static tde_class get_key(const tde_instance *inst, const char *key_id, const char *identity,
-                         tde_key_info *info, tde_status *st) {
-  tde_op op;
-  memset(&op, 0, sizeof op);
-  op.kind = TDE_OP_GET;
-  op.instance = inst;
-  op.identity = identity;
-  tde_class rc = tde_provider_run(&op, key_id, st);
-  if (rc == TDE_OK) *info = op.info;
-  return rc;
-}
-
 /* Wraps and unwraps a random key, which then goes. */
 static tde_class probe(const tde_instance *inst, const char *key_id, const char *identity,
                        tde_key_info *info, tde_status *st) {
@@ -203,7 +191,7 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) rc = check_named(inst, identity, st);
-  if (rc == TDE_OK) rc = get_key(inst, key_id, identity, info, st);
+  if (rc == TDE_OK) rc = tde_provider_get(inst, key_id, identity, NULL, info, st);
   if (rc == TDE_OK && !info->enabled) {
     if (st != NULL) tde_key_full_id(info, st->key_id);
     rc = tde_fail(st, TDE_DISABLED, "enable the key version first",

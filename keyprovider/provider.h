@@ -179,6 +179,13 @@ tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st);
 tde_class tde_provider_run_with(const tde_provider *provider, tde_op *op, const char *key_id,
                                 tde_status *st);
 
+/* Looks at one key version (TDE_OP_GET), asked as identity (NULL: none is named; likewise
+** federated_client_id). *info is what the service said, zeros in what it did not say, also after
+** a failure. */
+tde_class tde_provider_get(const struct tde_instance *inst, const char *key_id,
+                           const char *identity, const char *federated_client_id,
+                           tde_key_info *info, tde_status *st);
+
 /* How the last operation on a key version (none named: on any of its versions) ended in this
 ** process, for people. Returns 0 when there was none that is remembered. */
 typedef struct tde_key_outcome {

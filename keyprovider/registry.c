@@ -466,3 +466,17 @@ tde_class tde_provider_run(tde_op *op, const char *key_id, tde_status *st) {
   if (op->kind == TDE_OP_UNWRAP && op->dek != NULL) tde_wipe(op->dek, TDE_KEY_BYTES);
   return st->code;
 }
+
+tde_class tde_provider_get(const struct tde_instance *inst, const char *key_id,
+                           const char *identity, const char *federated_client_id,
+                           tde_key_info *info, tde_status *st) {
+  tde_op op;
+  memset(&op, 0, sizeof op);
+  op.kind = TDE_OP_GET;
+  op.instance = inst;
+  op.identity = identity;
+  op.federated_client_id = federated_client_id;
+  tde_class rc = tde_provider_run(&op, key_id, st);
+  *info = op.info;
+  return rc;
+}

@@ -164,20 +164,11 @@ static tde_class edit_list(void *ctx, tde_keydoc *doc, tde_status *st) {
 
 /* A key that is to read backups must be there and enabled. */
 static int look_at_key(tde_change *c, const char *key_id, tde_key_info *out, tde_status *st) {
-  tde_op *op = sqlite3_malloc64(sizeof(*op));
   tde_keydoc_asker who;
   tde_class cls;
 
-  if (!op) return SQLITE_NOMEM;
-  memset(op, 0, sizeof(*op));
   tde_keydoc_asker_of(c->doc, &who);
-  op->kind = TDE_OP_GET;
-  op->instance = c->inst;
-  op->identity = who.identity;
-  op->federated_client_id = who.federated_client_id;
-  cls = tde_provider_run(op, key_id, st);
-  *out = op->info;
-  sqlite3_free(op);
+  cls = tde_provider_get(c->inst, key_id, who.identity, who.federated_client_id, out, st);
   if (cls == TDE_OK && !out->enabled) {
     tde_key_full_id(out, st->key_id);
     cls = tde_fail(st, TDE_DISABLED, "enable the key version first",

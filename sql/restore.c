@@ -65,21 +65,15 @@ static void found(needed_key *k, const tde_key_info *info, const char *where) {
 
 /* Asks for a key by an id: is it this one's material? */
 static void look_up(restore *r, needed_key *k, const char *id, const char *where) {
-  tde_op *op = calloc(1, sizeof(*op));
+  tde_key_info info;
   tde_status st;
   tde_class c;
 
-  if (!op) return;
   tde_status_clear(&st);
-  op->kind = TDE_OP_GET;
-  op->instance = r->inst;
-  op->identity = r->who.identity;
-  op->federated_client_id = r->who.federated_client_id;
-  c = tde_provider_run(op, id, &st);
-  if (c == TDE_OK && same_material(&op->info, k->info.thumbprint)) found(k, &op->info, where);
+  c = tde_provider_get(r->inst, id, r->who.identity, r->who.federated_client_id, &info, &st);
+  if (c == TDE_OK && same_material(&info, k->info.thumbprint)) found(k, &info, where);
   /* That it is not there is told by its absence. */
   if (c && c != TDE_MISSING) k->tried = st;
-  free(op);
 }
 
 /* Does a key id that was given name this key? */

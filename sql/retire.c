@@ -190,17 +190,7 @@ static void check_folder(retire *r, const char *folder, int depth) {
 
 /* What the service says of a key now, asked as for the default protector. */
 static tde_class look_up(const retire *r, const char *key, tde_key_info *info, tde_status *st) {
-  tde_op *op = calloc(1, sizeof(*op));
-  tde_class c;
-
-  if (!op) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-  op->kind = TDE_OP_GET;
-  op->instance = r->inst;
-  op->identity = tde_instance_default_identity(r->inst);
-  c = tde_provider_run(op, key, st);
-  *info = op->info;
-  free(op);
-  return c;
+  return tde_provider_get(r->inst, key, tde_instance_default_identity(r->inst), NULL, info, st);
 }
 
 /* Is the default protector, whose version its service chooses, the key of this thumbprint? */
