@@ -23,21 +23,6 @@ static int nomem(tde_status *st) {
   return SQLITE_NOMEM;
 }
 
-const char *tde_errno_remedy(int err, const char *otherwise) {
-  switch (err) {
-    case ENOSPC:
-    case EDQUOT:
-      return "make room on the disk";
-    case EFBIG:
-      return "raise the limit on file sizes (ulimit -f), or choose a file system without it";
-    case EMFILE:
-    case ENFILE:
-      return "close files, or raise the limit on open ones (ulimit -n)";
-    default:
-      return otherwise;
-  }
-}
-
 static int failed(const tde_place *p, const char *what, tde_status *st) {
   int err = errno;
 

@@ -33,7 +33,4 @@ int tde_place_sync(tde_place *p, tde_status *st);
 ** put beside it. */
 void tde_place_end(tde_place *p);
 
-/* What to do about an errno, where it is a limit or a full disk that is in the way. */
-const char *tde_errno_remedy(int err, const char *otherwise);
-
 #endif

@@ -180,13 +180,8 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
              "%s: pages are in its log, of which this connection shares no index", f->path);
     return;
   }
-  tde_fail(st, busy ? TDE_BUSY : TDE_IO,
-           err == EMFILE || err == ENFILE
-               ? "close files, or raise the limit on open ones (ulimit -n)"
-           : err == EFBIG  ? "raise the limit on file sizes (ulimit -f)"
-           : err == EDQUOT ? "make room on the disk"
-                           : remedy_of(rc),
-           "%s %s: %s", what, path, sqlite3_errstr(rc));
+  tde_fail(st, busy ? TDE_BUSY : TDE_IO, tde_errno_remedy(err, remedy_of(rc)), "%s %s: %s", what,
+           path, sqlite3_errstr(rc));
 }
 
 /* What is said from here on is this call's. Another thread's connection may share the file. */

@@ -8,6 +8,7 @@
 */
 #include "status.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -93,4 +94,19 @@ const char *tde_class_name(tde_class code) {
 
 int tde_class_is_outage(tde_class code) {
   return code == TDE_UNREACHABLE || code == TDE_THROTTLED;
+}
+
+const char *tde_errno_remedy(int err, const char *otherwise) {
+  switch (err) {
+    case ENOSPC:
+    case EDQUOT:
+      return "make room on the disk";
+    case EFBIG:
+      return "raise the limit on file sizes (ulimit -f), or choose a file system without it";
+    case EMFILE:
+    case ENFILE:
+      return "close files, or raise the limit on open ones (ulimit -n)";
+    default:
+      return otherwise;
+  }
 }

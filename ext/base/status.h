@@ -68,6 +68,10 @@ void tde_clean_line(char *text);
 /* A short stable name of the class, e.g. "unreachable"; never NULL. */
 const char *tde_class_name(tde_class code);
 
+/* What to do about an errno, where it is a limit or a full disk that is in the way; a literal, or
+** otherwise. */
+const char *tde_errno_remedy(int err, const char *otherwise);
+
 /* True for the classes that are outages (grace applies), not denials. */
 int tde_class_is_outage(tde_class code);
 
