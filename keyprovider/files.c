@@ -321,3 +321,14 @@ tde_class tde_dir_make(const char *path, tde_status *st) {
   }
   return TDE_OK;
 }
+
+int tde_dir_next(DIR *d, const char **name) {
+  struct dirent *e;
+  do {
+    errno = 0;
+    e = readdir(d);
+  } while (e != NULL && (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0));
+  if (e == NULL) return errno != 0 ? -1 : 0;
+  *name = e->d_name;
+  return 1;
+}

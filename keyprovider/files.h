@@ -4,6 +4,7 @@
 #ifndef TDE_FILES_H
 #define TDE_FILES_H
 
+#include <dirent.h>
 #include <stddef.h>
 #include <sys/stat.h>
 
@@ -61,6 +62,10 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
 /* A file or folder that root made is for the owner of its parent: others could not use it.
 ** Other users' stay. 0, or -1 with errno. */
 int tde_file_adopt(int fd, const char *path);
+
+/* The next name in a directory, less "." and "..": 1 and *name, good until the next call; 0: there
+** is none; -1 with errno: the rest cannot be read, which readdir(3) alone does not tell. */
+int tde_dir_next(DIR *d, const char **name);
 
 /* Makes a directory with mode 0700, whatever the umask, durable in its parent, whose owner it
 ** gets if root makes it; an existing one is fine. */

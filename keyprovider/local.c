@@ -8,7 +8,6 @@
 */
 #include "local.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
@@ -342,9 +341,11 @@ static tde_class scan_versions(const char *dir, const char *name, take_version t
   if (d == NULL) {
     return tde_fail(st, errno == EACCES ? TDE_DENIED : TDE_IO, NULL, "cannot list %s", path);
   }
-  for (struct dirent *e; rc == TDE_OK && (e = readdir(d)) != NULL;) {
+  const char *entry;
+  int more = 1;
+  while (rc == TDE_OK && (more = tde_dir_next(d, &entry)) > 0) {
     local_key *key = NULL;
-    if (!is_version_of(e->d_name, name, version)) continue;
+    if (!is_version_of(entry, name, version)) continue;
     if (++seen > TDE_VERSIONS_MAX) {
       rc = tde_fail(st, TDE_UNSUPPORTED, "name the version in the key id",
                     "the key local:%s has more than %d versions", name, TDE_VERSIONS_MAX);
@@ -353,6 +354,9 @@ static tde_class scan_versions(const char *dir, const char *name, take_version t
     rc = key_get(dir, name, version, &key, st);
     if (rc == TDE_OK) rc = take(arg, &key->info, st);
     key_unref(key);
+  }
+  if (more < 0) {
+    rc = tde_fail(st, TDE_IO, "check the disk", "cannot list %s: %s", path, strerror(errno));
   }
   closedir(d);
   if (rc == TDE_OK && seen == 0) return key_missing(dir, name, "", st);

@@ -11,7 +11,6 @@
 */
 #include "restore.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +20,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
+#include "../keyprovider/files.h"
 #include "../vfs/header.h"
 #include "newdb.h"
 #include "options.h"
@@ -275,7 +275,15 @@ typedef struct candidate {
   int64_t time, nanoseconds;
   uint8_t uuid[TDE_UUID_BYTES], other[TDE_UUID_BYTES];
   int found, several; /* backups of more than one database */
+  int oom;             /* one may be missing here for want of memory */
 } candidate;
+
+static char *copy_of(candidate *best, const char *path) {
+  char *copy = sqlite3_mprintf("%s", path);
+
+  best->oom |= !copy;
+  return copy;
+}
 
 static int is_regular(const char *path) {
   struct stat sb;
@@ -293,14 +301,14 @@ static void choose_newer(candidate *best, const char *path, const tde_keydoc *do
   int same_second = best->path && t == best->time;
 
   if (same_second && (ns < 0 || best->nanoseconds < 0)) {
-    if (!best->rival) best->rival = sqlite3_mprintf("%s", path);
+    if (!best->rival) best->rival = copy_of(best, path);
   } else if (!best->path || t > best->time || (same_second && ns > best->nanoseconds)) {
     if (!same_second) {
       sqlite3_free(best->rival);
       best->rival = NULL;
     }
     sqlite3_free(best->path);
-    best->path = sqlite3_mprintf("%s", path);
+    best->path = copy_of(best, path);
     best->time = t;
     best->nanoseconds = ns;
   }
@@ -311,17 +319,15 @@ static void choose_newer(candidate *best, const char *path, const tde_keydoc *do
 static void consider(restore *r, const char *path, candidate *best) {
   tde_peek peek;
   tde_keydoc *doc = NULL;
-  int rc;
+  int rc, unread;
 
   if (tde_place_is_temporary(path)) return;
   rc = tde_header_peek(path, NULL, &peek);
-  if (rc && (rc != SQLITE_NOTADB || peek.unknown == TDE_UNKNOWN_NAME) && is_regular(path) &&
-      !best->unread) {
-    best->unread = sqlite3_mprintf("%s", path);
-  }
+  unread = rc && (rc != SQLITE_NOTADB || peek.unknown == TDE_UNKNOWN_NAME) && is_regular(path);
+  if (!rc) unread = tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) != TDE_OK;
+  if (unread && !best->unread) best->unread = copy_of(best, path);
   if (rc) return;
-  if (tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) == TDE_OK &&
-      tde_json_get(tde_keydoc_json(doc), "backup") && is_of(r, peek.uuid)) {
+  if (doc && tde_json_get(tde_keydoc_json(doc), "backup") && is_of(r, peek.uuid)) {
     if (!best->found) {
       memcpy(best->uuid, peek.uuid, TDE_UUID_BYTES);
     } else if (memcmp(best->uuid, peek.uuid, TDE_UUID_BYTES) != 0) {
@@ -370,25 +376,25 @@ static int in_doubt(const char *folder, candidate *best, tde_status *st) {
 static char *choose(restore *r, const char *folder, tde_status *st) {
   candidate best = {.path = NULL};
   DIR *d = opendir(folder);
-  struct dirent *e;
-  int oom = 0, doubt;
+  const char *name;
+  int more = -1, doubt;
 
-  while (d && (e = readdir(d)) != NULL) {
+  while (d && (more = tde_dir_next(d, &name)) > 0) {
     char *path;
-    if (e->d_name[0] == '.') continue;
-    path = sqlite3_mprintf("%s/%s", folder, e->d_name);
+    if (name[0] == '.') continue;
+    path = sqlite3_mprintf("%s/%s", folder, name);
     if (path) consider(r, path, &best);
-    oom |= !path;
+    best.oom |= !path;
     sqlite3_free(path);
   }
-  if (!d) {
-    tde_fail(st, TDE_IO, "check the folder's permissions", "%s: %s", folder, strerror(errno));
-    return NULL;
+  if (more < 0) {
+    tde_fail(st, TDE_IO, d ? "check the disk" : "check the folder's permissions", "%s: %s", folder,
+             strerror(errno));
   }
-  (void)closedir(d);
-  doubt = in_doubt(folder, &best, st);
-  if (oom) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-  if (oom || doubt) {
+  if (d) (void)closedir(d);
+  doubt = in_doubt(folder, &best, more < 0 ? NULL : st);
+  if (best.oom && more == 0) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (best.oom || doubt || more < 0) {
     sqlite3_free(best.path);
     return NULL;
   }

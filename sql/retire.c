@@ -8,13 +8,13 @@
 */
 #include "retire.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "../ext/base/bytes.h"
+#include "../keyprovider/files.h"
 #include "place.h"
 #include "result.h"
 #include "subject.h"
@@ -166,16 +166,15 @@ static void check_entry(retire *r, const char *path, int depth) {
 
 static void check_folder(retire *r, const char *folder, int depth) {
   DIR *d = depth < DEPTH_MAX ? opendir(folder) : NULL;
-  struct dirent *e;
+  const char *name;
+  int more = 1;
 
   if (!d) {
     add(r, r->unchecked, folder, "error", depth < DEPTH_MAX ? strerror(errno) : "lies too deep");
     return;
   }
-  while (!r->bad && (e = readdir(d)) != NULL) {
-    char *path;
-    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-    path = sqlite3_mprintf("%s/%s", folder, e->d_name);
+  while (!r->bad && (more = tde_dir_next(d, &name)) > 0) {
+    char *path = sqlite3_mprintf("%s/%s", folder, name);
     if (path) {
       check_entry(r, path, depth);
     } else {
@@ -183,6 +182,7 @@ static void check_folder(retire *r, const char *folder, int depth) {
     }
     sqlite3_free(path);
   }
+  if (more < 0) add(r, r->unchecked, folder, "error", strerror(errno));
   (void)closedir(d);
 }
 
