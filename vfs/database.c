@@ -525,16 +525,13 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
 static int note_written(tde_file *f) {
   tde_db *db = f->db;
   uint8_t *slot = sqlite3_malloc64(TDE_SLOT_BYTES);
-  uint8_t mac_key[TDE_KEY_BYTES];
   tde_slot_info info;
   tde_header h;
   tde_class c;
 
   if (!slot) return SQLITE_NOMEM;
   memset(&h, 0, sizeof(h));
-  c = tde_keys_mac_key(db->keys, db->header.epoch, mac_key);
-  if (c == TDE_OK) c = tde_slot_build(&db->header, mac_key, slot);
-  tde_wipe(mac_key, sizeof(mac_key));
+  c = tde_keys_slot_build(db->keys, &tde_source, &db->header, slot);
   if (c == TDE_OK) c = tde_slot_parse(slot, &h, &info);
   if (c == TDE_OK) {
     memcpy(db->header.sha, h.sha, TDE_HASH_BYTES);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 
 struct tde_retired_nonces {
@@ -130,6 +131,41 @@ tde_class tde_epochs_install(tde_epochs *s, const tde_key_facts *named, tde_epoc
   memcpy(e->role_key, from->role_key, sizeof(e->role_key));
   memset(from, 0, sizeof(*from));
   return TDE_OK;
+}
+
+static const uint8_t *mac_key_of(const tde_epochs *s, int stale, const tde_epoch_keys *got,
+                                 int ngot, uint32_t epoch) {
+  for (int i = 0; i < ngot; i++) {
+    if (got[i].epoch == epoch) return got[i].mac_key;
+  }
+  for (int i = 0; i < s->n; i++) {
+    if (s->of[i].epoch == epoch && (stale || !s->of[i].stale)) return s->of[i].mac_key;
+  }
+  return NULL;
+}
+
+tde_class tde_epochs_header_key(const tde_epochs *s, int stale, const tde_epoch_keys *got, int ngot,
+                                const tde_key_facts *facts, uint8_t out[TDE_KEY_BYTES]) {
+  uint8_t others[TDE_EPOCHS_MAX * (4 + TDE_KEY_BYTES)];
+  const uint8_t *current = mac_key_of(s, stale, got, ngot, facts->epoch);
+  tde_class c = current ? TDE_OK : TDE_WRONG_KEY;
+  size_t n = 0;
+
+  for (int i = 0; c == TDE_OK && i < facts->nepochs; i++) {
+    const uint8_t *key;
+    if (facts->epochs[i] == facts->epoch) continue;
+    key = mac_key_of(s, stale, got, ngot, facts->epochs[i]);
+    if (!key) c = TDE_WRONG_KEY;
+    tde_put32le(others + n, facts->epochs[i]);
+    if (key) memcpy(others + n + 4, key, TDE_KEY_BYTES);
+    n += 4 + TDE_KEY_BYTES;
+  }
+  if (c == TDE_OK && n == 0) memcpy(out, current, TDE_KEY_BYTES);
+  if (c == TDE_OK && n > 0) {
+    c = tde_hmac_sha256(current, TDE_KEY_BYTES, others, n, NULL, 0, out);
+  }
+  tde_wipe(others, sizeof(others));
+  return c;
 }
 
 int tde_epochs_missing(const tde_epochs *s, const tde_key_facts *facts,

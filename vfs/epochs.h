@@ -60,6 +60,12 @@ const tde_epoch_keys *tde_epochs_find(const tde_epochs *s, uint32_t epoch);
 ** in use. TDE_CORRUPT: too many epochs. */
 tde_class tde_epochs_install(tde_epochs *s, const tde_key_facts *named, tde_epoch_keys *from);
 
+/* The key of a header's HMAC (FORMAT.md, Keys): every epoch that facts names has a part in it, so
+** nobody adds a DEK of theirs to those of a database. Looks in `got`, then in s. stale: keys of
+** stale epochs count, too. TDE_WRONG_KEY: one is not at hand. out is the caller's to wipe. */
+tde_class tde_epochs_header_key(const tde_epochs *s, int stale, const tde_epoch_keys *got, int ngot,
+                                const tde_key_facts *facts, uint8_t out[TDE_KEY_BYTES]);
+
 /* Those that facts names and that are not at hand: how many, and which. */
 int tde_epochs_missing(const tde_epochs *s, const tde_key_facts *facts,
                        uint32_t out[TDE_EPOCHS_MAX]);

@@ -391,38 +391,59 @@ static tde_class fetch_epoch(const tde_key_source *source, const tde_key_params 
   return c;
 }
 
-/* Does this MAC key verify the header? */
-static tde_class check_header(const tde_header *h, const uint8_t *mac_key, const char *key_id,
-                              tde_status *st) {
-  tde_class c = tde_header_check_mac(h, mac_key);
+/* Do the keys of all epochs that the header names, those of `got` and of s, verify it? */
+static tde_class check_header(const tde_header *h, const tde_key_facts *facts, const tde_epochs *s,
+                              const fetched *got, tde_status *st) {
+  uint8_t key[TDE_KEY_BYTES];
+  tde_class c;
 
+  if (h->epoch != facts->epoch) {
+    return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
+                    "the header is under epoch %u, its key document under %u", h->epoch,
+                    facts->epoch);
+  }
+  c = tde_epochs_header_key(s, 0, got->epochs, got->n, facts, key);
+  if (c == TDE_OK) c = tde_header_check_mac(h, key);
+  tde_wipe(key, sizeof(key));
   if (c == TDE_WRONG_KEY) {
     return tde_fail(st, c, "restore the header's other slot or a backup; the key itself answered",
-                    "key %s unwraps a DEK that does not verify this header", key_id);
+                    "key %s unwraps a DEK that does not verify this header", facts->key_id);
   }
   if (c) return tde_fail(st, c, NULL, "the header's authentication could not be computed");
   return TDE_OK;
 }
 
-/* Fetches the DEKs of the epochs named, of which the header's own verifies it. */
+/* The same for a header that the entry's own keys are to verify. The lock is held. */
+static int verifies(const tde_keys *k, int stale, const tde_header *h, const tde_key_facts *facts) {
+  uint8_t key[TDE_KEY_BYTES];
+  tde_class c = tde_epochs_header_key(&k->epochs, stale, NULL, 0, facts, key);
+
+  if (c == TDE_OK) c = h->epoch == facts->epoch ? tde_header_check_mac(h, key) : TDE_WRONG_KEY;
+  tde_wipe(key, sizeof(key));
+  return c == TDE_OK;
+}
+
+/* Fetches the DEKs of these epochs; the header that names them is the caller's to verify. */
 static tde_class fetch(const tde_key_source *source, const tde_key_params *params,
-                       const tde_header *h, const tde_key_facts *facts, const uint32_t *epochs,
-                       int n, fetched *out, tde_status *st) {
+                       const tde_header *h, const uint32_t *epochs, int n, fetched *out,
+                       tde_status *st) {
   tde_class c = TDE_OK;
 
   out->n = 0;
   for (int i = 0; c == TDE_OK && i < n; i++) {
     c = fetch_epoch(source, params, h, epochs[i], out, st);
   }
-  for (int i = 0; c == TDE_OK && i < out->n; i++) {
-    if (out->epochs[i].epoch == h->epoch) {
-      return check_header(h, out->epochs[i].mac_key, facts->key_id, st);
-    }
-  }
-  if (c == TDE_OK && !tde_facts_name_epoch(facts, h->epoch)) {
-    c = tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
-                 "the key document names no key for epoch %u", h->epoch);
-  }
+  if (c) fetched_clear(out);
+  return c;
+}
+
+/* Fetches the DEKs of all epochs that an entry's header names, which verify it. */
+static tde_class fetch_all(const tde_keys *k, const tde_key_source *source,
+                           const tde_key_params *params, fetched *out, tde_status *st) {
+  static const tde_epochs none;
+  tde_class c = fetch(source, params, &k->header, k->facts.epochs, k->facts.nepochs, out, st);
+
+  if (c == TDE_OK) c = check_header(&k->header, &k->facts, &none, out, st);
   if (c) fetched_clear(out);
   return c;
 }
@@ -546,12 +567,9 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
   uint32_t lacking[TDE_EPOCHS_MAX];
 
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
-    const tde_epoch_keys *e;
     if (!is_of(k, h, params) || !usable(k, params, forced) || is_ahead(k, h, facts)) continue;
     if (!same_protector(&k->facts, facts)) continue;
-    if (tde_epochs_missing(&k->epochs, facts, lacking)) continue;
-    e = tde_epochs_find(&k->epochs, h->epoch);
-    if (!e || tde_header_check_mac(h, e->mac_key) != TDE_OK) continue;
+    if (tde_epochs_missing(&k->epochs, facts, lacking) || !verifies(k, 0, h, facts)) continue;
     if (!is_busy(k) && !(k->refs > 0 && is_older(k, h)) && !note_header(k, h, facts)) continue;
     take_ref(k);
     return k;
@@ -699,7 +717,7 @@ static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
 
   tde_status_clear(st);
   ask_as(&params, caller);
-  c = fetch(source, &params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, &got, st);
+  c = fetch_all(k, source, &params, &got, st);
   if (c) st->code = c;
   if (c == TDE_OK) keep_way(k, caller);
   if (first) {
@@ -844,26 +862,17 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
 
 /* ---- another header of the same database ---- */
 
-/* A stale epoch's key that verifies the header after all is this database's. */
-static void confirm_epoch(tde_keys *k, const tde_header *h) {
-  tde_epoch_keys *e = tde_epochs_any(&k->epochs, h->epoch);
-
-  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;
+/* Stale epochs' keys that verify the header after all are this database's. */
+static void confirm_epochs(tde_keys *k, const tde_header *h, const tde_key_facts *facts) {
+  if (!verifies(k, 1, h, facts)) return;
+  for (int i = 0; i < facts->nepochs; i++) tde_epochs_any(&k->epochs, facts->epochs[i])->stale = 0;
 }
 
-/* Verifies the header with the entry's keys and takes it. The lock is held. */
+/* Takes a header that the entry's keys verify. The lock is held. */
 static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
                              int proved, tde_status *st) {
-  const tde_epoch_keys *e = tde_epochs_find(&k->epochs, h->epoch);
-  tde_class c;
-
-  if (!e || !e->mac_key) {
-    return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
-                    "the key document names no key for epoch %u", h->epoch);
-  }
-  c = check_header(h, e->mac_key, facts->key_id, st);
   /* Busy: the next check takes it. */
-  if (c || is_busy(k) || (!proved && is_older(k, h))) return c;
+  if (is_busy(k) || (!proved && is_older(k, h))) return TDE_OK;
   if (!proved && k->header.doc && !same_protector(&k->facts, facts)) {
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
@@ -892,12 +901,13 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
-  confirm_epoch(keys, header);
+  confirm_epochs(keys, header, facts);
   n = tde_epochs_missing(&keys->epochs, facts, lacking);
   pthread_mutex_unlock(&ring_lock);
-  if (n) c = fetch(source, params, header, facts, lacking, n, &got, st);
+  if (n) c = fetch(source, params, header, lacking, n, &got, st);
   pthread_mutex_lock(&ring_lock);
   if (c == TDE_OK && !atomic_load(&keys->live)) c = not_live(keys, st);
+  if (c == TDE_OK) c = check_header(header, facts, &keys->epochs, &got, st);
   for (int i = 0; c == TDE_OK && i < got.n; i++) {
     c = tde_epochs_install(&keys->epochs, &keys->facts, &got.epochs[i]);
     if (c) (void)not_installed(c, st);
@@ -1035,6 +1045,24 @@ tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE
   return c;
 }
 
+tde_class tde_keys_slot_build(const tde_keys *keys, const tde_key_source *source,
+                              const tde_header *h, uint8_t *slot) {
+  tde_key_facts *facts = malloc(sizeof(*facts));
+  uint8_t key[TDE_KEY_BYTES];
+  tde_class c;
+
+  if (!facts) return TDE_NOMEM;
+  c = source->describe(source->ctx, h->doc, h->ndoc, facts, NULL);
+  pthread_mutex_lock(&ring_lock);
+  if (c == TDE_OK && !atomic_load(&keys->live)) c = not_live(keys, NULL);
+  if (c == TDE_OK) c = tde_epochs_header_key(&keys->epochs, 0, NULL, 0, facts, key);
+  pthread_mutex_unlock(&ring_lock);
+  free(facts);
+  if (c == TDE_OK) c = tde_slot_build(h, key, slot);
+  tde_wipe(key, sizeof(key));
+  return c;
+}
+
 tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out) {
   const tde_epoch_keys *e;
   tde_class c;
@@ -1154,7 +1182,7 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
   ask_as(&params, caller);
   named = !params.as_key && recent_key(k, key);
   if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
-  c = fetch(source, &params, &k->header, &k->facts, &k->header.epoch, 1, got, st);
+  c = fetch(source, &params, &k->header, &k->header.epoch, 1, got, st);
   if (c == TDE_OK) c = compare(k, got, st);
   fetched_clear(got);
   if (named) recent_put(key, c, st);
@@ -1170,7 +1198,7 @@ static tde_class ask_absent(tde_keys *k, const tde_key_source *source, fetched *
   tde_class c;
 
   if (named && recent_get(key, OUTAGE_SHARED_MS, st) && st->code) return st->code;
-  c = fetch(source, &k->params, &k->header, &k->facts, k->facts.epochs, k->facts.nepochs, got, st);
+  c = fetch_all(k, source, &k->params, got, st);
   if (c && named) recent_put(key, c, st);
   return c;
 }
@@ -1190,10 +1218,7 @@ static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_hea
     if (atomic_load(&k->live)) {
       /* Only what verifies counts; an epoch that is new here waits for a
       ** connection that needs it. */
-      const tde_epoch_keys *e = tde_epochs_find(&k->epochs, newer->epoch);
-      if (e && e->mac_key && tde_header_check_mac(newer, e->mac_key) == TDE_OK) {
-        (void)note_header(k, newer, facts);
-      }
+      if (verifies(k, 0, newer, facts)) (void)note_header(k, newer, facts);
     } else if (note_header(k, newer, facts)) {
       tde_lease_reopen(&k->lease, tde_now_ms());
     }

@@ -94,7 +94,11 @@ tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out
 ** is what the next connection needs first, too: it stays until the epoch's keys are wiped.
 ** seen: tde_keys_replaced from before the AEAD was made. */
 void tde_keys_note_derived(tde_keys *keys, uint32_t epoch, unsigned seen, const tde_aead *aead);
-/* Copies of one epoch's header MAC key, and of its DEK: the caller wipes them. */
+/* Builds a slot (TDE_SLOT_BYTES) of this header. TDE_WRONG_KEY: the key of an epoch that its
+** document names is not at hand. */
+tde_class tde_keys_slot_build(const tde_keys *keys, const tde_key_source *source,
+                              const tde_header *h, uint8_t *slot);
+/* Copies of one epoch's MAC key, and of its DEK: the caller wipes them. */
 tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE_KEY_BYTES]);
 tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out);
 /* A new DEK epoch, before the header that names it is written. pending: by the caller,

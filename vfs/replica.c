@@ -90,9 +90,8 @@ static int tell(void *ctx, uint64_t done, uint64_t all) {
 /* Both slots, and the header's last byte. A unit size in it says that there are units. */
 static int write_header(target *t) {
   tde_db *db = t->f->db;
-  uint8_t *head = sqlite3_malloc64(TDE_HEADER_BYTES), mac_key[TDE_KEY_BYTES];
+  uint8_t *head = sqlite3_malloc64(TDE_HEADER_BYTES);
   tde_header h = db->header;
-  tde_class c;
   int rc = SQLITE_NOMEM;
 
   if (!head) return rc;
@@ -101,10 +100,7 @@ static int write_header(target *t) {
   h.ndoc = t->r->ndoc;
   h.sequence = 1;
   if (!t->r->units) h.unit_size = 0;
-  c = tde_keys_mac_key(db->keys, h.epoch, mac_key);
-  if (c == TDE_OK) c = tde_slot_build(&h, mac_key, head);
-  tde_wipe(mac_key, sizeof(mac_key));
-  rc = tde_class_rc(c);
+  rc = tde_class_rc(tde_keys_slot_build(db->keys, &tde_source, &h, head));
   if (rc == SQLITE_OK) {
     memcpy(head + TDE_SLOT_STRIDE, head, TDE_SLOT_BYTES);
     rc = t->lower->pMethods->xWrite(t->lower, head, (int)TDE_HEADER_BYTES, 0);

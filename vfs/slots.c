@@ -242,15 +242,10 @@ static int write_from(tde_file *f, const tde_header *h, int slot, tde_keys *keys
                       uint32_t from) {
   sqlite3_int64 at = (sqlite3_int64)slot * TDE_SLOT_STRIDE;
   uint8_t *bytes = sqlite3_malloc64(2 * (size_t)TDE_SLOT_BYTES);
-  uint8_t mac_key[TDE_KEY_BYTES];
-  tde_class c;
   int rc;
 
   if (!bytes) return SQLITE_NOMEM;
-  c = tde_keys_mac_key(keys, h->epoch, mac_key);
-  if (c == TDE_OK) c = tde_slot_build(h, mac_key, bytes);
-  tde_wipe(mac_key, sizeof(mac_key));
-  rc = tde_class_rc(c);
+  rc = tde_class_rc(tde_keys_slot_build(keys, &tde_source, h, bytes));
   if (rc == SQLITE_OK) {
     memcpy(f->db->seen[slot], bytes, TDE_SLOT_FIXED);
     rc = LOWER(f)->xWrite(f->lower, bytes + from, (int)(TDE_SLOT_BYTES - from), at + from);

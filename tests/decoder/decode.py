@@ -193,6 +193,20 @@ class Keys:
         key = self._derive(epoch, "mac")
         return key and hmac.new(key, data, hashlib.sha256).digest()
 
+    def header_mac(self, slot):
+        """Under the keys of all epochs that the key document names."""
+        doc = key_document(slot)
+        key = self._derive(slot["epoch"], "mac")
+        others = b""
+        for epoch in sorted(d["epoch"] for d in doc["deks"] if d["epoch"] != slot["epoch"]):
+            other = self._derive(epoch, "mac")
+            if other is None:
+                return None
+            others += struct.pack("<I", epoch) + other
+        if key and others:
+            key = hmac.new(key, others, hashlib.sha256).digest()
+        return key and hmac.new(key, slot["signed"], hashlib.sha256).digest()
+
     def cipher(self, epoch, role):
         if (epoch, role) not in self.made:
             key = self._derive(epoch, role)
@@ -373,7 +387,7 @@ def trusted_slot(raw, deks):
     """The slot in force whose HMAC holds, and the keys."""
     for slot in by_sequence(read_slots(raw)):
         keys = Keys(deks, slot["uuid"])
-        mac = keys.mac(slot["epoch"], slot["signed"])
+        mac = keys.header_mac(slot)
         if mac and hmac.compare_digest(mac, slot["hmac"]):
             return slot, keys
     raise Bad("no slot's HMAC holds under these DEKs")
