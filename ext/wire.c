@@ -148,6 +148,7 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
     out->auto_rotation = tde_keydoc_auto_rotation(kd, &out->rotation_checked);
     out->epoch = tde_keydoc_epoch(kd);
     out->nepochs = tde_keydoc_epochs(kd, out->epochs, TDE_EPOCHS_MAX);
+    out->alone = tde_keydoc_wraps(kd, out->epoch) == 1;
   }
   tde_keydoc_free(kd);
   return c;

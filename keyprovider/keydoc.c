@@ -463,6 +463,10 @@ int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap) {
   return doc->nepochs;
 }
 
+size_t tde_keydoc_wraps(const tde_keydoc *doc, uint32_t epoch) {
+  return tde_json_count(tde_json_get(tde_keydoc_dek_of(doc, epoch), "wraps"));
+}
+
 int tde_keydoc_same_deks(const tde_keydoc *a, const tde_keydoc *b) {
   size_t na = 0, nb = 0;
   char *ta = tde_json_text(tde_json_get(a->root, "deks"), &na);

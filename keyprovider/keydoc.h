@@ -92,6 +92,8 @@ int tde_keydoc_auto_rotation(const tde_keydoc *doc, int64_t *checked);
 /* Every thumbprint that some epoch is wrapped under now: what a restore needs. Into
 ** out, each once; returns their number. */
 int tde_keydoc_needed(const tde_keydoc *doc, tde_key_info *out, int cap);
+/* How many wraps the DEK of an epoch has. */
+size_t tde_keydoc_wraps(const tde_keydoc *doc, uint32_t epoch);
 /* The key that one epoch is wrapped under; false: no such epoch. */
 int tde_keydoc_wrap_info(const tde_keydoc *doc, uint32_t epoch, tde_key_info *out);
 /* The whole document, borrowed: for views. */

@@ -1133,13 +1133,15 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
 #define OUTAGE_SHARED_MS 900
 
 /* Names the protector together with whoever asks it: another identity, or application in
-** another tenant, may be let in where this one is not. */
+** another tenant, may be let in where this one is not. False: what is heard is no answer of that
+** protector, or not for sure. */
 static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
   char text[2 * TDE_KEY_ID_MAX + TDE_PATH_MAX];
   int n = snprintf(text, sizeof(text), "%s\n%s\n%s\n%s\n%s", k->facts.key_id, k->facts.key_version,
                    k->facts.identity, k->facts.federated_client_id,
                    k->params.instance ? k->params.instance : "");
-  return n > 0 && n < (int)sizeof(text) && tde_sha256(text, (size_t)n, key) == TDE_OK;
+  return k->facts.alone && n > 0 && n < (int)sizeof(text) &&
+         tde_sha256(text, (size_t)n, key) == TDE_OK;
 }
 
 static int recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t max_age, tde_status *st) {

@@ -41,6 +41,8 @@ typedef struct tde_key_facts {
   int nepochs;
   uint32_t epochs[TDE_EPOCHS_MAX]; /* ascending */
   int remote;                      /* the protector is asked over a network */
+  int alone;                       /* the current DEK has no other wrap than the protector's: what
+                                   ** becomes of its unwrap is the protector's answer */
   int regenerating;                /* units of an older epoch are being sealed anew */
   int secondary;                   /* a copy that follows another database */
   int backup;                      /* nobody changes it */

@@ -39,7 +39,7 @@ void tde_recent_put(const uint8_t key[TDE_HASH_BYTES], int64_t now, tde_class c,
   }
   if (!a) a = &recent[next++ % RECENT];
   memcpy(a->key, key, TDE_HASH_BYTES);
-  a->at = tde_class_is_denial(c) ? 0 : now;
+  a->at = c == TDE_OK || tde_class_is_outage(c) ? now : 0;
   a->st = *st;
   a->st.code = c;
 }
