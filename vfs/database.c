@@ -67,6 +67,7 @@ int tde_class_rc(tde_class c) {
       return SQLITE_IOERR_READ;
     case TDE_TRUNCATED:
       return SQLITE_IOERR_CORRUPTFS; /* SQLite's VDBE makes SQLITE_CORRUPT of it */
+    case TDE_NOT_AUTHENTIC:
     case TDE_WRONG_KEY:
     case TDE_CORRUPT:
     case TDE_UNREACHABLE:
@@ -208,13 +209,13 @@ static tde_key_params way_for(const tde_db *db, const tde_header *h) {
 static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
   tde_key_params params = way_for(db, h);
   tde_keys *keys = NULL;
-  tde_class c = TDE_WRONG_KEY;
+  tde_class c = TDE_NOT_AUTHENTIC;
 
   if (db->keys && tde_keys_live(db->keys) && !forced) {
     c = tde_keyring_follow(db->keys, &tde_source, &params, h, 0, &db->facts, &db->last);
     if (c == TDE_OK) keys = db->keys;
   }
-  if (c == TDE_WRONG_KEY) { /* or another database stands in this one's place */
+  if (c == TDE_NOT_AUTHENTIC || c == TDE_WRONG_KEY) { /* or another database in this one's place */
     c = tde_keyring_unlock(&tde_source, &params, h, forced, &db->facts, &keys, &db->last);
     if (keys && keys == db->keys) tde_keyring_release(keys); /* a reference is held already */
   }
@@ -331,9 +332,10 @@ static int stays(tde_db *db, const tde_header *older, tde_class newer) {
   return 1;
 }
 
-/* Takes the newest slot that is whole and unlocks; falls back to the other
-** when its HMAC does not verify. False: the file's size, which was not asked for
-** (-1), is needed to tell what the slots mean. */
+/* Takes the newest slot that is whole and unlocks; falls back to the other when that one is not
+** authentic. Whatever else keeps its DEKs away is no reason to: it may name one that the other
+** does not, and units under it, which would be lost if that slot were written over. False: the
+** file's size, which was not asked for (-1), is needed to tell what the slots mean. */
 static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
@@ -370,7 +372,7 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
   } else {
     tde_status_clear(&db->last);
     rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
-    if ((rc == TDE_WRONG_KEY || rc == TDE_CORRUPT) && c[!first] == TDE_OK) {
+    if (rc == TDE_NOT_AUTHENTIC && c[!first] == TDE_OK) {
       tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
               tde_path_of(db->file), first, !first);
       (void)snprintf(db->slot[first].found, sizeof(db->slot[first].found), "not authentic");
@@ -484,8 +486,12 @@ int tde_db_knows(const tde_db *db, uint32_t epoch) {
   return tde_epoch_is_named(&db->named, epoch) && tde_keys_has(db->keys, epoch);
 }
 
+static int is_damage(tde_class c) {
+  return c == TDE_TAMPERED || c == TDE_TORN || c == TDE_TRUNCATED;
+}
+
 /* A unit of an epoch that is not known: another process gave the database a new
-** DEK. Only keys that verify a newer header of this very database are taken. TDE_WRONG_KEY:
+** DEK. Only keys that verify a newer header of this very database are taken. TDE_TAMPERED:
 ** nobody wrote under it; other classes: why its key is not to be had. */
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
@@ -493,9 +499,14 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_slots both;
   tde_header h;
   tde_key_facts *facts;
-  tde_class c = TDE_WRONG_KEY;
+  tde_class c = TDE_TAMPERED;
+  tde_status st;
 
-  if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return TDE_WRONG_KEY;
+  tde_status_clear(&st);
+  if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return TDE_TAMPERED;
+  if (db->unlearnt && db->unlearnt == db->last.code && tde_now_ms() < db->learn_at) {
+    return db->unlearnt;
+  }
   facts = sqlite3_malloc64(sizeof(*facts));
   memset(&h, 0, sizeof(h));
   tde_slots_init(&both);
@@ -504,16 +515,22 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   if (!facts) c = TDE_NOMEM;
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0) {
     tde_key_params params = way_for(db, &h);
-    c = tde_keyring_follow(db->keys, &tde_source, &params, &h, 0, facts, NULL);
-    if (c && c != TDE_NOMEM && !tde_class_is_outage(c) && !tde_class_is_denial(c)) {
-      c = TDE_WRONG_KEY; /* nobody's header */
+    int64_t began = tde_now_ms();
+    c = tde_keyring_follow(db->keys, &tde_source, &params, &h, 0, facts, &st);
+    if (c == TDE_NOT_AUTHENTIC) c = TDE_TAMPERED; /* nobody's header */
+    if (c && c != TDE_TAMPERED) {
+      int64_t now = tde_now_ms();
+      db->last = st; /* bad_unit tells */
+      db->unlearnt = c;
+      /* The caller has a lock: whom it keeps waiting has half of the time at least. */
+      db->learn_at = now + (now - began > RETRY_MS ? now - began : RETRY_MS);
     }
   }
   if (c == TDE_OK) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) memcpy(db->seen[i], both.at[i], TDE_SLOT_FIXED);
     take_header(db, &h, db->keys);
-    if (!tde_db_knows(db, epoch)) c = TDE_WRONG_KEY;
+    if (!tde_db_knows(db, epoch)) c = TDE_TAMPERED;
   }
   tde_header_clear(&h);
   sqlite3_free(facts);
@@ -1378,6 +1395,8 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   tde_status st, *s = db ? &db->last : &st;
 
   if (c == TDE_NOMEM) return SQLITE_NOMEM;
+  /* Nothing is wrong with a unit whose epoch's key is not to be had: tde_db_learn_epoch says why. */
+  if (db && !is_damage(c) && c == s->code) return tde_db_report(db);
   tde_status_clear(s);
   if (db) db->counters.units_rejected++;
   if (c == TDE_TAMPERED) {

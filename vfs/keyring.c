@@ -398,7 +398,7 @@ static tde_class check_header(const tde_header *h, const tde_key_facts *facts, c
   tde_class c;
 
   if (h->epoch != facts->epoch) {
-    return tde_fail(st, TDE_CORRUPT, "restore the file from a backup",
+    return tde_fail(st, TDE_NOT_AUTHENTIC, "restore the file from a backup",
                     "the header is under epoch %u, its key document under %u", h->epoch,
                     facts->epoch);
   }
@@ -406,7 +406,8 @@ static tde_class check_header(const tde_header *h, const tde_key_facts *facts, c
   if (c == TDE_OK) c = tde_header_check_mac(h, key);
   tde_wipe(key, sizeof(key));
   if (c == TDE_WRONG_KEY) {
-    return tde_fail(st, c, "restore the header's other slot or a backup; the key itself answered",
+    return tde_fail(st, TDE_NOT_AUTHENTIC,
+                    "restore the header's other slot or a backup; the key itself answered",
                     "key %s unwraps a DEK that does not verify this header", facts->key_id);
   }
   if (c) return tde_fail(st, c, NULL, "the header's authentication could not be computed");
@@ -421,6 +422,16 @@ static int verifies(const tde_keys *k, int stale, const tde_header *h, const tde
   if (c == TDE_OK) c = h->epoch == facts->epoch ? tde_header_check_mac(h, key) : TDE_WRONG_KEY;
   tde_wipe(key, sizeof(key));
   return c == TDE_OK;
+}
+
+/* What the header says of its keys. */
+static tde_class describe(const tde_key_source *source, const tde_header *h, tde_key_facts *facts,
+                          tde_status *st) {
+  tde_class c = source->describe(source->ctx, h->doc, h->ndoc, facts, st);
+
+  if (c != TDE_CORRUPT) return c;
+  if (st) st->code = TDE_NOT_AUTHENTIC;
+  return TDE_NOT_AUTHENTIC;
 }
 
 /* Fetches the DEKs of these epochs; the header that names them is the caller's to verify. */
@@ -818,7 +829,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   if (*out) return TDE_OK;
 
   tde_status_clear(st);
-  c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
+  c = describe(source, header, facts, st);
   if (c) return c;
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
@@ -896,9 +907,9 @@ tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
   pthread_mutex_unlock(&ring_lock);
   if (known) return TDE_OK;
   if (memcmp(keys->uuid, header->uuid, TDE_UUID_BYTES) != 0) {
-    return tde_fail(st, TDE_WRONG_KEY, NULL, "the header is another database's");
+    return tde_fail(st, TDE_NOT_AUTHENTIC, NULL, "the header is another database's");
   }
-  c = source->describe(source->ctx, header->doc, header->ndoc, facts, st);
+  c = describe(source, header, facts, st);
   if (c) return c;
   pthread_mutex_lock(&ring_lock);
   confirm_epochs(keys, header, facts);

@@ -32,6 +32,7 @@ int tde_class_is_denial(tde_class c) {
     case TDE_DISABLED:
     case TDE_MISSING:
     case TDE_WRONG_KEY:
+    case TDE_NOT_AUTHENTIC:
       return 1;
     default:
       return 0;

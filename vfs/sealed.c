@@ -111,11 +111,10 @@ tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *recor
   tde_aead *aead;
   tde_class c = tde_cryptor_get(s->crypt, epoch, &aead);
 
-  if (c == TDE_WRONG_KEY && s->hooks->learn) {
-    c = s->hooks->learn(s->ctx, epoch);
+  if (c == TDE_WRONG_KEY) { /* an epoch that is new here, or one that nobody wrote */
+    c = s->hooks->learn ? s->hooks->learn(s->ctx, epoch) : TDE_TAMPERED;
     if (c == TDE_OK) c = tde_cryptor_get(s->crypt, epoch, &aead);
   }
-  if (c == TDE_WRONG_KEY) c = TDE_TAMPERED; /* an epoch nobody wrote */
   if (c == TDE_OK) c = tde_unit_open(aead, &at, record, tde_unit_size(&s->geo, i), out);
   if (c == TDE_OK) {
     s->counters->units_opened++;

@@ -18,6 +18,8 @@ typedef struct tde_db {
   tde_state state;
   tde_status last;  /* why it is not accessible, or the last bad unit */
   int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
+  int64_t learn_at; /* likewise: when the DEK of an epoch that is new here may be asked for again */
+  tde_class unlearnt; /* why it was not to be had; db->last tells */
   uint64_t fork;    /* of the process in which a check was last thought of */
   unsigned io_gates;
   tde_key_params params;

@@ -77,6 +77,7 @@ const char *tde_class_name(tde_class code) {
       [TDE_TAMPERED] = "tampered",
       [TDE_TORN] = "torn",
       [TDE_TRUNCATED] = "truncated",
+      [TDE_NOT_AUTHENTIC] = "not-authentic",
       [TDE_UNREACHABLE] = "unreachable",
       [TDE_THROTTLED] = "throttled",
       [TDE_UNAUTHENTICATED] = "unauthenticated",

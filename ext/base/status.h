@@ -29,6 +29,8 @@ typedef enum tde_class {
   TDE_TAMPERED,        /* a unit whose tag does not verify */
   TDE_TORN,            /* a file that ends within a unit */
   TDE_TRUNCATED,       /* a file shorter than it says it is */
+  TDE_NOT_AUTHENTIC,   /* a whole header that its own DEKs, which were had, do not verify, or whose
+                       ** key document makes no sense: not for a provider's answers */
   /* the key service, or the key; the first two are outages, not denials */
   TDE_UNREACHABLE,
   TDE_THROTTLED,

@@ -74,7 +74,7 @@ static void status_classes(void) {
   static const char *const names[] = {
       "ok",           "out-of-memory", "io",             "busy",        "random",
       "crypto",       "internal",      "misuse",         "not-encrypted", "newer-format",
-      "damaged-header", "tampered",    "torn",           "truncated",   "unreachable",
+      "damaged-header", "tampered",    "torn",           "truncated",   "not-authentic", "unreachable",
       "throttled",    "unauthenticated", "denied",       "disabled",    "missing",
       "wrong-key",    "corrupt",       "unsupported",    "misconfigured"};
   CHECK(COUNT(names) == TDE_MISCONFIGURED + 1);
