@@ -585,6 +585,29 @@ static void fork_among_threads(void) {
   tde_test_random_hook = NULL;
 }
 
+/* A snapshot of the machine's memory that is resumed twice: the heap (of this program's main thread;
+** where an instrumented allocator has it elsewhere, nothing is put back) as it was. */
+static void snapshot_resumed_twice(void) {
+  enum { LEFT = TDE_NONCE_BATCH - 1 };
+  uint8_t n[2][LEFT][TDE_NONCE_BYTES], first[TDE_NONCE_BYTES];
+  uint8_t *low = sbrk(0), *saved;
+  tde_aead *a = cryptor(12, NULL);
+  REQUIRE(a && seal_nonce(a, first));
+  low -= (uintptr_t)low > (uintptr_t)a ? (size_t)(low - (uint8_t *)a) + 4096 : 0;
+  size_t size = (size_t)((uint8_t *)sbrk(0) - low);
+  saved = mmap(NULL, size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(saved != MAP_FAILED);
+  memcpy(saved, low, size);
+  for (int r = 0; r < 2; r++) {
+    memcpy(low, saved, size);
+    for (int i = 0; i < LEFT; i++) (void)seal_nonce(a, n[r][i]);
+  }
+  CHECK(memcmp(n[0][0], n[1][0], TDE_NONCE_PREFIX) == 0);
+  for (int i = 0; i < LEFT; i++) CHECK(memcmp(n[0][i], n[1][i], TDE_NONCE_BYTES) != 0);
+  munmap(saved, size + 1);
+  tde_aead_free(a);
+}
+
 /* ---- Failures ---------------------------------------------------------- */
 
 static int countdown; /* the failure comes when it reaches 0 */
@@ -840,6 +863,7 @@ int main(int argc, char **argv) {
       {"fork_raw_clone", fork_raw_clone},
       {"fork_same_pid", fork_same_pid},
       {"fork_among_threads", fork_among_threads},
+      {"snapshot_resumed_twice", snapshot_resumed_twice},
       {"random_source_fails", random_source_fails},
       {"memory_runs_out", memory_runs_out},
       {"library_memory_runs_out", library_memory_runs_out},
