@@ -95,11 +95,20 @@ static void put_protector(tde_json *j, const tde_keydoc *doc, int *bad) {
 
 /* ---- a copy of records, with a document that fits it ---- */
 
+typedef struct backup_work {
+  const char *path;
+  sqlite3 *db;
+  const char *schema;
+  tde_json *answer;
+  int dek_changed; /* meanwhile: everything is done again */
+} backup_work;
+
 /* Makes the copy's document out of the source's. */
 typedef tde_class (*make_document)(void *ctx, tde_keydoc *doc, tde_status *st);
 
 typedef struct raw_copy {
   source src;
+  backup_work *w;
   tde_change *c; /* the basis */
   make_document make;
   void *ctx;
@@ -150,8 +159,9 @@ static int write_once(raw_copy *k, tde_status *st) {
 
 /* SQLITE_BUSY: a unit that was copied may be under a DEK that the copy's document does
 ** not name. */
-static int still_same_epochs(tde_change *c, tde_status *st) {
+static int still_same_epochs(backup_work *w, tde_change *c, tde_status *st) {
   if (same_epochs(c)) return SQLITE_OK;
+  w->dek_changed = 1;
   tde_fail(st, TDE_BUSY, "try again", "%s: its DEK changed while it was copied", c->info->path);
   return SQLITE_BUSY;
 }
@@ -161,14 +171,10 @@ static int write_raw(raw_copy *k, tde_status *st) {
   int rc = write_once(k, st);
 
   if (rc == SQLITE_OK) {
-    rc = still_same_epochs(k->c, st);
+    rc = still_same_epochs(k->w, k->c, st);
     if (rc) (void)unlink(k->place.temp);
   }
   return rc;
-}
-
-static int is_epoch_change(const tde_status *st) {
-  return st->code == TDE_BUSY && strstr(st->message, "its DEK changed while") != NULL;
 }
 
 /* ---- tde_backup(path [, options]) ---- */
@@ -187,13 +193,6 @@ static tde_class mark_backup(void *ctx, tde_keydoc *doc, tde_status *st) {
   }
   return TDE_OK;
 }
-
-typedef struct backup_work {
-  const char *path;
-  sqlite3 *db;
-  const char *schema;
-  tde_json *answer;
-} backup_work;
 
 static tde_json *backup_answer(const raw_copy *k, int64_t now) {
   tde_json *j = tde_json_object();
@@ -214,6 +213,7 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   int rc;
 
   memset(&k, 0, sizeof(k));
+  k.w = w;
   k.c = c;
   k.make = mark_backup;
   k.ctx = &now;
@@ -258,9 +258,10 @@ static void run(sqlite3_context *ctx, const char *schema, const char *event, int
   for (int i = 0; i < EPOCH_TRIES; i++) {
     tde_json_free(w->answer); /* of a try that came to nothing */
     w->answer = NULL;
+    w->dek_changed = 0;
     rc = reading ? tde_change_run_reading(w->db, schema, event, work, w, &st)
                  : tde_change_run(w->db, schema, event, work, w, &st);
-    if (!rc || !is_epoch_change(&st)) break;
+    if (!rc || !w->dek_changed) break;
   }
   if (rc) {
     tde_json_free(w->answer);
@@ -271,8 +272,8 @@ static void run(sqlite3_context *ctx, const char *schema, const char *event, int
 }
 
 void tde_sql_backup(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  backup_work w = {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx),
-                   NULL, NULL};
+  backup_work w = {.path = tde_arg_needed(ctx, argc, argv, 0, "the path"),
+                   .db = sqlite3_context_db_handle(ctx)};
   tde_options o;
 
   if (!w.path) return;
@@ -423,6 +424,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   int rc = may_have_another(c, st);
 
   memset(&k, 0, sizeof(k));
+  k.w = &w->b;
   k.c = c;
   k.make = make_secondary;
   k.ctx = w;
@@ -461,11 +463,9 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
 
 void tde_sql_create_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_options o;
-  secondary_work w = {
-      {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx), NULL, NULL},
-      &o,
-      NULL,
-      NULL};
+  secondary_work w = {.b = {.path = tde_arg_needed(ctx, argc, argv, 0, "the path"),
+                            .db = sqlite3_context_db_handle(ctx)},
+                      .o = &o};
 
   if (!w.b.path) return;
   if (options_of(ctx, argc, argv, 1, "schema instance protector identity federated_client_id",
@@ -585,8 +585,8 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
 }
 
 static int confirm_epochs(void *ctx, tde_status *st) {
-  const sync_work *w = ctx;
-  return still_same_epochs(w->c, st);
+  sync_work *w = ctx;
+  return still_same_epochs(&w->b, w->c, st);
 }
 
 static tde_json *sync_answer(const sync_work *w) {
@@ -671,8 +671,9 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
     for (int i = 0; w->path && i < EPOCH_TRIES; i++) {
       tde_json_free(w->b.answer);
       w->b.answer = NULL;
+      w->b.dek_changed = 0;
       rc = tde_change_run(w->b.db, o.schema, "sync-secondary", sync_secondary, w, &st);
-      if (!rc || !is_epoch_change(&st)) break;
+      if (!rc || !w->b.dek_changed) break;
     }
   }
   if (rc) {
@@ -746,9 +747,9 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
 
 void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_options o;
-  copy_work w = {
-      {tde_arg_needed(ctx, argc, argv, 0, "the path"), sqlite3_context_db_handle(ctx), NULL, NULL},
-      &o};
+  copy_work w = {.b = {.path = tde_arg_needed(ctx, argc, argv, 0, "the path"),
+                       .db = sqlite3_context_db_handle(ctx)},
+                 .o = &o};
 
   if (!w.b.path) return;
   if (options_of(ctx, argc, argv, 1, "schema instance protector identity federated_client_id", &o)) {

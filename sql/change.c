@@ -14,14 +14,15 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* Says in a status that the basis is not in force any more. */
-#define STALE "another connection changed the database's keys meanwhile"
-
 /* How often a change is tried when others come in between. */
 #define TRIES 20
 
-static int is_stale(const tde_status *st) {
-  return st->code == TDE_BUSY && strstr(st->message, STALE) != NULL;
+/* The basis is not in force any more. The message does for people alone: with a long path it is
+** cut off before it says so. */
+static tde_class fail_stale(tde_change *c, tde_status *st) {
+  c->stale = 1;
+  return tde_fail(st, TDE_BUSY, "try again",
+                  "%s: another connection changed the database's keys meanwhile", c->info->path);
 }
 
 /* A hot journal is rolled back, a WAL opened, before the header is looked at. What
@@ -147,7 +148,7 @@ static tde_class mutate(void *ctx, const char *doc, size_t ndoc, char **newdoc, 
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
   if (c == TDE_OK && !m->loose && !tde_keydoc_same_deks(kd, m->c->doc)) {
-    c = tde_fail(st, TDE_BUSY, "try again", "%s: " STALE, m->c->info->path);
+    c = fail_stale(m->c, st);
   }
   if (c == TDE_OK) c = m->edit(m->ctx, kd, st);
   if (c == TDE_OK && m->c->event && tde_keydoc_add_event(kd, &m->e)) {
@@ -209,7 +210,7 @@ static int run(sqlite3 *db, const char *schema, const char *event, int reading,
     rc = begin(&c, db, schema, event, reading, st);
     if (rc == SQLITE_OK) rc = work(ctx, &c, st);
     /* The next try begins with a read, which rolls a hot journal back. */
-    again = rc && (is_stale(st) || rc == SQLITE_BUSY_RECOVERY);
+    again = rc && (c.stale || rc == SQLITE_BUSY_RECOVERY);
     if (rc && (!again || i + 1 == TRIES)) tell_failure(&c, st);
     end(&c);
     if (!again) break;
@@ -285,12 +286,12 @@ static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
 }
 
-tde_class tde_change_dek(const tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st) {
+tde_class tde_change_dek(tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st) {
   tde_class cls = tde_file_dek(c->f, epoch, dek, st);
 
   /* The header that c began with named it, and the keys of that one were at hand. */
   if (cls != TDE_WRONG_KEY) return cls;
-  return tde_fail(st, TDE_BUSY, "try again", "%s: " STALE, c->info->path);
+  return fail_stale(c, st);
 }
 
 /* Wraps the DEK of every epoch under the new key; each is proved by an unwrap. */

@@ -23,6 +23,7 @@ typedef struct tde_change {
   tde_file_info *info;
   const char *event;    /* what it is called; NULL: it is none */
   tde_key_info subject; /* what a failure is about; at first the protector */
+  int stale;            /* another change came in between: everything is done again */
 } tde_change;
 
 /* Makes a change: reads the basis, lets work do what it does, and begins again when
@@ -49,7 +50,7 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
                       const tde_key_info *key, tde_status *st);
 
 /* For work: a DEK that the basis names (secret memory, copied). */
-tde_class tde_change_dek(const tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st);
+tde_class tde_change_dek(tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st);
 
 /* ---- the changes; SQLite codes, st tells ---- */
 

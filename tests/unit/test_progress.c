@@ -59,6 +59,55 @@ static void the_host_hears_of_an_operation_and_may_stop_it(void) {
   (void)sqlite3_close(db);
 }
 
+/* ---- a new DEK meanwhile ---- */
+
+typedef struct turn {
+  sqlite3 *other;
+  int done, rc;
+} turn;
+
+static int rotate_once(void *ctx, const char *operation, const char *path, long long done,
+                       long long total) {
+  turn *t = ctx;
+
+  (void)operation, (void)path, (void)done, (void)total;
+  if (!t->done++) t->rc = run_sql(t->other, "SELECT tde_rotate_dek()");
+  return 0;
+}
+
+/* A path so long that what says so is cut off in messages. */
+static int make_long_path(char *out, size_t n) {
+  size_t len = (size_t)snprintf(out, n, "%s", root);
+
+  while (len < 490) {
+    size_t part = 490 - len > 200 ? 200 : 490 - len;
+    out[len] = '/';
+    memset(out + len + 1, 'd', part - 1);
+    out[len += part] = 0;
+    if (mkdir(out, 0700)) return 1;
+  }
+  return snprintf(out + len, n - len, "/a.db") != 5;
+}
+
+static void a_backup_during_which_the_dek_changed_starts_over(void) {
+  char path[600], uri[700], sql[700];
+  sqlite3 *db;
+  turn t = {0};
+
+  REQUIRE(make_long_path(path, sizeof(path)) == 0);
+  (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde", path);
+  db = open_uri(uri);
+  REQUIRE(run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(100000))") == SQLITE_OK);
+  t.other = open_uri(uri);
+  (void)snprintf(sql, sizeof(sql), "SELECT tde_backup('%s/a.bak')", root);
+  tde_set_progress(rotate_once, &t);
+  CHECK(run_sql(db, sql) == SQLITE_OK);
+  tde_set_progress(NULL, NULL);
+  CHECK(t.done > 1 && t.rc == SQLITE_OK);
+  (void)sqlite3_close(t.other);
+  (void)sqlite3_close(db);
+}
+
 /* ---- a fork meanwhile ---- */
 
 static sem_t under_way, go_on;
@@ -119,6 +168,8 @@ int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"the_host_hears_of_an_operation_and_may_stop_it",
        the_host_hears_of_an_operation_and_may_stop_it},
+      {"a_backup_during_which_the_dek_changed_starts_over",
+       a_backup_during_which_the_dek_changed_starts_over},
       {"a_forked_child_has_none_of_its_parents_operations",
        a_forked_child_has_none_of_its_parents_operations},
   };
