@@ -103,6 +103,12 @@ typedef struct backup_work {
   int dek_changed; /* meanwhile: everything is done again */
 } backup_work;
 
+/* That of a try that came to nothing goes. */
+static void set_answer(backup_work *w, tde_json *answer) {
+  tde_json_free(w->answer);
+  w->answer = answer;
+}
+
 /* Makes the copy's document out of the source's. */
 typedef tde_class (*make_document)(void *ctx, tde_keydoc *doc, tde_status *st);
 
@@ -229,7 +235,7 @@ static int backup(void *ctx, tde_change *c, tde_status *st) {
   }
   if (rc == SQLITE_OK) rc = tde_place_publish(&k.place, st);
   if (rc == SQLITE_OK) {
-    w->answer = backup_answer(&k, now);
+    set_answer(w, backup_answer(&k, now));
     tde_change_tell(c);
   }
   tde_place_end(&k.place);
@@ -256,8 +262,6 @@ static void run(sqlite3_context *ctx, const char *schema, const char *event, int
   int rc = SQLITE_ERROR;
 
   for (int i = 0; i < EPOCH_TRIES; i++) {
-    tde_json_free(w->answer); /* of a try that came to nothing */
-    w->answer = NULL;
     w->dek_changed = 0;
     rc = reading ? tde_change_run_reading(w->db, schema, event, work, w, &st)
                  : tde_change_run(w->db, schema, event, work, w, &st);
@@ -451,7 +455,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
     /* Listed first: an entry without its file counts for nothing. */
     l.path = k.place.target;
     l.created = l.synced = (int64_t)time(NULL);
-    w->b.answer = backup_answer(&k, l.synced);
+    set_answer(&w->b, backup_answer(&k, l.synced));
     rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
   }
   if (rc == SQLITE_OK) rc = tde_place_publish(&k.place, st);
@@ -621,7 +625,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
     tde_job_end(&w->src.job);
   }
   if (rc == SQLITE_OK) {
-    w->b.answer = sync_answer(w);
+    set_answer(&w->b, sync_answer(w));
     l.synced = (int64_t)time(NULL);
     rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
   }
@@ -669,8 +673,6 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
     w->path = full_path(path, &st);
     if (!w->path) rc = tde_class_rc(st.code);
     for (int i = 0; w->path && i < EPOCH_TRIES; i++) {
-      tde_json_free(w->b.answer);
-      w->b.answer = NULL;
       w->b.dek_changed = 0;
       rc = tde_change_run(w->b.db, o.schema, "sync-secondary", sync_secondary, w, &st);
       if (!rc || !w->b.dek_changed) break;
@@ -732,12 +734,11 @@ static int copy(void *ctx, tde_change *c, tde_status *st) {
     tde_job_end(&job);
   }
   if (rc == SQLITE_OK) {
-    w->b.answer = tde_json_object();
+    set_answer(&w->b, tde_json_object());
     if (tde_json_set_text(w->b.answer, "path", place.target) |
         tde_json_set_int(w->b.answer, "pages", n.pages) |
         (n.dropped ? tde_json_set_int(w->b.answer, "keys_dropped", n.dropped) : 0)) {
-      tde_json_free(w->b.answer);
-      w->b.answer = NULL;
+      set_answer(&w->b, NULL);
     }
     tde_change_tell(c);
   }

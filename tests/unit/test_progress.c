@@ -1,6 +1,6 @@
 /*
 ** test_progress.c: who is told of long operations (tde_set_progress of ext/tde.h, tde_progress),
-** and what of them a forked child knows (sql/progress.c).
+** what of them a forked child knows (sql/progress.c), and a change in the middle of one.
 */
 #include <pthread.h>
 #include <semaphore.h>
