@@ -12,6 +12,7 @@
 */
 #include "backup.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -294,6 +295,11 @@ typedef struct secondary_work {
   tde_op *wraps; /* of every epoch, when it gets a protector of its own */
 } secondary_work;
 
+/* Only what is surely gone is: a folder may be out of reach for a while, or to this user. */
+static int is_gone(const char *path) {
+  return access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR);
+}
+
 /* The entries of secondaries[] whose file is still there, without one path. */
 static tde_json *living(const tde_keydoc *doc, const char *without) {
   const tde_json *have = tde_json_get(tde_keydoc_json(doc), "secondaries");
@@ -302,7 +308,7 @@ static tde_json *living(const tde_keydoc *doc, const char *without) {
   for (size_t i = 0; i < tde_json_count(have); i++) {
     const tde_json *e = tde_json_at(have, i);
     const char *path = tde_json_get_text(e, "path");
-    if (!path || strcmp(path, without) == 0 || access(path, F_OK) != 0) continue;
+    if (!path || strcmp(path, without) == 0 || is_gone(path)) continue;
     if (tde_json_append(list, tde_json_copy(e))) {
       tde_json_free(list);
       return NULL;
