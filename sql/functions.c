@@ -377,9 +377,10 @@ typedef struct verification {
 } verification;
 
 /* A damaged page 1 must not keep the verification from reporting it; a lock must: what
-** others change meanwhile would look like damage. */
+** others change meanwhile would look like damage. One row, also of a schema that is empty: the
+** transaction ends with the last; and of one that is large no more than its first page. */
 static int hold_still(verification *v, tde_status *st) {
-  char *sql = sqlite3_mprintf("SELECT 1 FROM \"%w\".sqlite_schema", v->schema);
+  char *sql = sqlite3_mprintf("SELECT (SELECT 1 FROM \"%w\".sqlite_schema)", v->schema);
   int rc = sql ? sqlite3_prepare_v2(v->db, sql, -1, &v->hold, NULL) : SQLITE_NOMEM;
 
   if (rc == SQLITE_OK) rc = sqlite3_step(v->hold);

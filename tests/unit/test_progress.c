@@ -14,16 +14,19 @@
 
 static char root[256];
 
-static int rows_of_progress(sqlite3 *db) {
+static int int_of(sqlite3 *db, const char *sql) {
   sqlite3_stmt *q = NULL;
   int n = -1;
 
-  if (sqlite3_prepare_v2(db, "SELECT count(*) FROM tde_progress", -1, &q, NULL) == SQLITE_OK &&
-      sqlite3_step(q) == SQLITE_ROW) {
+  if (sqlite3_prepare_v2(db, sql, -1, &q, NULL) == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW) {
     n = sqlite3_column_int(q, 0);
   }
   (void)sqlite3_finalize(q);
   return n;
+}
+
+static int rows_of_progress(sqlite3 *db) {
+  return int_of(db, "SELECT count(*) FROM tde_progress");
 }
 
 /* ---- the host's callback ---- */
@@ -59,19 +62,20 @@ static void the_host_hears_of_an_operation_and_may_stop_it(void) {
   (void)sqlite3_close(db);
 }
 
-/* ---- a new DEK meanwhile ---- */
+/* ---- another connection meanwhile ---- */
 
 typedef struct turn {
   sqlite3 *other;
+  const char *sql;
   int done, rc;
 } turn;
 
-static int rotate_once(void *ctx, const char *operation, const char *path, long long done,
-                       long long total) {
+static int other_once(void *ctx, const char *operation, const char *path, long long done,
+                      long long total) {
   turn *t = ctx;
 
   (void)operation, (void)path, (void)done, (void)total;
-  if (!t->done++) t->rc = run_sql(t->other, "SELECT tde_rotate_dek()");
+  if (!t->done++) t->rc = run_sql(t->other, t->sql);
   return 0;
 }
 
@@ -92,7 +96,7 @@ static int make_long_path(char *out, size_t n) {
 static void a_backup_during_which_the_dek_changed_starts_over(void) {
   char path[600], uri[700], sql[700];
   sqlite3 *db;
-  turn t = {0};
+  turn t = {.sql = "SELECT tde_rotate_dek()"};
 
   REQUIRE(make_long_path(path, sizeof(path)) == 0);
   (void)snprintf(uri, sizeof(uri), "file:%s?vfs=tde", path);
@@ -100,10 +104,24 @@ static void a_backup_during_which_the_dek_changed_starts_over(void) {
   REQUIRE(run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(100000))") == SQLITE_OK);
   t.other = open_uri(uri);
   (void)snprintf(sql, sizeof(sql), "SELECT tde_backup('%s/a.bak')", root);
-  tde_set_progress(rotate_once, &t);
+  tde_set_progress(other_once, &t);
   CHECK(run_sql(db, sql) == SQLITE_OK);
   tde_set_progress(NULL, NULL);
   CHECK(t.done > 1 && t.rc == SQLITE_OK);
+  (void)sqlite3_close(t.other);
+  (void)sqlite3_close(db);
+}
+
+static void a_verification_holds_the_file_still_where_the_schema_is_empty(void) {
+  sqlite3 *db = open_below(root, "empty.db");
+  turn t = {.other = open_below(root, "empty.db"), .sql = "VACUUM"};
+
+  REQUIRE(run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(10000000)); DROP TABLE t") ==
+          SQLITE_OK);
+  tde_set_progress(other_once, &t);
+  CHECK(int_of(db, "SELECT json_extract(tde_verify(), '$.ok')") == 1);
+  tde_set_progress(NULL, NULL);
+  CHECK(t.rc == SQLITE_BUSY);
   (void)sqlite3_close(t.other);
   (void)sqlite3_close(db);
 }
@@ -170,6 +188,8 @@ int main(int argc, char **argv) {
        the_host_hears_of_an_operation_and_may_stop_it},
       {"a_backup_during_which_the_dek_changed_starts_over",
        a_backup_during_which_the_dek_changed_starts_over},
+      {"a_verification_holds_the_file_still_where_the_schema_is_empty",
+       a_verification_holds_the_file_still_where_the_schema_is_empty},
       {"a_forked_child_has_none_of_its_parents_operations",
        a_forked_child_has_none_of_its_parents_operations},
   };
