@@ -539,12 +539,16 @@ static const struct sql_function_row {
 static void dispatch(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const struct sql_function_row *f = sqlite3_user_data(ctx);
   tde_status st;
+  int rc;
 
-  tde_status_clear(&st);
   if (argc < f->least || argc > f->most) {
     tde_result_arity(ctx, f->name);
-  } else if (tde_args_cut(argc, argv, &st)) {
-    tde_result_status(ctx, SQLITE_MISUSE, &st);
+    return;
+  }
+  tde_status_clear(&st);
+  rc = tde_args_check(argc, argv, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
   } else {
     f->call(ctx, argc, argv);
   }

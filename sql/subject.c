@@ -30,17 +30,21 @@ tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
   return NULL;
 }
 
-int tde_args_cut(int argc, sqlite3_value **argv, tde_status *st) {
+int tde_args_check(int argc, sqlite3_value **argv, tde_status *st) {
   for (int i = 0; i < argc; i++) {
     int type = sqlite3_value_type(argv[i]);
     const char *text;
     if (type != SQLITE_TEXT && type != SQLITE_BLOB) continue;
     text = (const char *)sqlite3_value_text(argv[i]);
+    if (!text && type == SQLITE_TEXT) { /* no memory to make UTF-8 of it */
+      tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+      return SQLITE_NOMEM;
+    }
     if (!text || strlen(text) == (size_t)sqlite3_value_bytes(argv[i])) continue;
     tde_fail(st, TDE_MISUSE, "give it without", "argument %d holds a NUL byte", i + 1);
-    return 1;
+    return SQLITE_MISUSE;
   }
-  return 0;
+  return SQLITE_OK;
 }
 
 const char *tde_arg_text(int argc, sqlite3_value **argv, int i) {

@@ -13,9 +13,10 @@
 ** such schema, or another VFS has it. */
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
 
-/* Is a text among the arguments cut short by a NUL byte? What follows it would be passed over,
-** and another file, schema or key meant. Then st is set. */
-int tde_args_cut(int argc, sqlite3_value **argv, tde_status *st);
+/* To be asked before any argument's text is taken. SQLITE_MISUSE: a text is cut short by a NUL
+** byte, and what follows it would be passed over; SQLITE_NOMEM: one can not be had, and would
+** count as absent. Either way another file, schema or key would be meant. Then st is set. */
+int tde_args_check(int argc, sqlite3_value **argv, tde_status *st);
 
 /* The text of argument i, NULL when it is absent or NULL. */
 const char *tde_arg_text(int argc, sqlite3_value **argv, int i);

@@ -137,15 +137,18 @@ static int table_filter(sqlite3_vtab_cursor *base, int given, const char *ignore
   tde_status st;
 
   (void)ignored;
-  for (int a = 0, i = 0; a < t->nargs && i < argc; a++) {
-    if (given & (1 << a)) args[a] = (const char *)sqlite3_value_text(argv[i++]);
-  }
   tde_json_free(c->rows);
-  tde_status_clear(&st);
+  c->rows = NULL;
   c->at = 0;
-  c->rows = tde_args_cut(argc, argv, &st) ? NULL : t->view->rows(t->db, args, &st);
+  tde_status_clear(&st);
+  if (tde_args_check(argc, argv, &st) == SQLITE_OK) {
+    for (int a = 0, i = 0; a < t->nargs && i < argc; a++) {
+      if (given & (1 << a)) args[a] = (const char *)sqlite3_value_text(argv[i++]);
+    }
+    c->rows = t->view->rows(t->db, args, &st);
+  }
   if (c->rows) return SQLITE_OK;
-  if (!st.code) return SQLITE_NOMEM;
+  if (!st.code || st.code == TDE_NOMEM) return SQLITE_NOMEM;
   sqlite3_free(base->pVtab->zErrMsg);
   base->pVtab->zErrMsg = tde_result_text(SQLITE_ERROR, &st);
   return SQLITE_ERROR;
@@ -210,17 +213,19 @@ static void scalar(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *args[TDE_VIEW_ARGS_MAX] = {NULL};
   tde_status st;
   tde_json *rows;
+  int rc;
 
   if (argc > most_args(view)) {
     tde_result_arity(ctx, view->name);
     return;
   }
-  for (int i = 0; i < argc; i++) args[i] = (const char *)sqlite3_value_text(argv[i]);
   tde_status_clear(&st);
-  if (tde_args_cut(argc, argv, &st)) {
-    tde_result_status(ctx, SQLITE_MISUSE, &st);
+  rc = tde_args_check(argc, argv, &st);
+  if (rc) {
+    tde_result_status(ctx, rc, &st);
     return;
   }
+  for (int i = 0; i < argc; i++) args[i] = (const char *)sqlite3_value_text(argv[i]);
   rows = view->rows(sqlite3_context_db_handle(ctx), args, &st);
   if (!rows && st.code) {
     tde_result_status(ctx, SQLITE_ERROR, &st);
