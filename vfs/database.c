@@ -564,6 +564,19 @@ static int note_written(tde_file *f) {
   return tde_class_rc(c);
 }
 
+/* The header is in force whether the ring hears of it or not. What memory was short for now is
+** told when the header is read anew: here, or by the next transaction. */
+static void tell_ring(tde_file *f) {
+  tde_db *db = f->db;
+  int rc = note_written(f);
+
+  if (rc == SQLITE_OK) return;
+  memset(db->seen[!db->header.slot], 0, TDE_SLOT_FIXED); /* so that it looks: freshen */
+  if (tde_db_load(f, 0) == SQLITE_OK) return;
+  tde_log(TDE_LOG_WARNING, "%s: the new header, which is in force, could not be taken note of: %s",
+          tde_path_of(f), sqlite3_errstr(rc));
+}
+
 /* Draws the identity and key of a new database. On success h and keys are set. */
 static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
@@ -650,7 +663,8 @@ int tde_db_create(tde_file *f) {
   db->state = TDE_STATE_ONLINE;
   f->s.size_known = 0;
   tell_created(db, db->header.uuid, NULL);
-  return note_written(f);
+  tell_ring(f);
+  return SQLITE_OK;
 }
 
 /* Writes db->header with changes as the next sequence into the other slot. */
@@ -835,7 +849,8 @@ static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_stat
     db->header = h;
     db->slot_behind = 0;
   }
-  return note_written(f);
+  tell_ring(f);
+  return SQLITE_OK;
 }
 
 static int not_online(tde_db *db, tde_status *st) {
