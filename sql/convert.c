@@ -280,7 +280,13 @@ static int connect_source(conversion *c, const char *arg) {
 static int refuse_sealed_log(conversion *c) {
   for (int journal = 0; journal <= 1; journal++) {
     tde_log_view log = {0};
-    if (tde_log_peek(c->source, NULL, journal, &log) != SQLITE_OK || !log.stamped) continue;
+    int rc = tde_log_peek(c->source, NULL, journal, &log);
+    if (rc) { /* which is not that it is none */
+      return fail_db(c, NULL, rc,
+                     journal ? "the -journal beside it can not be looked at"
+                             : "the -wal beside it can not be looked at");
+    }
+    if (!log.stamped) continue;
     return fail(c, SQLITE_CANTOPEN, TDE_MISUSE,
                 journal ? "put that database back, or move the -journal away"
                         : "put that database back, or move the -wal away",
