@@ -308,10 +308,33 @@ static int lock_source(conversion *c) {
   return rc ? fail_db(c, c->from, rc, "is in use") : SQLITE_OK;
 }
 
+static int fail_read(conversion *c, int rc) {
+  if (c->from_backup && (rc & 0xff) == SQLITE_READONLY) {
+    return fail(c, rc, TDE_MISUSE, "move the -wal or -journal beside it away",
+                "is a backup, which is only read, and no log beside it is a part of it");
+  }
+  return fail_db(c, c->from, rc, "can not be read");
+}
+
+/* Brings the source's WAL into it. SQLite reads the schema first. */
+static int empty_log(conversion *c) {
+  sqlite3_stmt *stmt = NULL;
+  int busy = 0, rc = sqlite3_prepare_v2(c->from, "PRAGMA wal_checkpoint(TRUNCATE)", -1, &stmt, NULL);
+
+  if (c->encrypting && (rc & 0xff) == SQLITE_CANTOPEN) {
+    int rc2 = refuse_sealed_log(c);
+    if (rc2) return rc2;
+  }
+  if (rc) return fail_read(c, rc);
+  if (sqlite3_step(stmt) == SQLITE_ROW) busy = sqlite3_column_int(stmt, 0);
+  rc = sqlite3_finalize(stmt);
+  if (rc) return fail_db(c, c->from, rc, "its WAL can not be emptied into it");
+  return busy ? fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS, "its WAL is in use") : SQLITE_OK;
+}
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
-  sqlite3_stmt *stmt = NULL;
-  int rc = connect_source(c, arg), busy = 0;
+  int rc = connect_source(c, arg);
 
   if (rc) return rc;
   c->source = sqlite3_mprintf("%s", sqlite3_db_filename(c->from, "main"));
@@ -323,24 +346,12 @@ static int open_source(conversion *c, const char *arg) {
   /* Set before the first access: then a WAL needs no shared memory, and
   ** whoever else has it open is noticed. */
   rc = exec(c, c->from, "PRAGMA locking_mode=EXCLUSIVE", "can not be locked");
-  if (rc == SQLITE_OK) {
-    rc = sqlite3_prepare_v2(c->from, "PRAGMA wal_checkpoint(TRUNCATE)", -1, &stmt, NULL);
-    if (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) busy = sqlite3_column_int(stmt, 0);
-    rc = sqlite3_finalize(stmt);
-    if (rc) rc = fail_db(c, c->from, rc, "its WAL can not be emptied into it");
-    if (rc == SQLITE_OK && busy) {
-      rc = fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS, "its WAL is in use");
-    }
-  }
+  if (rc == SQLITE_OK) rc = empty_log(c);
   if (rc == SQLITE_OK && !c->from_backup) rc = lock_source(c);
   if (rc) return rc;
   rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
   if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
-  if (c->from_backup && (rc & 0xff) == SQLITE_READONLY) {
-    return fail(c, rc, TDE_MISUSE, "move the -wal or -journal beside it away",
-                "is a backup, which is only read, and no log beside it is a part of it");
-  }
-  if (rc) return fail_db(c, c->from, rc, "can not be read");
+  if (rc) return fail_read(c, rc);
   if (c->pages == 0) {
     rc = fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
               "holds nothing");
