@@ -232,10 +232,19 @@ int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, t
 
 #define OLD_THUMBPRINT "PerDatabaseCMKKeyRotationAttemptedWhileOldThumbprintInUse"
 
-static int still_old(tde_change *c, tde_log_view *log) {
-  if (tde_file_log(c->f, 0, log) != SQLITE_OK) return 1;
-  return log->exists && log->stamped && log->authentic && log->units > 0 &&
+/* Is the log of another protector than the current one? An error must not pass for "yes", nor
+** for "no". */
+static int look_at_log(tde_change *c, tde_log_view *log, int *old, tde_status *st) {
+  int rc = tde_file_log(c->f, 0, log);
+
+  *old = rc == SQLITE_OK && log->exists && log->stamped && log->authentic && log->units > 0 &&
          memcmp(log->thumbprint, c->protector.thumbprint, TDE_THUMB_BYTES) != 0;
+  if (rc) {
+    tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO,
+             "check the disk, and the file whose name ends in -wal",
+             "%.300s: its log cannot be looked at: %s", c->info->path, sqlite3_errstr(rc));
+  }
+  return rc;
 }
 
 /* A WAL that was begun under another protector than the current one must go into
@@ -243,10 +252,12 @@ static int still_old(tde_change *c, tde_log_view *log) {
 static int settle_log(tde_change *c, tde_status *st) {
   char stamped[2 * TDE_THUMB_SHOWN + 1], current[2 * TDE_THUMB_SHOWN + 1], holders[256];
   tde_log_view log;
+  int old, rc = look_at_log(c, &log, &old, st);
 
-  if (!still_old(c, &log)) return SQLITE_OK;
+  if (rc || !old) return rc;
   (void)sqlite3_wal_checkpoint_v2(c->db, c->schema, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-  if (!still_old(c, &log)) return SQLITE_OK;
+  rc = look_at_log(c, &log, &old, st);
+  if (rc || !old) return rc;
   tde_hex(log.thumbprint, TDE_THUMB_SHOWN, stamped);
   tde_hex(c->protector.thumbprint, TDE_THUMB_SHOWN, current);
   tde_log_holders(c->info->path, holders, sizeof(holders));
