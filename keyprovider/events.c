@@ -246,8 +246,11 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
   }
   if (tde_json_get(obj, "max_bytes") != NULL) out->max_bytes = tde_json_get_int(obj, "max_bytes", -1);
   if (out->max_bytes < 4096) return bad(st, file, "max_bytes", "is no number from 4096 on");
-  if (tde_json_get(obj, "keep") != NULL) out->keep = (int)tde_json_get_int(obj, "keep", -1);
-  if (out->keep < 1 || out->keep > 1000) return bad(st, file, "keep", "is no number from 1 to 1000");
+  if (tde_json_get(obj, "keep") != NULL) {
+    int64_t keep = tde_json_get_int(obj, "keep", -1);
+    if (keep < 1 || keep > 1000) return bad(st, file, "keep", "is no number from 1 to 1000");
+    out->keep = (int)keep;
+  }
   tde_class rc = flag(obj, file, "sync", &out->sync, st);
   if (rc == TDE_OK) rc = flag(obj, file, "syslog", &out->syslog, st);
   if (rc == TDE_OK) rc = flag(obj, file, "required", &out->required, st);

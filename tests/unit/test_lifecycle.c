@@ -680,6 +680,7 @@ static void audit_settings(void) {
       "{\"audit\":{\"max_bytes\":\"much\"}}",
       "{\"audit\":{\"keep\":0}}",
       "{\"audit\":{\"keep\":1001}}",
+      "{\"audit\":{\"keep\":4294967297}}",
       "{\"audit\":{\"sync\":1}}",
       "{\"audit\":{\"syslog\":\"yes\"}}",
       "{\"audit\":{\"required\":true}}",
