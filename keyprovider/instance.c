@@ -429,16 +429,24 @@ static void instance_free(tde_instance *inst) {
   free(inst);
 }
 
+static tde_class parse_file(const char *text, size_t n, const char *file, tde_json **root,
+                            tde_status *st) {
+  tde_status inner;
+  tde_status_clear(&inner);
+  tde_class rc = tde_json_parse(text, n, "file", root, &inner);
+  if (rc == TDE_OK) return TDE_OK;
+  if (rc != TDE_CORRUPT) return nomem(st);
+  return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
+}
+
 /* Reads and checks the file; *out is the caller's until published. */
 static tde_class load(const char *dir, const char *file, tde_instance **out, tde_file_mark *mark,
                       tde_status *st) {
   char *text = NULL;
   size_t n = 0;
   tde_json *root = NULL;
-  tde_status inner;
   tde_instance *inst = NULL;
   *out = NULL;
-  tde_status_clear(&inner);
   tde_class rc = tde_dir_check(dir, st);
   if (rc != TDE_OK) return rc;
   rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &text, &n, mark, st);
@@ -449,12 +457,7 @@ static tde_class load(const char *dir, const char *file, tde_instance **out, tde
     rc = nomem(st);
     goto done;
   }
-  rc = tde_json_parse(text, n, "file", &root, &inner);
-  if (rc == TDE_CORRUPT) {
-    rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
-  } else if (rc != TDE_OK) {
-    rc = nomem(st);
-  }
+  rc = parse_file(text, n, file, &root, st);
   if (rc == TDE_OK) rc = read_root(root, file, inst, st);
   if (rc == TDE_OK) find_unknown(root, file, inst);
   if (rc == TDE_OK && tde_sha256(text, n, inst->digest) != TDE_OK) {
@@ -688,12 +691,9 @@ static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, 
                       void *ctx, char **text, size_t *n, tde_status *st) {
   char *old = NULL;
   tde_json *root = NULL;
-  tde_status inner;
   tde_class rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &old, n, NULL, st);
   if (rc != TDE_OK) return rc;
-  tde_status_clear(&inner);
-  rc = tde_json_parse(old, *n, "file", &root, &inner);
-  if (rc != TDE_OK) rc = tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
+  rc = parse_file(old, *n, file, &root, st);
   tde_secret_free(old);
   if (rc == TDE_OK) rc = change_root(root, file, change, ctx, st);
   if (rc == TDE_OK) {

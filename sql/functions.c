@@ -213,10 +213,11 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   tde_json *o;
   const tde_instance *inst;
   int64_t checked;
-  int bad = text ? tde_keydoc_parse(text, n, &doc, NULL) != TDE_OK : 1;
+  tde_class c = text ? tde_keydoc_parse(text, n, &doc, NULL) : n ? TDE_NOMEM : TDE_INTERNAL;
+  int bad = 0;
 
   free(text);
-  if (bad) return 0;
+  if (c) return c == TDE_NOMEM; /* one that can not be read says nothing */
   root = tde_keydoc_json(doc);
   rotation = tde_json_get(root, "auto_rotation");
   o = tde_json_object();

@@ -75,29 +75,31 @@ const tde_epoch_keys *tde_epochs_find(const tde_epochs *s, uint32_t epoch) {
   return NULL;
 }
 
-/* Makes room for one more by letting go of an epoch that is not named any more. */
-static int retire_one(tde_epochs *s, const tde_key_facts *named) {
+/* Makes room for one more by letting go of an epoch that is not named any more. TDE_CORRUPT: all
+** are named. */
+static tde_class retire_one(tde_epochs *s, const tde_key_facts *named) {
   for (int i = 0; i < s->n; i++) {
     tde_retired_nonces *r;
     if (s->of[i].pending || tde_facts_name_epoch(named, s->of[i].epoch)) continue;
     r = malloc(sizeof(*r));
-    if (!r) return 0;
+    if (!r) return TDE_NOMEM;
     memcpy(r->nonces, s->of[i].nonces, sizeof(r->nonces));
     r->next = s->old;
     s->old = r;
     tde_epoch_wipe(&s->of[i]);
     s->of[i] = s->of[--s->n];
-    return 1;
+    return TDE_OK;
   }
-  return 0;
+  return TDE_CORRUPT;
 }
 
 /* A new entry without keys. */
 static tde_class add(tde_epochs *s, const tde_key_facts *named, uint32_t epoch,
                      tde_epoch_keys **out) {
+  tde_class c = s->n >= TDE_EPOCHS_MAX ? retire_one(s, named) : TDE_OK;
   tde_epoch_keys *e;
 
-  if (s->n >= TDE_EPOCHS_MAX && !retire_one(s, named)) return TDE_CORRUPT;
+  if (c) return c;
   e = &s->of[s->n];
   memset(e, 0, sizeof(*e));
   for (int r = 0; r < TDE_ROLE_KEYS; r++) {
