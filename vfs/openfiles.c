@@ -113,6 +113,12 @@ static tde_file *writer_of(tde_file *f, const char *name, size_t n) {
   return NULL;
 }
 
+/* SQLite keeps a database's file names in one block. Asked of the database's name, which is
+** SQLite's own for certain: a log's is not if a shim above made it up. */
+static int has_beside_it(const tde_file *f, const char *name) {
+  return name == sqlite3_filename_journal(f->path) || name == sqlite3_filename_wal(f->path);
+}
+
 tde_file *tde_openfiles_owner(const char *name) {
   size_t n = name ? stem_of(name) : 0;
   tde_file *first, *f;
@@ -121,11 +127,8 @@ tde_file *tde_openfiles_owner(const char *name) {
   pthread_mutex_lock(&list_lock);
   f = first = find(name, n, NULL);
   if (first && find(name, n, first)) {
-    /* SQLite keeps a database's file names in one block: the connection is the
-    ** one whose block this name is in. */
-    const char *path = sqlite3_filename_database(name);
-    while (f && f->path != path) f = find(name, n, f);
-    /* A shim above made the name up: then it is the one that writes. */
+    while (f && !has_beside_it(f, name)) f = find(name, n, f);
+    /* Made up: then it is the one that writes. */
     if (!f) f = writer_of(first, name, n);
   }
   pthread_mutex_unlock(&list_lock);
