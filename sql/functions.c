@@ -489,8 +489,8 @@ static void fn_default(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   rc = tde_vfs_make_default((int)on);
   if (rc) {
     sqlite3_result_error_code(ctx, rc);
-  } else {
-    sqlite3_result_text(ctx, on ? "tde" : tde_vfs_base_name(), -1, SQLITE_TRANSIENT);
+  } else { /* the default now, which need not be the VFS below */
+    sqlite3_result_text(ctx, sqlite3_vfs_find(NULL)->zName, -1, SQLITE_TRANSIENT);
   }
 }
 
