@@ -231,10 +231,7 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   bad |= tde_json_set_text(o, "error", tde_json_get_text(rotation, "error"));
   bad |= tde_json_set_json(j, "auto_rotation", o);
   regen = tde_json_get(root, "regeneration");
-  if (regen) {
-    int64_t done = tde_json_get_int(regen, "done", 0), all = tde_json_get_int(regen, "all", 0);
-    bad |= tde_json_set_int(j, "regeneration_percent", all ? 100 * done / all : 0);
-  }
+  if (regen) bad |= tde_json_set_int(j, "regeneration_percent", tde_view_percent(regen));
   bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc)) | put_origin(j, root);
   tde_keydoc_free(doc);
   return bad;

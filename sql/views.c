@@ -229,11 +229,16 @@ static int64_t wrap_time(const tde_keydoc *doc, uint32_t epoch, int64_t *dek_cre
   return 0;
 }
 
-static int put_scan(tde_json *row, const tde_json *regen) {
-  int64_t done = tde_json_get_int(regen, "done", 0), all = tde_json_get_int(regen, "all", 0);
+/* More than all counts as all. */
+int64_t tde_view_percent(const tde_json *regeneration) {
+  int64_t done = tde_json_get_int(regeneration, "done", 0);
+  int64_t all = tde_json_get_int(regeneration, "all", 0);
 
-  return tde_json_set_int(row, "percent_complete",
-                          regen ? (all ? 100 * (done < all ? done : all) / all : 0) : 0) |
+  return all > 0 ? 100 * (done < all ? done : all) / all : 0;
+}
+
+static int put_scan(tde_json *row, const tde_json *regen) {
+  return tde_json_set_int(row, "percent_complete", tde_view_percent(regen)) |
          tde_json_set_int(row, "encryption_scan_state", regen ? 1 : 4) |
          tde_json_set_text(row, "encryption_scan_state_desc", regen ? "RUNNING" : "COMPLETE");
 }

@@ -52,5 +52,7 @@ int tde_views_register(sqlite3 *db);
 
 /* The time as RFC 3339 in UTC, or JSON null for 0. Like tde_json_set_text. */
 int tde_view_set_time(tde_json *obj, const char *name, int64_t t);
+/* How far a key document's "regeneration" (NULL: there is none) is, from 0 to 100. */
+int64_t tde_view_percent(const tde_json *regeneration);
 
 #endif
