@@ -105,7 +105,7 @@ typedef struct kept {
   tde_event e;
   uint8_t uuid[TDE_UUID_BYTES];
   int has_uuid;
-  char path[256];
+  char *path; /* or NULL */
 } kept;
 
 static struct {
@@ -142,9 +142,10 @@ static void keep(const tde_event *e) {
     k->e = *e;
     k->has_uuid = e->uuid != NULL;
     if (k->has_uuid) memcpy(k->uuid, e->uuid, TDE_UUID_BYTES);
-    copy(k->path, sizeof k->path, e->path);
+    free(k->path);
+    k->path = e->path != NULL && e->path[0] != 0 ? strdup(e->path) : NULL;
     k->e.uuid = k->has_uuid ? k->uuid : NULL;
-    k->e.path = k->path[0] != 0 ? k->path : NULL;
+    k->e.path = k->path;
   }
   ring_unlock();
 }

@@ -59,7 +59,7 @@ void tde_job_begin(tde_job *j, sqlite3 *db, const char *operation, const char *p
   memset(j, 0, sizeof(*j));
   j->db = db;
   j->operation = operation;
-  (void)snprintf(j->path, sizeof(j->path), "%s", path ? path : "");
+  j->path = sqlite3_mprintf("%s", path ? path : "");
   j->started_ms = now_ms();
   j->started = (int64_t)time(NULL);
   /* sqlite3_is_interrupted() is younger than the SQLite that we run on. */
@@ -82,6 +82,8 @@ void tde_job_end(tde_job *j) {
   pthread_mutex_unlock(&jobs.mutex);
   (void)sqlite3_finalize(j->probe);
   j->probe = NULL;
+  sqlite3_free(j->path);
+  j->path = NULL;
   if (j->shown) (void)fprintf(stderr, "\r\033[K");
   j->shown = 0;
 }
@@ -138,7 +140,7 @@ int tde_job_step(tde_job *j, int64_t done, int64_t total) {
   if (rc == SQLITE_OK && now - j->told_ms >= TELL_EVERY_MS) {
     j->told_ms = now;
     if (callback) {
-      if (callback(ctx, j->operation, j->path, done, total)) rc = SQLITE_INTERRUPT;
+      if (callback(ctx, j->operation, j->path ? j->path : "", done, total)) rc = SQLITE_INTERRUPT;
     } else if (is_shell()) {
       show(j, now);
     }

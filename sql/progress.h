@@ -21,7 +21,7 @@ typedef struct tde_job {
   sqlite3_stmt *probe; /* a statement that says whether there was an interrupt */
   int64_t id;
   const char *operation; /* a literal */
-  char path[256];
+  char *path;            /* NULL: no memory */
   int64_t started_ms, started; /* monotonic; Unix time */
   int64_t told_ms;
   int64_t done, total;
