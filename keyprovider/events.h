@@ -21,7 +21,7 @@
 ** outcome ("ok" or the class of the error), http_status, service_code, request_id,
 ** message, pid, uid. No key, token or content.
 **
-** Thread-safe. A sink that fails is logged once a minute, and counted.
+** Thread-safe. A sink that fails is logged, once a minute at most.
 */
 #ifndef TDE_EVENTS_H
 #define TDE_EVENTS_H

@@ -3,7 +3,8 @@
 **
 ** What must hold: the checks look at the file that was opened, not at a name
 ** that may change meanwhile; a file appears under its name only when its whole
-** content is on the disk; nothing is ever overwritten.
+** content is on the disk; no file is written over, but by tde_file_replace, which a
+** crash leaves with the old content or the new one.
 */
 #include "files.h"
 

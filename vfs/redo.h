@@ -2,7 +2,7 @@
 ** redo.h: a log of sealed records that are about to be written to their places.
 **
 ** Two operations write many records in place outside of SQLite's own journals: a
-** regeneration of the DEK (reseal.c), and the update of a secondary (secondary.c).
+** regeneration of the DEK (reseal.c), and the update of a secondary (replica.c).
 ** Both put the records into this log first, sync it, write them to their places,
 ** sync the database, and empty the log. Should the power fail in between, every
 ** record is whole in one of the two.

@@ -1,8 +1,9 @@
 /*
-** limits.h: every bound of the product, in one place.
+** limits.h: the sizes and bounds that several modules share.
 **
-** A bound that protects the process from a hostile file or a hostile key
-** service stands here, so that a reader can check it and a test can reach it.
+** A bound that one module alone keeps, as that of a reply of a key service or of a
+** key document, stands in that module's header, so that a reader can check it and a
+** test can reach it.
 */
 #ifndef TDE_LIMITS_H
 #define TDE_LIMITS_H

@@ -2,7 +2,7 @@
 ** secret.c: the arena for key material.
 **
 ** Blocks come in size classes (32 bytes to 64 KiB, powers of two). Each class
-** has regions, each of them one mapping aligned to region_span():
+** has regions, each of them one mapping aligned to span_bytes:
 **
 **     header page | guard page | data pages | guard page
 **
