@@ -176,10 +176,6 @@ typedef struct az {
   int tried_again;           /* a token was refused already */
 } az;
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 static int is_wrap(const tde_op *op) {
   return op->kind == TDE_OP_WRAP;
 }
@@ -258,7 +254,7 @@ static tde_step azure_start(tde_op *op, tde_request *req, tde_status *st) {
   }
   az *a = op->state = calloc(1, sizeof *a);
   if (a == NULL) {
-    nomem(st);
+    tde_nomem(st);
     return TDE_STEP_FAILED;
   }
   /* parse_id made base_id, so this does not fail. */

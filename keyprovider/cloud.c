@@ -87,7 +87,7 @@ static tde_class own_path(const reader *r, const char *name, char **out) {
   tde_class rc = path_text(r, name, path);
   if (rc != TDE_OK) return rc;
   *out = strdup(path);
-  return *out != NULL ? TDE_OK : tde_fail(r->st, TDE_NOMEM, NULL, "out of memory");
+  return *out != NULL ? TDE_OK : tde_nomem(r->st);
 }
 
 static tde_class flag(const reader *r, const char *name, int *out) {
@@ -310,7 +310,7 @@ static tde_class read_identities(const reader *root, tde_cloud *c) {
                       "database");
   }
   c->ids = calloc(n > 0 ? n : 1, sizeof *c->ids);
-  if (c->ids == NULL) return tde_fail(root->st, TDE_NOMEM, NULL, "out of memory");
+  if (c->ids == NULL) return tde_nomem(root->st);
   for (size_t i = 0; i < n && rc == TDE_OK; i++) {
     const char *name = tde_json_member_name(r.obj, i);
     tde_identity *id = &c->ids[c->nids];

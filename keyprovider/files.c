@@ -34,7 +34,7 @@ static tde_class os_fail(tde_status *st, int err, const char *what, const char *
     return tde_fail(st, TDE_MISCONFIGURED, "put the file itself there",
                     "%s is a symbolic link; that is not allowed here", path);
   }
-  if (err == ENOMEM) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (err == ENOMEM) return tde_nomem(st);
   const char *remedy = err == ENOSPC || err == EDQUOT ? "make room on the disk"
                                                       : "check the disk and the file system";
   return tde_fail(st, TDE_IO, remedy, "cannot %s %s: %s", what, path, text);
@@ -105,7 +105,7 @@ tde_class tde_dir_check(const char *path, tde_status *st) {
 static tde_class read_all(int fd, const char *path, size_t size, char **out, tde_status *st) {
   size_t got = 0;
   char *buf = tde_secret_alloc(size + 1);
-  if (buf == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (buf == NULL) return tde_nomem(st);
   while (got <= size) {
     ssize_t k = read(fd, buf + got, size + 1 - got);
     if (k < 0 && errno == EINTR) continue;

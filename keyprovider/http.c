@@ -40,10 +40,6 @@
 #define IMDS_HOST "169.254.169.254"
 #define IMDS_PATH "/metadata/identity/oauth2/token"
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 /* ---- the pool of handles ---- */
 
 typedef struct slot {
@@ -214,7 +210,7 @@ tde_class tde_http_url_check(const tde_op *op, const char *url, int *plain, tde_
   *plain = 0;
   /* The library's own parser: what is checked is what is connected to. */
   CURLU *u = curl_url();
-  if (u == NULL) return nomem(st);
+  if (u == NULL) return tde_nomem(st);
   CURLUcode rc = curl_url_set(u, CURLUPART_URL, url, 0);
   if (rc == CURLUE_OK) rc = curl_url_get(u, CURLUPART_SCHEME, &scheme, 0);
   if (rc == CURLUE_OK) rc = curl_url_get(u, CURLUPART_HOST, &host, 0);
@@ -532,7 +528,7 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
   const char *from = strstr(x->req->url, "://");
   from = from != NULL ? from + 3 : x->req->url;
   snprintf(host, sizeof host, "%.*s", (int)strcspn(from, "/?"), from);
-  if (in->nomem || rc == CURLE_OUT_OF_MEMORY) return nomem(st);
+  if (in->nomem || rc == CURLE_OUT_OF_MEMORY) return tde_nomem(st);
   if (in->too_large) {
     return tde_fail(st, TDE_CORRUPT, "check what answers at this address",
                     "the reply of %s is larger than %d bytes", host, TDE_HTTP_BODY_MAX);
@@ -569,7 +565,7 @@ static tde_class run(exchange *x, tde_reply *reply, tde_status *st) {
   inbox *in = calloc(1, sizeof *in);
   int status = 0;
   CURLcode rc = CURLE_OK;
-  if (in == NULL) return nomem(st);
+  if (in == NULL) return tde_nomem(st);
   for (int try = 0; try < TDE_HTTP_TRIES; try++) {
     inbox_clear(in);
     rc = try_once(x, in, &status);

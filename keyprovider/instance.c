@@ -103,10 +103,6 @@ static void registry_lock(void) {
   raw_lock();
 }
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 /* ---- where the instance is ---- */
 
 #define NAME_IT "set the URI parameter tde_instance or the environment variable TDE_INSTANCE"
@@ -205,7 +201,7 @@ static tde_class from_environment(const char *text, char out[DIR_MAX], tde_statu
   if (fresh != NULL) fresh->dir = strdup(out);
   if (fresh == NULL || fresh->text == NULL || fresh->dir == NULL) {
     meaning_free(fresh);
-    return nomem(st);
+    return tde_nomem(st);
   }
   if (remembered(text, fresh, out)) meaning_free(fresh); /* another thread was faster */
   return TDE_OK;
@@ -227,7 +223,7 @@ tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st) {
   char out[DIR_MAX];
   tde_class rc = resolve(path, out, st);
   *dir = rc == TDE_OK ? strdup(out) : NULL;
-  return rc == TDE_OK && *dir == NULL ? nomem(st) : rc;
+  return rc == TDE_OK && *dir == NULL ? tde_nomem(st) : rc;
 }
 
 /* ---- reading instance.json ---- */
@@ -347,7 +343,7 @@ static tde_class read_keys(const tde_json *root, const char *file, tde_instance 
     return bad_field(st, file, "keys", "is no array of at most 100 keys");
   }
   inst->keys = calloc(n > 0 ? n : 1, sizeof *inst->keys);
-  if (inst->keys == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (inst->keys == NULL) return tde_nomem(st);
   for (size_t i = 0; i < n && rc == TDE_OK; i++) {
     rc = read_key(tde_json_at(keys, i), file, "keys", &inst->keys[i], st);
     if (rc == TDE_OK) inst->nkeys++;
@@ -435,7 +431,7 @@ static tde_class parse_file(const char *text, size_t n, const char *file, tde_js
   tde_status_clear(&inner);
   tde_class rc = tde_json_parse(text, n, "file", root, &inner);
   if (rc == TDE_OK) return TDE_OK;
-  if (rc != TDE_CORRUPT) return nomem(st);
+  if (rc != TDE_CORRUPT) return tde_nomem(st);
   return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
 }
 
@@ -454,7 +450,7 @@ static tde_class load(const char *dir, const char *file, tde_instance **out, tde
   inst = calloc(1, sizeof *inst);
   if (inst != NULL) inst->dir = strdup(dir);
   if (inst == NULL || inst->dir == NULL) {
-    rc = nomem(st);
+    rc = tde_nomem(st);
     goto done;
   }
   rc = parse_file(text, n, file, &root, st);
@@ -497,7 +493,7 @@ static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const td
   place *fresh = calloc(1, sizeof *fresh);
   if (fresh == NULL) {
     instance_free(inst);
-    return nomem(st);
+    return tde_nomem(st);
   }
   registry_lock();
   place *p = place_of(inst->dir);
@@ -607,7 +603,7 @@ static tde_class make_files(const char *dir, const char *file, tde_status *st) {
   tde_class rc = tde_instance_smk_ready(dir, &smk, st);
   if (rc != TDE_OK) return rc;
   char *text = instance_text(&smk, &n);
-  if (text == NULL) return nomem(st);
+  if (text == NULL) return tde_nomem(st);
   rc = tde_file_create(dir, INSTANCE_FILE, text, n, st);
   free(text);
   return rc == TDE_BUSY ? TDE_OK : rc;
@@ -677,7 +673,7 @@ static tde_class change_root(tde_json *root, const char *file,
   tde_class rc = change(ctx, root, st);
   /* What is wrong now is what was to be put into it. */
   if (rc == TDE_OK && read_root(root, file, &draft, &inner) != TDE_OK) {
-    rc = inner.code == TDE_NOMEM ? nomem(st)
+    rc = inner.code == TDE_NOMEM ? tde_nomem(st)
                                  : tde_fail(st, TDE_MISUSE, "give another value; nothing was changed",
                                             "%s", inner.message);
   }
@@ -698,7 +694,7 @@ static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, 
   if (rc == TDE_OK) rc = change_root(root, file, change, ctx, st);
   if (rc == TDE_OK) {
     *text = tde_json_pretty(root, n);
-    if (*text == NULL) rc = nomem(st);
+    if (*text == NULL) rc = tde_nomem(st);
   }
   if (rc == TDE_OK && *n > TDE_INSTANCE_TEXT_MAX) {
     rc = tde_fail(st, TDE_MISUSE, "remove keys or identities that are not needed",
@@ -722,7 +718,7 @@ tde_class tde_instance_change_fits(const char *path,
   snprintf(file, sizeof file, "%s/" INSTANCE_FILE, dir);
   if (stat(file, &sb) == 0 || errno != ENOENT) return TDE_OK; /* the change itself tells */
   text = instance_text(&smk, &n);
-  rc = text != NULL ? tde_json_parse(text, n, "file", &root, st) : nomem(st);
+  rc = text != NULL ? tde_json_parse(text, n, "file", &root, st) : tde_nomem(st);
   if (rc == TDE_OK) rc = change_root(root, file, change, ctx, st);
   tde_json_free(root);
   free(text);

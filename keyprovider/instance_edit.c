@@ -17,10 +17,6 @@
 
 #define SMK_NAME "smk"
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 /* Before a change: where the audit is required, it must be possible to tell. */
 static tde_class announce(const char *path, const char *event, const char *key_id,
                           const char *version, tde_status *st) {
@@ -51,7 +47,7 @@ static tde_class probe(const tde_instance *inst, const char *key_id, const char 
   tde_keydoc_asker who = {identity, NULL};
   uint8_t *trial = tde_secret_alloc(TDE_KEY_BYTES);
   tde_op *wrap = calloc(1, sizeof *wrap);
-  tde_class rc = trial != NULL && wrap != NULL ? tde_random(trial, TDE_KEY_BYTES, st) : nomem(st);
+  tde_class rc = trial != NULL && wrap != NULL ? tde_random(trial, TDE_KEY_BYTES, st) : tde_nomem(st);
   if (rc == TDE_OK) rc = tde_keydoc_wrap(inst, key_id, &who, nobody, trial, wrap, st);
   if (rc == TDE_OK) *info = wrap->info;
   tde_secret_free(trial);
@@ -99,7 +95,7 @@ static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
               tde_json_set_int(key, "created", c->smk.created);
     failed |= tde_json_set_json(root, "service_managed_key", key);
   }
-  return failed ? nomem(st) : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 /* Makes the service-managed key; one that an earlier try left is taken. */
@@ -182,7 +178,7 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
     keys = tde_json_get(root, "keys");
   }
   failed |= tde_json_append(keys, e);
-  return failed ? nomem(st) : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 tde_class tde_instance_add_key(const char *path, const char *key_id, const char *identity,
@@ -313,7 +309,7 @@ static tde_class apply_policy(void *ctx, tde_json *root, tde_status *st) {
   tde_json *policy = member_of(root, "policy");
   int failed = is_flag(s->name) ? tde_json_set_bool(policy, s->name, s->number != 0)
                                 : tde_json_set_int(policy, s->name, s->number);
-  return failed ? nomem(st) : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 /* Is there such a member, and may it have this value? */
@@ -375,16 +371,16 @@ static tde_class apply_identity(void *ctx, tde_json *root, tde_status *st) {
       return tde_fail(st, TDE_MISSING, "tde_instance() shows the identities",
                       "the instance has no identity named %.60s", s->name);
     }
-    return tde_json_unset(ids, s->name) ? nomem(st) : TDE_OK;
+    return tde_json_unset(ids, s->name) ? tde_nomem(st) : TDE_OK;
   }
-  return tde_json_set_json(ids, s->name, tde_json_copy(s->value)) ? nomem(st) : TDE_OK;
+  return tde_json_set_json(ids, s->name, tde_json_copy(s->value)) ? tde_nomem(st) : TDE_OK;
 }
 
 static tde_class apply_audit(void *ctx, tde_json *root, tde_status *st) {
   setting *s = ctx;
   int failed = s->value == NULL ? tde_json_unset(root, "audit")
                                 : tde_json_set_json(root, "audit", tde_json_copy(s->value));
-  return failed ? nomem(st) : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 /* A member that does not exist is a misspelt one, which would be passed over. (A secret in
@@ -440,7 +436,7 @@ static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st
   tde_audit audit;
   tde_event e;
   tde_status inner;
-  tde_class rc = tde_json_set_json(root, "audit", tde_json_copy(value)) ? nomem(st) : TDE_OK;
+  tde_class rc = tde_json_set_json(root, "audit", tde_json_copy(value)) ? tde_nomem(st) : TDE_OK;
   tde_status_clear(&inner);
   snprintf(file, sizeof file, "%s/instance.json", dir);
   if (rc == TDE_OK && tde_audit_read(root, file, &audit, &inner) == TDE_OK) {

@@ -22,10 +22,6 @@
 
 #define SIGNATURE_MAX 1024 /* bytes: RSA of 8192 bits */
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 /* Signs the n bytes at text; 0 on failure. */
 static size_t sign(EVP_PKEY *key, const char *text, size_t n, uint8_t out[SIGNATURE_MAX]) {
   size_t len = SIGNATURE_MAX;
@@ -62,7 +58,7 @@ tde_class tde_jwt_rs256(EVP_PKEY *key, const char *header, const char *payload, 
   tde_sbuf_add(&s, ".");
   tde_sbuf_base64url(&s, signature, nsig);
   *out = tde_sbuf_take(&s);
-  return *out != NULL ? TDE_OK : nomem(st);
+  return *out != NULL ? TDE_OK : tde_nomem(st);
 }
 
 /* An encrypted PEM must fail, not ask for a password on the host's terminal. */
@@ -121,7 +117,7 @@ tde_class tde_jwt_client_assertion(const char *pem, size_t n, const char *audien
   if (rc == TDE_OK) {
     tde_uuid_text(raw, id);
     payload = claims(audience, client_id, id, now);
-    if (payload == NULL) rc = nomem(st);
+    if (payload == NULL) rc = tde_nomem(st);
   }
   if (rc == TDE_OK && (X509_digest(cert, EVP_sha1(), digest, &ndigest) != 1 || ndigest != 20)) {
     rc = tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash a certificate");

@@ -239,7 +239,7 @@ static tde_class parse_pem(const char *text, size_t n, const char *path, EVP_PKE
   BIO_free(bio);
   ERR_pop_to_mark();
   if (*out != NULL) return TDE_OK;
-  if (nomem) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (nomem) return tde_nomem(st);
   return tde_fail(st, TDE_CORRUPT, "restore it from a backup of the instance directory",
                   "%s holds no unencrypted private key in PEM form", path);
 }
@@ -294,7 +294,7 @@ static tde_class key_get(const char *dir, const char *name, const char *version,
     cache_drop(path);
   }
   local_key *key = calloc(1, sizeof *key);
-  if (key == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (key == NULL) return tde_nomem(st);
   key->refs = 1;
   memcpy(key->path, path, strlen(path) + 1);
   info_ids(&key->info, name, version);

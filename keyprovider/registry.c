@@ -184,7 +184,7 @@ tde_class tde_op_add_version(tde_op *op, const tde_key_info *info, tde_status *s
   /* Room grows at the powers of two. */
   if ((n & (n - 1)) == 0) {
     tde_key_info *grown = realloc(op->versions, (n > 0 ? 2 * n : 1) * sizeof *grown);
-    if (grown == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    if (grown == NULL) return tde_nomem(st);
     op->versions = grown;
   }
   op->versions[op->nversions++] = *info;

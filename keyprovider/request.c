@@ -9,10 +9,6 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 
-static tde_class nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 void tde_sbuf_init(tde_sbuf *s, size_t cap) {
   memset(s, 0, sizeof *s);
   s->p = tde_secret_alloc(cap);
@@ -82,7 +78,7 @@ tde_class tde_request_begin(tde_request *req, const char *method, const char *ur
   req->headers = calloc(TDE_REQUEST_HEADERS_MAX + 1, sizeof *req->headers);
   if (req->url != NULL && req->headers != NULL) return TDE_OK;
   tde_request_clear(req);
-  return nomem(st);
+  return tde_nomem(st);
 }
 
 static int has_control(const char *text) {
@@ -110,7 +106,7 @@ tde_class tde_request_header(tde_request *req, const char *name, const char *val
   tde_sbuf_add(&s, value);
   tde_sbuf_add(&s, more);
   req->headers[i] = tde_sbuf_take(&s);
-  return req->headers[i] != NULL ? TDE_OK : nomem(st);
+  return req->headers[i] != NULL ? TDE_OK : tde_nomem(st);
 }
 
 tde_class tde_request_body(tde_request *req, tde_sbuf *s, const char *content_type,

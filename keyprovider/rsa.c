@@ -114,7 +114,7 @@ tde_class tde_rsa_unwrap(EVP_PKEY *key, const uint8_t *wrapped, size_t nwrapped,
   }
   /* The library wants room for the whole modulus, whatever the padding holds. */
   uint8_t *plain = tde_secret_alloc(RSA_MAX_BYTES);
-  if (plain == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (plain == NULL) return tde_nomem(st);
   ERR_set_mark();
   EVP_PKEY_CTX *ctx = oaep(key, EVP_PKEY_decrypt_init);
   if (ctx == NULL) {

@@ -164,7 +164,7 @@ static outcome take_text(want *w, const entry *e, tde_status *st) {
   size_t n = strlen(e->text);
   w->text = tde_secret_alloc(n + 1);
   if (w->text == NULL) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
     return FAILED;
   }
   memcpy(w->text, e->text, n + 1);
@@ -206,7 +206,7 @@ static outcome want_token(want *w, int64_t deadline, tde_status *st) {
   cache_lock();
   entry *e = entry_of(w->key, 1);
   if (e == NULL) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
     result = FAILED;
   }
   while (result == READY && w->text == NULL) {
@@ -233,7 +233,7 @@ static tde_class settle_ok(want *w, const char *text, size_t n, int64_t life, td
   if (own == NULL || shared == NULL) {
     tde_secret_free(own);
     tde_secret_free(shared);
-    return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return tde_nomem(st);
   }
   memcpy(own, text, n);
   memcpy(shared, text, n);
@@ -475,7 +475,7 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
   tde_token_flow *f = id != NULL ? calloc(1, sizeof *f) : NULL;
   if (id == NULL) return NULL;
   if (f == NULL) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
     return NULL;
   }
   f->cloud = c;
@@ -510,7 +510,7 @@ static tde_class ask_imds(const tde_token_flow *f, const tde_identity *id, const
     tde_sbuf_escaped(&s, id->client_id);
   }
   char *url = tde_sbuf_take(&s);
-  if (url == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (url == NULL) return tde_nomem(st);
   tde_class rc = tde_request_begin(req, "GET", url, st);
   tde_secret_free(url);
   return rc == TDE_OK ? tde_request_header(req, "Metadata", "true", NULL, st) : rc;
@@ -534,7 +534,7 @@ static tde_class ask_app_service(const tde_identity *id, const char *resource, t
     tde_sbuf_escaped(&s, id->client_id);
   }
   char *url = tde_sbuf_take(&s);
-  if (url == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (url == NULL) return tde_nomem(st);
   tde_class rc = tde_request_begin(req, "GET", url, st);
   tde_secret_free(url);
   return rc == TDE_OK ? tde_request_header(req, "X-IDENTITY-HEADER", header, NULL, st) : rc;

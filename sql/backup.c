@@ -80,10 +80,6 @@ static int ready(tde_change *c, int *settled, tde_status *st) {
   return SQLITE_OK;
 }
 
-static tde_class out_of_memory(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 static void put_protector(tde_json *j, const tde_keydoc *doc, int *bad) {
   char thumb[2 * TDE_THUMB_SHOWN + 1];
   tde_key_info p;
@@ -196,7 +192,7 @@ static tde_class mark_backup(void *ctx, tde_keydoc *doc, tde_status *st) {
   if (tde_json_set_int(b, "time", *now) | tde_json_set_int(b, "nanoseconds", t.tv_nsec) |
       tde_keydoc_set_member(doc, "backup", b) | tde_keydoc_set_member(doc, "secondaries", NULL) |
       tde_keydoc_set_member(doc, "secondary", NULL)) {
-    return out_of_memory(st);
+    return tde_nomem(st);
   }
   return TDE_OK;
 }
@@ -341,7 +337,7 @@ static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
          tde_json_set_int(e, "synced", l->synced);
   bad |= tde_json_append(list, e);
   bad |= tde_keydoc_set_member(doc, "secondaries", list);
-  return bad ? out_of_memory(st) : TDE_OK;
+  return bad ? tde_nomem(st) : TDE_OK;
 }
 
 /* Who is to ask for a copy's key: as the options say, otherwise as for the source's, if the
@@ -379,7 +375,7 @@ static tde_class make_secondary(void *ctx, tde_keydoc *doc, tde_status *st) {
     bad |= tde_keydoc_use_key(doc, &w->wraps[0].info, now) | tde_keydoc_set_mode(doc, "database");
   }
   bad |= tde_keydoc_set_identity(doc, &who);
-  return bad ? out_of_memory(st) : TDE_OK;
+  return bad ? tde_nomem(st) : TDE_OK;
 }
 
 /* Wraps every DEK under the protector that was asked for. */
@@ -388,11 +384,11 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   int n = tde_keydoc_epochs(c->doc, epochs, TDE_EPOCHS_MAX);
   tde_keydoc_asker who = asker_for(w->o, c->doc, w->inst);
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class cls = dek ? TDE_OK : out_of_memory(st);
+  tde_class cls = dek ? TDE_OK : tde_nomem(st);
 
   if (cls == TDE_OK) cls = tde_instance_may_protect(w->inst, w->o->protector, st);
   w->wraps = calloc((size_t)n, sizeof(*w->wraps));
-  if (cls == TDE_OK && !w->wraps) cls = out_of_memory(st);
+  if (cls == TDE_OK && !w->wraps) cls = tde_nomem(st);
   for (int i = 0; i < n && cls == TDE_OK; i++) {
     cls = tde_change_dek(c, epochs[i], dek, st);
     if (cls == TDE_OK) {
@@ -516,7 +512,7 @@ static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep,
   s = tde_json_copy(tde_json_get(tde_keydoc_json(doc), "secondary"));
   if (!keep) bad |= tde_json_set_int(s, "synced", now);
   bad |= tde_keydoc_set_member(doc, "secondary", s);
-  c = bad ? out_of_memory(st) : tde_keydoc_text(doc, newdoc, nnew, st);
+  c = bad ? tde_nomem(st) : tde_keydoc_text(doc, newdoc, nnew, st);
   tde_keydoc_free(doc);
   return c;
 }
@@ -540,7 +536,7 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
   tde_keydoc_asker who;
   tde_key_info p;
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class cls = dek ? tde_keydoc_protector(there, &p, st) : out_of_memory(st);
+  tde_class cls = dek ? tde_keydoc_protector(there, &p, st) : tde_nomem(st);
 
   tde_keydoc_asker_of(there, &who);
   if (cls == TDE_OK) {
@@ -553,7 +549,7 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
     for (int k = 0; k < nknown; k++) has |= known[k] == w->epochs[i];
     if (has) continue;
     w->wraps[i] = calloc(1, sizeof(*w->wraps[i]));
-    if (!w->wraps[i]) cls = out_of_memory(st);
+    if (!w->wraps[i]) cls = tde_nomem(st);
     if (cls == TDE_OK) cls = tde_change_dek(c, w->epochs[i], dek, st);
     if (cls == TDE_OK) {
       cls = tde_keydoc_wrap(inst, full, &who, c->info->uuid, dek, w->wraps[i], st);
@@ -571,7 +567,7 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   int rc = tde_header_peek(w->path, c->info->lower_vfs, &peek);
 
   if (rc == SQLITE_NOMEM) {
-    out_of_memory(st);
+    tde_nomem(st);
     return rc;
   }
   if (rc) {
@@ -653,7 +649,7 @@ static char *full_path(const char *path, tde_status *st) {
   }
   full = sqlite3_mprintf("%s", place.target);
   tde_place_end(&place);
-  if (!full) (void)out_of_memory(st);
+  if (!full) (void)tde_nomem(st);
   return full;
 }
 

@@ -152,7 +152,7 @@ static tde_class mutate(void *ctx, const char *doc, size_t ndoc, char **newdoc, 
   }
   if (c == TDE_OK) c = m->edit(m->ctx, kd, st);
   if (c == TDE_OK && m->c->event && tde_keydoc_add_event(kd, &m->e)) {
-    c = tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    c = tde_nomem(st);
   }
   if (c == TDE_OK) c = tde_keydoc_text(kd, newdoc, nnew, st);
   tde_keydoc_free(kd);
@@ -294,7 +294,7 @@ static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   if (strcmp(r->event, "auto-rotation") == 0) {
     failed |= tde_keydoc_rotation_checked(doc, r->now, 1, NULL);
   }
-  return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 tde_class tde_change_dek(tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st) {
@@ -314,7 +314,7 @@ static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const td
 
   r->n = tde_keydoc_epochs(c->doc, r->epochs, TDE_EPOCHS_MAX);
   r->wraps = calloc((size_t)r->n, sizeof(*r->wraps));
-  if (!dek || !r->wraps) cls = tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (!dek || !r->wraps) cls = tde_nomem(st);
   for (int i = 0; cls == TDE_OK && i < r->n; i++) {
     cls = tde_change_dek(c, r->epochs[i], dek, st);
     if (cls == TDE_OK) {
@@ -431,9 +431,7 @@ typedef struct looked {
 
 static tde_class edit_looked(void *ctx, tde_keydoc *doc, tde_status *st) {
   looked *l = ctx;
-  return tde_keydoc_rotation_checked(doc, l->now, 0, l->error)
-             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
-             : TDE_OK;
+  return tde_keydoc_rotation_checked(doc, l->now, 0, l->error) ? tde_nomem(st) : TDE_OK;
 }
 
 /* The newest version of a protector. */

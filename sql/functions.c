@@ -384,7 +384,7 @@ static int hold_still(verification *v, tde_status *st) {
   if (rc == SQLITE_OK) rc = sqlite3_step(v->hold);
   sqlite3_free(sql);
   rc &= 0xff;
-  if (rc == SQLITE_NOMEM) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (rc == SQLITE_NOMEM) tde_nomem(st);
   if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED) {
     tde_fail(st, TDE_BUSY, "try again", "%s: not verified: another connection holds it",
              sqlite3_db_filename(v->db, v->schema));

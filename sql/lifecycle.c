@@ -220,14 +220,13 @@ void tde_sql_remove_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 /* ---- tde_set_identity(name [, federated_client_id [, schema]]) ---- */
 
 static tde_class edit_identity(void *ctx, tde_keydoc *doc, tde_status *st) {
-  return tde_keydoc_set_identity(doc, ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
-                                           : TDE_OK;
+  return tde_keydoc_set_identity(doc, ctx) ? tde_nomem(st) : TDE_OK;
 }
 
 /* The new identity must be let in before it is the only one that asks. */
 static tde_class prove_identity(tde_change *c, const tde_keydoc_asker *who, tde_status *st) {
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class cls = dek ? TDE_OK : tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  tde_class cls = dek ? TDE_OK : tde_nomem(st);
 
   if (cls == TDE_OK) {
     cls = tde_keydoc_unwrap_as(c->doc, c->inst, who, NULL, tde_keydoc_epoch(c->doc), c->info->uuid,
@@ -278,9 +277,7 @@ void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) 
 /* ---- tde_auto_rotation(on [, schema]) ---- */
 
 static tde_class edit_auto_rotation(void *ctx, tde_keydoc *doc, tde_status *st) {
-  return tde_keydoc_set_auto_rotation(doc, *(int *)ctx)
-             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
-             : TDE_OK;
+  return tde_keydoc_set_auto_rotation(doc, *(int *)ctx) ? tde_nomem(st) : TDE_OK;
 }
 
 typedef struct rotation_switch {
@@ -343,7 +340,7 @@ static tde_class edit_moved(void *ctx, tde_keydoc *doc, tde_status *st) {
     failed |= tde_keydoc_move_wrap(doc, m->epochs[i], m->which[i], &m->info);
   }
   failed |= tde_keydoc_use_key(doc, &m->info, (int64_t)time(NULL));
-  return failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+  return failed ? tde_nomem(st) : TDE_OK;
 }
 
 /* Does this very key version unwrap one of the basis's wraps to the DEK in use? */
@@ -367,7 +364,7 @@ static tde_class prove_epoch(tde_change *c, move *m, int i, uint8_t *dek[2], tde
 ** database may have got another protector, or the key a new version. */
 static int prove_move(tde_change *c, move *m, tde_status *st) {
   uint8_t *dek[2] = {tde_secret_alloc(TDE_KEY_BYTES), tde_secret_alloc(TDE_KEY_BYTES)};
-  tde_class cls = dek[0] && dek[1] ? TDE_OK : tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  tde_class cls = dek[0] && dek[1] ? TDE_OK : tde_nomem(st);
 
   m->n = tde_keydoc_epochs(c->doc, m->epochs, TDE_EPOCHS_MAX);
   for (int i = 0; cls == TDE_OK && i < m->n; i++) cls = prove_epoch(c, m, i, dek, st);

@@ -150,7 +150,7 @@ static tde_class edit_origin(void *ctx, tde_keydoc *doc, tde_status *st) {
   bad |= tde_keydoc_add_event(doc, &e);
   /* Under a protector with another id the source's list may be too long. */
   bad |= tde_keydoc_fit(doc, &n->dropped);
-  return bad ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+  return bad ? tde_nomem(st) : TDE_OK;
 }
 
 static int note_origin(void *ctx, tde_change *c, tde_status *st) {

@@ -121,7 +121,7 @@ static void ask(restore *r, needed_key *k) {
 
   tde_status_clear(&k->asked);
   k->was_asked = 1;
-  if (!dek) tde_fail(&k->asked, TDE_NOMEM, NULL, "out of memory");
+  if (!dek) tde_nomem(&k->asked);
   for (int i = n; i > 0 && dek; i--) {
     tde_key_info of;
     if (!tde_keydoc_wrap_info(r->v.doc, epochs[i - 1], &of) ||
@@ -393,7 +393,7 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
   }
   if (d) (void)closedir(d);
   doubt = in_doubt(folder, &best, more < 0 ? NULL : st);
-  if (best.oom && more == 0) tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (best.oom && more == 0) tde_nomem(st);
   if (best.oom || doubt || more < 0) {
     sqlite3_free(best.path);
     return NULL;

@@ -37,7 +37,7 @@ int tde_args_check(int argc, sqlite3_value **argv, tde_status *st) {
     if (type != SQLITE_TEXT && type != SQLITE_BLOB) continue;
     text = (const char *)sqlite3_value_text(argv[i]);
     if (!text && type == SQLITE_TEXT) { /* no memory to make UTF-8 of it */
-      tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+      tde_nomem(st);
       return SQLITE_NOMEM;
     }
     if (!text || strlen(text) == (size_t)sqlite3_value_bytes(argv[i])) continue;

@@ -52,7 +52,7 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
     return rc;
   }
   if (rc == SQLITE_NOMEM) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
     return rc;
   }
   if (rc == SQLITE_CORRUPT) {

@@ -60,6 +60,9 @@ typedef struct tde_status {
 tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* Out of memory, with no more to say of it. */
+tde_class tde_nomem(tde_status *st);
+
 /* Clears every field. st may be NULL. */
 void tde_status_clear(tde_status *st);
 
