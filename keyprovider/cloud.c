@@ -227,13 +227,17 @@ static tde_class read_azure(const reader *root, tde_cloud *c) {
   return rc == TDE_OK ? read_suffixes(&r, c) : rc;
 }
 
-static tde_class read_kind(const reader *r, tde_identity *id) {
-  static const char *const kinds[] = {"managed_identity",  "app_service", "client_secret",
+const char *tde_identity_kind_name(tde_identity_kind kind) {
+  static const char *const names[] = {"managed_identity",  "app_service", "client_secret",
                                       "client_certificate", "workload_identity", "federated",
                                       "environment"};
+  return names[kind];
+}
+
+static tde_class read_kind(const reader *r, tde_identity *id) {
   const char *kind = tde_json_get_text(r->obj, "kind");
   for (int i = 0; kind != NULL && i <= TDE_ID_ENVIRONMENT; i++) {
-    if (strcmp(kind, kinds[i]) == 0) {
+    if (strcmp(kind, tde_identity_kind_name((tde_identity_kind)i)) == 0) {
       id->kind = (tde_identity_kind)i;
       return TDE_OK;
     }

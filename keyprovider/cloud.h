@@ -34,6 +34,9 @@ typedef enum tde_identity_kind {
   TDE_ID_ENVIRONMENT
 } tde_identity_kind;
 
+/* Its name in the instance file. */
+const char *tde_identity_kind_name(tde_identity_kind kind);
+
 /* "" where a member is absent. Paths are the cloud's: a copy lives no longer. */
 typedef struct tde_identity {
   char name[64];

@@ -478,15 +478,12 @@ tde_class tde_instance_set_audit(const char *path, const char *json, tde_status 
 /* ---- showing ---- */
 
 static tde_json *describe_identities(const tde_cloud *c) {
-  static const char *const kinds[] = {"managed_identity",  "app_service", "client_secret",
-                                      "client_certificate", "workload_identity", "federated",
-                                      "environment"};
   tde_json *all = tde_json_object();
   int failed = 0;
   for (int i = 0; i < c->nids; i++) {
     const tde_identity *id = &c->ids[i];
     tde_json *o = tde_json_object();
-    failed |= tde_json_set_text(o, "kind", kinds[id->kind]);
+    failed |= tde_json_set_text(o, "kind", tde_identity_kind_name(id->kind));
     if (id->tenant[0] != 0) failed |= tde_json_set_text(o, "tenant", id->tenant);
     if (id->client_id[0] != 0) failed |= tde_json_set_text(o, "client_id", id->client_id);
     if (id->via[0] != 0) failed |= tde_json_set_text(o, "via", id->via);
