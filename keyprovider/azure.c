@@ -82,13 +82,6 @@ static int port_valid(const char *p, size_t n) {
   return v <= 65535;
 }
 
-static int copy_part(char *out, size_t cap, const char *p, size_t n) {
-  if (n >= cap) return 0;
-  memcpy(out, p, n);
-  out[n] = 0;
-  return 1;
-}
-
 /* Splits the n bytes of an id; 0 when it has another form. */
 static int split_id(const char *id, size_t n, key_parts *out) {
   const char *end = id + n, *host = id + SCHEME_LEN;
@@ -100,15 +93,15 @@ static int split_id(const char *id, size_t n, key_parts *out) {
   size_t nhost = (size_t)((colon != NULL ? colon : slash) - host);
   if (!tde_host_valid(host, nhost) || memchr(host, '.', nhost) == NULL) return 0;
   if (colon != NULL && !port_valid(colon, (size_t)(slash - colon))) return 0;
-  if (!copy_part(out->host, sizeof out->host, host, nhost)) return 0;
+  if (!tde_copy_part(out->host, sizeof out->host, host, nhost)) return 0;
   if (end - slash < 7 || memcmp(slash, "/keys/", 6) != 0) return 0;
   const char *name = slash + 6, *cut = memchr(name, '/', (size_t)(end - name));
   size_t nname = (size_t)((cut != NULL ? cut : end) - name);
-  if (!all_of(name, nname, 1) || !copy_part(out->name, sizeof out->name, name, nname)) return 0;
+  if (!all_of(name, nname, 1) || !tde_copy_part(out->name, sizeof out->name, name, nname)) return 0;
   out->nbase = (size_t)(name + nname - id);
   if (cut == NULL) return 1;
   size_t nver = (size_t)(end - cut - 1);
-  return all_of(cut + 1, nver, 0) && copy_part(out->version, sizeof out->version, cut + 1, nver);
+  return all_of(cut + 1, nver, 0) && tde_copy_part(out->version, sizeof out->version, cut + 1, nver);
 }
 
 /* Key Vault tells neither names by their case nor the default port from none: one key has
@@ -283,28 +276,19 @@ static void azure_finish(tde_op *op) {
 
 /* ---- errors ---- */
 
-/* Codes and ids of a service are names. What is none, or is longer, is left
-** out: it could be anything, a token too. */
-static void copy_code(char *out, size_t cap, const char *text) {
-  size_t n = text != NULL && tde_plain_name(text) ? strlen(text) : 0;
-  if (n >= cap) n = 0;
-  memcpy(out, text != NULL ? text : "", n);
-  out[n] = 0;
-}
-
 /* Status, codes and request id into st; inner gets the most telling code. */
 static void note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   tde_json *root = NULL;
   char code[40] = "";
   inner[0] = 0;
   st->http_status = reply->status;
-  copy_code(st->request_id, sizeof st->request_id,
-            reply->header != NULL ? reply->header(reply, "x-ms-request-id") : NULL);
+  tde_copy_code(st->request_id, sizeof st->request_id,
+                reply->header != NULL ? reply->header(reply, "x-ms-request-id") : NULL);
   st->service_code[0] = 0;
   if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return;
   const tde_json *error = tde_json_get(root, "error");
-  copy_code(code, sizeof code, tde_json_get_text(error, "code"));
-  copy_code(inner, 40, tde_json_get_text(tde_json_get(error, "innererror"), "code"));
+  tde_copy_code(code, sizeof code, tde_json_get_text(error, "code"));
+  tde_copy_code(inner, 40, tde_json_get_text(tde_json_get(error, "innererror"), "code"));
   snprintf(st->service_code, sizeof st->service_code, "%.31s%s%.31s", code,
            code[0] != 0 && inner[0] != 0 ? "/" : "", inner);
   if (inner[0] == 0) memcpy(inner, code, sizeof code);
@@ -639,7 +623,7 @@ static tde_class take_next(az *a, const char *link, tde_status *st) {
   /* RFC 3986 section 3.4, without what a URL must escape. */
   static const char set[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
                             "-._~!$&'()*+,;=:@/?%";
-  if (n == 0 || strspn(query, set) != n || !copy_part(a->page, sizeof a->page, query, n)) {
+  if (n == 0 || strspn(query, set) != n || !tde_copy_part(a->page, sizeof a->page, query, n)) {
     return corrupt(st, "names a malformed next page");
   }
   return TDE_OK;

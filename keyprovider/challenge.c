@@ -11,17 +11,11 @@
 #include <string.h>
 #include <strings.h>
 
+#include "../ext/base/bytes.h"
 #include "cloud.h"
 
 #define SCHEME "https://"
 #define SCHEME_LEN 8
-
-static int copy_part(char *out, size_t cap, const char *p, size_t n) {
-  if (n >= cap) return 0;
-  memcpy(out, p, n);
-  out[n] = 0;
-  return 1;
-}
 
 /* ---- what is remembered ---- */
 
@@ -118,7 +112,7 @@ static int parameter(const char *header, const char *name, char *out, size_t cap
     size_t n = strcspn(v, quoted ? "\"" : ", \t");
     if (quoted && v[n] != '"') return 0;
     if (nname == strlen(name) && strncasecmp(p, name, nname) == 0) {
-      return n > 0 && copy_part(out, cap, v, n);
+      return n > 0 && tde_copy_part(out, cap, v, n);
     }
     p = v + n + quoted;
   }
@@ -181,7 +175,7 @@ tde_class tde_challenge_read(const char *header, const char *host, const char *e
                           ? strchr(authority + SCHEME_LEN, '/')
                           : NULL;
   size_t n = slash != NULL ? strcspn(slash + 1, "/?#") : 0;
-  if (n == 0 || !copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
+  if (n == 0 || !tde_copy_part(out->tenant, sizeof out->tenant, slash + 1, n) ||
       !tde_plain_name(out->tenant) || out->tenant[0] == '.') {
     return bad_challenge(st);
   }

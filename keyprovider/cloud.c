@@ -23,6 +23,13 @@ int tde_plain_name(const char *text) {
   return text[0] != 0 && strspn(text, set) == strlen(text);
 }
 
+void tde_copy_code(char *out, size_t cap, const char *text) {
+  size_t n = text != NULL && tde_plain_name(text) ? strlen(text) : 0;
+  if (n >= cap) n = 0;
+  memcpy(out, text != NULL ? text : "", n);
+  out[n] = 0;
+}
+
 int tde_host_valid(const char *host, size_t n) {
   size_t label = 0;
   if (n == 0 || n > 253) return 0;

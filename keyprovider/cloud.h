@@ -85,6 +85,9 @@ const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde
 
 /* True for a name of letters, digits, '.', '_' and '-': tenants, client ids. */
 int tde_plain_name(const char *text);
+/* A code or an id of a service's answer (or NULL), which is a name. What is none, or is longer,
+** is left out: it could be anything, a token too. */
+void tde_copy_code(char *out, size_t cap, const char *text);
 /* True for SCHEME://host[:port] and nothing more; a slash at the end is cut off. */
 int tde_endpoint_valid(char *text);
 /* True for a host in lower case: letters, digits, '-', labels between dots. */

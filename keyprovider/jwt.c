@@ -19,6 +19,7 @@
 #include "../ext/base/secret.h"
 #include "json.h"
 #include "request.h"
+#include "rsa.h"
 
 #define SIGNATURE_MAX 1024 /* bytes: RSA of 8192 bits */
 
@@ -61,12 +62,6 @@ tde_class tde_jwt_rs256(EVP_PKEY *key, const char *header, const char *payload, 
   return *out != NULL ? TDE_OK : tde_nomem(st);
 }
 
-/* An encrypted PEM must fail, not ask for a password on the host's terminal. */
-static int no_password(char *buf, int size, int rwflag, void *arg) {
-  (void)buf, (void)size, (void)rwflag, (void)arg;
-  return -1;
-}
-
 /* Certificate and key out of one text, in either order. */
 static tde_class read_pair(const char *pem, size_t n, X509 **cert, EVP_PKEY **key,
                            tde_status *st) {
@@ -74,8 +69,8 @@ static tde_class read_pair(const char *pem, size_t n, X509 **cert, EVP_PKEY **ke
   *key = NULL;
   ERR_set_mark();
   BIO *a = BIO_new_mem_buf(pem, (int)n), *b = BIO_new_mem_buf(pem, (int)n);
-  if (a != NULL) *cert = PEM_read_bio_X509(a, NULL, no_password, NULL);
-  if (b != NULL) *key = PEM_read_bio_PrivateKey(b, NULL, no_password, NULL);
+  if (a != NULL) *cert = PEM_read_bio_X509(a, NULL, tde_no_password, NULL);
+  if (b != NULL) *key = PEM_read_bio_PrivateKey(b, NULL, tde_no_password, NULL);
   BIO_free(a);
   BIO_free(b);
   const char *why = NULL;

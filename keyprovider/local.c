@@ -216,12 +216,6 @@ static void cache_put(local_key *key) {
 
 /* ---- key files ---- */
 
-/* An encrypted PEM must fail, not ask for a password on the host's terminal. */
-static int no_password(char *buf, int size, int rwflag, void *arg) {
-  (void)buf, (void)size, (void)rwflag, (void)arg;
-  return -1;
-}
-
 static int64_t created_of(const char *text, const tde_file_mark *mark) {
   if (strncmp(text, CREATED, sizeof CREATED - 1) == 0) {
     long long t = strtoll(text + sizeof CREATED - 1, NULL, 10);
@@ -234,7 +228,7 @@ static tde_class parse_pem(const char *text, size_t n, const char *path, EVP_PKE
                            tde_status *st) {
   ERR_set_mark();
   BIO *bio = BIO_new_mem_buf(text, (int)n);
-  *out = bio != NULL ? PEM_read_bio_PrivateKey(bio, NULL, no_password, NULL) : NULL;
+  *out = bio != NULL ? PEM_read_bio_PrivateKey(bio, NULL, tde_no_password, NULL) : NULL;
   int nomem = bio == NULL;
   BIO_free(bio);
   ERR_pop_to_mark();

@@ -70,6 +70,11 @@ tde_class tde_rsa_info(EVP_PKEY *key, tde_key_info *info, tde_status *st) {
   return tde_rsa_thumbprint(n, nn, e, ne, info->thumbprint, st);
 }
 
+int tde_no_password(char *buf, int size, int rwflag, void *arg) {
+  (void)buf, (void)size, (void)rwflag, (void)arg;
+  return -1;
+}
+
 tde_class tde_rsa_generate(int bits, EVP_PKEY **out, tde_status *st) {
   ERR_set_mark();
   *out = EVP_RSA_gen((unsigned int)bits);

@@ -26,6 +26,10 @@ tde_class tde_rsa_thumbprint(const uint8_t *n, size_t nn, const uint8_t *e, size
 ** 2048, 3072 or 4096 bits; any other key is TDE_UNSUPPORTED. */
 tde_class tde_rsa_info(EVP_PKEY *key, tde_key_info *info, tde_status *st);
 
+/* For OpenSSL's readers of PEM: an encrypted one must fail, not ask for a password on the
+** host's terminal. */
+int tde_no_password(char *buf, int size, int rwflag, void *arg);
+
 /* A new key pair, free with EVP_PKEY_free. */
 tde_class tde_rsa_generate(int bits, EVP_PKEY **out, tde_status *st);
 

@@ -786,15 +786,6 @@ static tde_class accept_token(const tde_reply *reply, want *w, tde_status *st) {
   return settle_ok(w, text.at, text.n, seconds, st);
 }
 
-/* Codes and ids of a service are names. What is none, or is longer, is left
-** out: it could be anything, a token too. */
-static void copy_code(char *out, size_t cap, const char *text) {
-  size_t n = text != NULL && tde_plain_name(text) ? strlen(text) : 0;
-  if (n >= cap) n = 0;
-  memcpy(out, text != NULL ? text : "", n);
-  out[n] = 0;
-}
-
 /* The service's codes and request id into st; its prose stays out. */
 static void note_error(const tde_reply *reply, tde_status *st) {
   tde_json *root = NULL;
@@ -802,8 +793,8 @@ static void note_error(const tde_reply *reply, tde_status *st) {
   st->http_status = reply->status;
   if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) == TDE_OK) {
     const tde_json *codes = tde_json_get(root, "error_codes");
-    copy_code(code, sizeof code, tde_json_get_text(root, "error"));
-    copy_code(id, sizeof id, tde_json_get_text(root, "trace_id"));
+    tde_copy_code(code, sizeof code, tde_json_get_text(root, "error"));
+    tde_copy_code(id, sizeof id, tde_json_get_text(root, "trace_id"));
     int64_t number = tde_json_int_at(codes, 0, 0);
     if (number > 0) {
       snprintf(st->service_code, sizeof st->service_code, "%.40s/AADSTS%lld", code,
@@ -814,7 +805,7 @@ static void note_error(const tde_reply *reply, tde_status *st) {
   }
   tde_json_free(root);
   if (id[0] == 0 && reply->header != NULL) {
-    copy_code(id, sizeof id, reply->header(reply, "x-ms-request-id"));
+    tde_copy_code(id, sizeof id, reply->header(reply, "x-ms-request-id"));
   }
   memcpy(st->request_id, id, sizeof id);
 }

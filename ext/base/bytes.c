@@ -126,6 +126,13 @@ int tde_same_text(const char *a, const char *b) {
   return strcmp(a ? a : "", b ? b : "") == 0;
 }
 
+int tde_copy_part(char *out, size_t cap, const char *p, size_t n) {
+  if (n >= cap) return 0;
+  memcpy(out, p, n);
+  out[n] = 0;
+  return 1;
+}
+
 int tde_is_one_of(const char *name, const char *names) {
   size_t n = strlen(name);
   if (n == 0 || strchr(name, ' ') != NULL) return 0;

@@ -1,5 +1,5 @@
 /*
-** bytes.h: integers in fixed byte order, hexadecimal and base64url, names in a list.
+** bytes.h: integers in fixed byte order, hexadecimal and base64url, small texts.
 **
 ** Pure functions; none allocates. Nothing here is for secrets except where
 ** the name says so.
@@ -36,6 +36,9 @@ long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap);
 
 /* Equal, NULL being as good as an empty text. */
 int tde_same_text(const char *a, const char *b);
+
+/* The n bytes at p as a text. 0: with the NUL they are more than cap. */
+int tde_copy_part(char *out, size_t cap, const char *p, size_t n);
 
 /* True when name is one of names, which stand with one blank between them. */
 int tde_is_one_of(const char *name, const char *names);
