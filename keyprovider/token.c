@@ -498,22 +498,30 @@ tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const c
 
 /* ---- requests ---- */
 
+/* Asks for a token of the machine's own identity. s: the address, up to the API's version. */
+static tde_class ask_machine(tde_sbuf *s, const tde_identity *id, const char *resource,
+                             const char *header, const char *value, tde_request *req,
+                             tde_status *st) {
+  tde_sbuf_add(s, "&resource=");
+  tde_sbuf_escaped(s, resource);
+  if (id->client_id[0] != 0) {
+    tde_sbuf_add(s, "&client_id=");
+    tde_sbuf_escaped(s, id->client_id);
+  }
+  char *url = tde_sbuf_take(s);
+  if (url == NULL) return tde_nomem(st);
+  tde_class rc = tde_request_begin(req, "GET", url, st);
+  tde_secret_free(url);
+  return rc == TDE_OK ? tde_request_header(req, header, value, NULL, st) : rc;
+}
+
 static tde_class ask_imds(const tde_token_flow *f, const tde_identity *id, const char *resource,
                           tde_request *req, tde_status *st) {
   tde_sbuf s;
   tde_sbuf_init(&s, 2048);
   tde_sbuf_add(&s, f->cloud->imds_endpoint);
-  tde_sbuf_add(&s, "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=");
-  tde_sbuf_escaped(&s, resource);
-  if (id->client_id[0] != 0) {
-    tde_sbuf_add(&s, "&client_id=");
-    tde_sbuf_escaped(&s, id->client_id);
-  }
-  char *url = tde_sbuf_take(&s);
-  if (url == NULL) return tde_nomem(st);
-  tde_class rc = tde_request_begin(req, "GET", url, st);
-  tde_secret_free(url);
-  return rc == TDE_OK ? tde_request_header(req, "Metadata", "true", NULL, st) : rc;
+  tde_sbuf_add(&s, "/metadata/identity/oauth2/token?api-version=2018-02-01");
+  return ask_machine(&s, id, resource, "Metadata", "true", req, st);
 }
 
 static tde_class ask_app_service(const tde_identity *id, const char *resource, tde_request *req,
@@ -527,17 +535,8 @@ static tde_class ask_app_service(const tde_identity *id, const char *resource, t
   tde_sbuf_init(&s, 4096);
   tde_sbuf_add(&s, endpoint);
   tde_sbuf_add(&s, strchr(endpoint, '?') != NULL ? "&" : "?");
-  tde_sbuf_add(&s, "api-version=2019-08-01&resource=");
-  tde_sbuf_escaped(&s, resource);
-  if (id->client_id[0] != 0) {
-    tde_sbuf_add(&s, "&client_id=");
-    tde_sbuf_escaped(&s, id->client_id);
-  }
-  char *url = tde_sbuf_take(&s);
-  if (url == NULL) return tde_nomem(st);
-  tde_class rc = tde_request_begin(req, "GET", url, st);
-  tde_secret_free(url);
-  return rc == TDE_OK ? tde_request_header(req, "X-IDENTITY-HEADER", header, NULL, st) : rc;
+  tde_sbuf_add(&s, "api-version=2019-08-01");
+  return ask_machine(&s, id, resource, "X-IDENTITY-HEADER", header, req, st);
 }
 
 /* A renewal before its time is not worth a long wait. */
