@@ -124,10 +124,6 @@ tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *recor
   return c;
 }
 
-static int rc_of(tde_class c) {
-  return tde_class_rc(c);
-}
-
 /* ---- the lower file ---- */
 
 int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,
@@ -203,7 +199,7 @@ static int load_size(tde_sealed *s) {
       tde_class c = tde_sealed_open_record(s, last, s->scratch, s->plain);
       if (c == TDE_OK) s->last_pad = tde_unit_pad(s->scratch);
       if (s->last_pad && s->geo.role == TDE_ROLE_MAIN) s->small_pages = s->guarding = 1;
-      if (c && c != TDE_TAMPERED) rc = rc_of(c);
+      if (c && c != TDE_TAMPERED) rc = tde_class_rc(c);
     }
     tde_wipe(s->plain, s->plain_cap);
     if (rc && rc != SQLITE_IOERR_SHORT_READ) {
@@ -331,7 +327,7 @@ static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) 
   int append, rc;
 
   c = tde_cryptor_get(s->crypt, epoch, &aead);
-  if (c) return rc_of(c);
+  if (c) return tde_class_rc(c);
   rc = run_place(s, i, &slot, &append);
   if (rc) return rc;
   to = slot;
@@ -342,7 +338,7 @@ static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) 
     to = s->scratch;
   }
   c = tde_unit_seal(aead, &at, epoch, pad, pt, to, n);
-  if (c) return rc_of(c);
+  if (c) return tde_class_rc(c);
   if (!append) memcpy(slot, to, n + TDE_UNIT_OVERHEAD);
   s->counters->units_sealed++;
   note_own(s, i);
