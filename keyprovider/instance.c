@@ -664,8 +664,7 @@ const tde_instance *tde_instance_last_seen(const char *path) {
 
 /* Changes what was sound, and checks it. */
 static tde_class change_root(tde_json *root, const char *file,
-                             tde_class (*change)(void *, tde_json *, tde_status *), void *ctx,
-                             tde_status *st) {
+                             tde_instance_edit change, void *ctx, tde_status *st) {
   tde_instance draft;
   tde_status inner;
   memset(&draft, 0, sizeof draft);
@@ -683,8 +682,8 @@ static tde_class change_root(tde_json *root, const char *file,
 }
 
 /* Reads, edits and checks; the lock is held. *text: the new content. */
-static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, tde_status *),
-                      void *ctx, char **text, size_t *n, tde_status *st) {
+static tde_class edit(const char *file, tde_instance_edit change, void *ctx, char **text, size_t *n,
+                      tde_status *st) {
   char *old = NULL;
   tde_json *root = NULL;
   tde_class rc = tde_file_read(file, TDE_FILE_TRUSTED, TDE_INSTANCE_TEXT_MAX, &old, n, NULL, st);
@@ -705,9 +704,8 @@ static tde_class edit(const char *file, tde_class (*change)(void *, tde_json *, 
   return rc;
 }
 
-tde_class tde_instance_change_fits(const char *path,
-                                   tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
-                                   void *ctx, tde_status *st) {
+tde_class tde_instance_change_fits(const char *path, tde_instance_edit change, void *ctx,
+                                   tde_status *st) {
   static const tde_key_info smk = {.version = "0123456789abcdef0123456789abcdef01234567", .created = 1};
   char dir[DIR_MAX], file[FILE_PATH_MAX], *text;
   struct stat sb;
@@ -725,9 +723,8 @@ tde_class tde_instance_change_fits(const char *path,
   return rc;
 }
 
-tde_class tde_instance_change(const char *path,
-                              tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
-                              void *ctx, tde_status *st) {
+tde_class tde_instance_change(const char *path, tde_instance_edit change, void *ctx,
+                              tde_status *st) {
   const tde_instance *inst;
   char file[FILE_PATH_MAX], *text = NULL;
   size_t n = 0;

@@ -55,18 +55,18 @@ const tde_instance *tde_instance_last_seen(const char *path);
 /* The directory that a path means now, absolute, malloc'd: for whoever opens it again later,
 ** when the environment or the current directory may have changed. It need not exist. */
 tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);
-/* Changes the file: change edits the parsed object under the lock file; the result
+/* Edits the parsed object of an instance's file. */
+typedef tde_class (*tde_instance_edit)(void *ctx, tde_json *root, tde_status *st);
+/* Changes the file: change works under the lock file; the result
 ** must be a valid instance, and replaces the file in one step. An instance that does
 ** not exist is made first. TDE_BUSY: another process holds the lock. On failure the
 ** file is unchanged. instance_edit.h has the changes that people make. */
-tde_class tde_instance_change(const char *path,
-                              tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
-                              void *ctx, tde_status *st);
+tde_class tde_instance_change(const char *path, tde_instance_edit change, void *ctx,
+                              tde_status *st);
 /* Before an instance is made for a change: would a new one take it? TDE_OK, too, where one
 ** is there already. Makes nothing. */
-tde_class tde_instance_change_fits(const char *path,
-                                   tde_class (*change)(void *ctx, tde_json *root, tde_status *st),
-                                   void *ctx, tde_status *st);
+tde_class tde_instance_change_fits(const char *path, tde_instance_edit change, void *ctx,
+                                   tde_status *st);
 /* Absolute path of the directory; lives as long as inst. */
 const char *tde_instance_dir(const tde_instance *inst);
 /* How it reaches key services, and its identities; lives as long as inst. */
