@@ -815,11 +815,8 @@ const char *tde_instance_key_at(const tde_instance *inst, size_t i) {
   return i < (size_t)inst->nkeys ? inst->keys[i].base_id : NULL;
 }
 
-tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
-                                 tde_status *st) {
-  (void)st;
-  memcpy(out, inst->protector, TDE_KEY_ID_MAX);
-  return TDE_OK;
+const char *tde_instance_protector(const tde_instance *inst) {
+  return inst->protector;
 }
 
 int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out) {

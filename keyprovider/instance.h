@@ -104,9 +104,8 @@ const tde_key_info *tde_instance_key(const tde_instance *inst, int i);
 ** database's header is not. Lives as long as inst. */
 const char *tde_instance_key_at(const tde_instance *inst, size_t i);
 
-/* Key id of the default protector ("local:smk/..." or a customer's). Copies. */
-tde_class tde_instance_protector(const tde_instance *inst, char out[TDE_KEY_ID_MAX],
-                                 tde_status *st);
+/* Key id of the default protector ("local:smk/..." or a customer's); lives as long as inst. */
+const char *tde_instance_protector(const tde_instance *inst);
 /* The default protector's version and thumbprint: of a key service's as it was when it was set,
 ** of the instance's own as it is. 0: they are not known. */
 int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out);

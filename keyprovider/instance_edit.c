@@ -250,11 +250,12 @@ static tde_class apply_removal(void *ctx, tde_json *root, tde_status *st) {
 tde_class tde_instance_remove_key(const char *path, const char *key, int *removed,
                                   tde_status *st) {
   const tde_instance *inst;
-  char protector[TDE_KEY_ID_MAX];
-  removal r = {.key = key, .protector = protector};
+  removal r = {.key = key};
   tde_class rc = tde_instance_open(path, 0, &inst, st);
-  if (rc == TDE_OK) rc = tde_instance_protector(inst, protector, st);
-  if (rc == TDE_OK) (void)tde_instance_protector_info(inst, &r.protector_info);
+  if (rc == TDE_OK) {
+    r.protector = tde_instance_protector(inst);
+    (void)tde_instance_protector_info(inst, &r.protector_info);
+  }
   if (rc == TDE_OK) rc = announce(path, "remove-instance-key", key, "", st);
   *removed = 0;
   if (rc != TDE_OK) return rc;
@@ -349,11 +350,9 @@ tde_class tde_instance_set_policy(const char *path, const char *name, int64_t va
 ** stays: every database that inherits it would be lost within the check interval. */
 static tde_class check_asker(const setting *s, tde_status *st) {
   const tde_instance *inst;
-  char protector[TDE_KEY_ID_MAX];
   if (tde_instance_open(s->path, 0, &inst, NULL) != TDE_OK) return TDE_OK; /* not made yet */
-  tde_class rc = tde_instance_protector(inst, protector, st);
-  const char *asker = tde_instance_asker(inst);
-  if (rc != TDE_OK || asker == NULL || strcmp(asker, s->name) != 0 || !is_remote(protector)) return rc;
+  const char *protector = tde_instance_protector(inst), *asker = tde_instance_asker(inst);
+  if (asker == NULL || strcmp(asker, s->name) != 0 || !is_remote(protector)) return TDE_OK;
   return tde_fail(st, TDE_MISUSE,
                   "set another protector first, or this one with another identity "
                   "(tde_instance_set_protector)",
@@ -513,9 +512,9 @@ static tde_json *describe_audit(const tde_audit *a) {
 }
 
 tde_json *tde_instance_describe(const tde_instance *inst) {
-  char protector[TDE_KEY_ID_MAX];
+  const char *protector = tde_instance_protector(inst);
   tde_json *o = tde_json_object(), *policy = tde_json_object();
-  int failed = tde_instance_protector(inst, protector, NULL) != TDE_OK;
+  int failed = 0;
   for (int i = 0; i < tde_policy_nitems; i++) {
     const tde_policy_item *item = &tde_policy_items[i];
     const char *at = (const char *)tde_instance_policy(inst) + item->at;
@@ -565,9 +564,9 @@ static tde_json *protector_row(const tde_instance *inst, const char *protector) 
 }
 
 tde_json *tde_instance_keylist(const tde_instance *inst) {
-  char protector[TDE_KEY_ID_MAX];
+  const char *protector = tde_instance_protector(inst);
   tde_json *list = tde_json_array();
-  int failed = tde_instance_protector(inst, protector, NULL) != TDE_OK, shown = 0;
+  int failed = 0, shown = 0;
   for (int i = 0; i < tde_instance_nkeys(inst); i++) {
     const tde_key_info *k = tde_instance_key(inst, i);
     int is_protector = tde_key_named(k, protector);

@@ -161,7 +161,6 @@ static tde_class no_identity(const tde_instance *inst, tde_status *st) {
 tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
                             const tde_keydoc_asker *asker, const uint8_t uuid[TDE_UUID_BYTES],
                             uint8_t *dek, tde_keydoc **out, tde_status *st) {
-  char inherited[TDE_KEY_ID_MAX];
   tde_keydoc_asker who = *asker;
   tde_op wrap;
   const char *mode = "database";
@@ -173,8 +172,7 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
   }
   if (protector == NULL) {
     mode = "inherit";
-    rc = tde_instance_protector(inst, inherited, st);
-    protector = inherited;
+    protector = tde_instance_protector(inst);
     if (who.identity == NULL) who.identity = tde_instance_default_identity(inst);
   } else {
     rc = tde_instance_may_protect(inst, protector, st);

@@ -376,7 +376,6 @@ int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, co
 /* Puts the database under its instance's default protector. */
 static int inherit(sqlite3 *db, const char *schema, const char *event, protector_work *w,
                    tde_status *st) {
-  char protector[TDE_KEY_ID_MAX];
   tde_keydoc_asker who = {NULL, NULL};
   const tde_instance *inst;
   int rc;
@@ -385,10 +384,9 @@ static int inherit(sqlite3 *db, const char *schema, const char *event, protector
 
   if (!f) return SQLITE_ERROR;
   c = tde_instance_open(tde_file_instance(f), 0, &inst, st);
-  if (c == TDE_OK) c = tde_instance_protector(inst, protector, st);
   if (c) return tde_class_rc(c);
   who.identity = tde_instance_default_identity(inst);
-  w->key_id = protector;
+  w->key_id = tde_instance_protector(inst);
   w->mode = "inherit";
   w->who = &who;
   memset(w->out, 0, sizeof(*w->out));
@@ -536,11 +534,11 @@ int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
 
 /* Is a database that inherits under another key than the instance's default? */
 static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
-  char protector[TDE_KEY_ID_MAX], full[TDE_KEY_ID_MAX];
+  const char *protector = tde_instance_protector(inst);
+  char full[TDE_KEY_ID_MAX];
   tde_key_info now;
 
   if (strcmp(facts->mode, "inherit") != 0) return 0;
-  if (tde_instance_protector(inst, protector, NULL) != TDE_OK) return 0;
   if (!tde_provider_find(protector, NULL)) return 0;
   memcpy(now.base_id, facts->key_id, sizeof(now.base_id));
   memcpy(now.version, facts->key_version, sizeof(now.version));

@@ -99,7 +99,7 @@ static int is_local(const char *key_id) {
 }
 
 static void look_in_instance(restore *r, needed_key *k) {
-  char protector[TDE_KEY_ID_MAX], full[TDE_KEY_ID_MAX];
+  char full[TDE_KEY_ID_MAX];
 
   for (int i = 0; i < tde_instance_nkeys(r->inst) && !k->as[0]; i++) {
     const tde_key_info *have = tde_instance_key(r->inst, i);
@@ -107,8 +107,7 @@ static void look_in_instance(restore *r, needed_key *k) {
   }
   tde_key_full_id(&k->info, full);
   if (!k->as[0] && is_local(full)) look_up(r, k, full, "instance");
-  if (k->as[0] || tde_instance_protector(r->inst, protector, NULL) != TDE_OK) return;
-  if (tde_key_ids_match(protector, full)) {
+  if (!k->as[0] && tde_key_ids_match(tde_instance_protector(r->inst), full)) {
     found(k, &k->info, "protector");
   }
 }

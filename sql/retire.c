@@ -221,16 +221,16 @@ static int is_protector(retire *r, const char *protector) {
 
 static void check_instance(retire *r) {
   const char *named = tde_subject_instance(r->db, 0, NULL, 0);
-  char protector[TDE_KEY_ID_MAX];
+  const char *protector;
   tde_status st;
   int needs;
 
   tde_status_clear(&st);
-  if (tde_instance_open(named, 0, &r->inst, &st) != TDE_OK ||
-      tde_instance_protector(r->inst, protector, &st) != TDE_OK) {
+  if (tde_instance_open(named, 0, &r->inst, &st) != TDE_OK) {
     add(r, r->unchecked, named ? named : "the default instance", "error", st.message);
     return;
   }
+  protector = tde_instance_protector(r->inst);
   needs = is_protector(r, protector);
   for (int i = 0; i < tde_instance_nkeys(r->inst); i++) {
     const tde_key_info *k = tde_instance_key(r->inst, i);

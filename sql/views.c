@@ -503,8 +503,8 @@ static tde_json *rows_events(sqlite3 *db, const char *const *argv, tde_status *s
 
 static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde_status *st) {
   const char *path = argv[0] ? argv[0] : tde_subject_instance(db, 0, NULL, 0);
-  char protector[TDE_KEY_ID_MAX];
   const tde_instance *inst;
+  const char *protector;
   tde_json *list;
   int bad = 0;
 
@@ -514,7 +514,7 @@ static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde
   }
   if (tde_instance_open(path, 0, &inst, st)) return NULL;
   list = tde_instance_keylist(inst);
-  if (tde_instance_protector(inst, protector, st)) bad = 1;
+  protector = tde_instance_protector(inst);
   for (size_t i = 0; i < tde_json_count(list) && !bad; i++) {
     tde_json *row = tde_json_at(list, i);
     const char *id = tde_json_get_text(row, "key_id"), *ver = tde_json_get_text(row, "version");

@@ -387,9 +387,10 @@ static void write_instance(const uint8_t *data, size_t size) {
 }
 
 static void run_instance(const uint8_t *data, size_t size) {
-  char id[TDE_KEY_ID_MAX], base[TDE_KEY_ID_MAX], version[128];
+  char base[TDE_KEY_ID_MAX], version[128];
   const tde_instance *inst = NULL, *again = NULL;
   const tde_provider *p;
+  const char *id;
   tde_status st;
   tde_class c;
 
@@ -404,7 +405,7 @@ static void run_instance(const uint8_t *data, size_t size) {
   }
   FUZZ_ASSERT(tde_instance_open(instance_dir, 0, &again, &st) == TDE_OK && again == inst);
   FUZZ_ASSERT(strcmp(tde_instance_dir(inst), instance_dir) == 0);
-  FUZZ_ASSERT(tde_instance_protector(inst, id, &st) == TDE_OK);
+  id = tde_instance_protector(inst);
   p = tde_provider_find(id, NULL);
   FUZZ_ASSERT(p && p->parse_id(id, base, version, NULL) == TDE_OK);
   if (tde_instance_is_service_managed(inst)) FUZZ_ASSERT(strcmp(id, tde_instance_smk(inst)) == 0);

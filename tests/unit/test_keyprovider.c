@@ -680,12 +680,10 @@ static void local_ids(void) {
 static void local_round_trip(void) {
   const tde_instance *inst = shared_instance();
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES), *got = tde_secret_alloc(TDE_KEY_BYTES);
-  char id[TDE_KEY_ID_MAX];
   tde_op wrap, unwrap;
   tde_status st;
   CHECK(tde_random(dek, TDE_KEY_BYTES, NULL) == TDE_OK);
-  CHECK(tde_instance_protector(inst, id, NULL) == TDE_OK);
-  const char *ids[] = {id, "local:smk"};
+  const char *ids[] = {tde_instance_protector(inst), "local:smk"};
   for (size_t i = 0; i < COUNT(ids); i++) {
     op_init(&wrap, TDE_OP_WRAP, inst, dek);
     CHECK(tde_provider_run(&wrap, ids[i], &st) == TDE_OK && wrap.nwrapped == 384);
@@ -703,7 +701,7 @@ static void local_round_trip(void) {
   CHECK(tde_provider_run(&latest, "local:smk", &st) == TDE_OK);
   CHECK(strcmp(latest.info.version, smk_version(inst)) == 0);
   snprintf(unwrap.algorithm, sizeof unwrap.algorithm, "RSA1_5");
-  CHECK(tde_provider_run(&unwrap, id, &st) == TDE_UNSUPPORTED && tde_all_zero(got, 32));
+  CHECK(tde_provider_run(&unwrap, ids[0], &st) == TDE_UNSUPPORTED && tde_all_zero(got, 32));
   op_init(&latest, TDE_OP_GET, NULL, NULL);
   CHECK(tde_provider_run(&latest, "local:smk", &st) == TDE_MISUSE);
   tde_secret_free(dek);
@@ -1075,7 +1073,8 @@ static void folders_under_an_odd_umask(void) {
 /* ---- instance ---- */
 
 static void instance_first_use(void) {
-  char dir[PATH_BYTES], path[PATH_BYTES + 32], id[TDE_KEY_ID_MAX];
+  char dir[PATH_BYTES], path[PATH_BYTES + 32];
+  const char *id;
   const tde_instance *inst = NULL, *again = NULL;
   struct stat sb;
   tde_status st;
@@ -1085,7 +1084,8 @@ static void instance_first_use(void) {
   CHECK(access(dir, F_OK) != 0);
   REQUIRE(tde_instance_open(dir, 1, &inst, &st) == TDE_OK);
   CHECK(strcmp(tde_instance_dir(inst), dir) == 0 && tde_instance_is_service_managed(inst));
-  CHECK(tde_instance_protector(inst, id, &st) == TDE_OK && strcmp(id, tde_instance_smk(inst)) == 0);
+  id = tde_instance_protector(inst);
+  CHECK(strcmp(id, tde_instance_smk(inst)) == 0);
   CHECK(strncmp(id, "local:smk/", 10) == 0 && strlen(id) == 50);
   CHECK(stat(dir, &sb) == 0 && (sb.st_mode & 07777) == 0700);
   snprintf(path, sizeof path, "%s/keys", dir);
@@ -1244,7 +1244,7 @@ static void instance_permissions(void) {
 }
 
 static void instance_changes(void) {
-  char dir[PATH_BYTES], path[PATH_BYTES + 32], id[TDE_KEY_ID_MAX];
+  char dir[PATH_BYTES], path[PATH_BYTES + 32];
   const tde_instance *one = NULL, *two = NULL, *three = NULL;
   fresh_dir(dir, "changes");
   snprintf(path, sizeof path, "%s/instance.json", dir);
@@ -1253,10 +1253,10 @@ static void instance_changes(void) {
   CHECK(put_file(path, a, 0600) == 0 && tde_instance_open(dir, 0, &one, NULL) == TDE_OK);
   CHECK(put_file(path, b, 0600) == 0 && tde_instance_open(dir, 0, &two, NULL) == TDE_OK);
   REQUIRE(one != NULL && two != NULL && one != two);
-  CHECK(tde_instance_protector(two, id, NULL) == TDE_OK && strcmp(id, "local:mine") == 0);
+  CHECK(strcmp(tde_instance_protector(two), "local:mine") == 0);
   CHECK(!tde_instance_is_service_managed(two) && tde_instance_smk(two)[0] == 0);
   /* The old state is as it was. */
-  CHECK(tde_instance_protector(one, id, NULL) == TDE_OK && strcmp(id, "local:smk/" V40) == 0);
+  CHECK(strcmp(tde_instance_protector(one), "local:smk/" V40) == 0);
   /* Content seen before is the state of before: going to and fro costs nothing. */
   for (int i = 0; i < 3; i++) {
     CHECK(put_file(path, a, 0600) == 0 && tde_instance_open(dir, 0, &three, NULL) == TDE_OK);
@@ -1272,7 +1272,7 @@ static void instance_changes(void) {
 ** link alone decides, and each makes a key pair. */
 static void race(const char *name, int n, int lock_broken) {
   enum { N = 8 };
-  char dir[PATH_BYTES], path[PATH_BYTES + 16], ids[N][64], id[TDE_KEY_ID_MAX];
+  char dir[PATH_BYTES], path[PATH_BYTES + 16], ids[N][64];
   int gate[2], out[2];
   pid_t pids[N];
   tde_status st;
@@ -1288,8 +1288,8 @@ static void race(const char *name, int n, int lock_broken) {
     close(gate[1]);
     CHILD_REQUIRE(read(gate[0], &c, 1) == 0); /* all start together */
     CHILD_REQUIRE(tde_instance_open(dir, 1, &inst, &st) == TDE_OK);
-    CHILD_REQUIRE(tde_instance_protector(inst, id, NULL) == TDE_OK && get_smk(inst, &st) == TDE_OK);
-    snprintf(line, sizeof line, "%.63s", id);
+    CHILD_REQUIRE(get_smk(inst, &st) == TDE_OK);
+    snprintf(line, sizeof line, "%.63s", tde_instance_protector(inst));
     CHILD_REQUIRE(write(out[1], line, sizeof line) == sizeof line);
     _exit(0);
   }
