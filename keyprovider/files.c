@@ -4,7 +4,9 @@
 ** What must hold: the checks look at the file that was opened, not at a name
 ** that may change meanwhile; a file appears under its name only when its whole
 ** content is on the disk; no file is written over, but by tde_file_replace, which a
-** crash leaves with the old content or the new one.
+** crash leaves with the old content or the new one. Root works in other users'
+** folders, too: what it gives an owner or a mode is the file that it made, by its
+** descriptor, for any name there may be another file's by then.
 */
 #include "files.h"
 
@@ -35,6 +37,10 @@ static tde_class os_fail(tde_status *st, int err, const char *what, const char *
                     "%s is a symbolic link; that is not allowed here", path);
   }
   if (err == ENOMEM) return tde_nomem(st);
+  if (err == ESTALE) {
+    return tde_fail(st, TDE_IO, "look who may write to its folder",
+                    "cannot %s %s: it was replaced meanwhile", what, path);
+  }
   const char *remedy = err == ENOSPC || err == EDQUOT ? "make room on the disk"
                                                       : "check the disk and the file system";
   return tde_fail(st, TDE_IO, remedy, "cannot %s %s: %s", what, path, text);
@@ -181,14 +187,24 @@ static int take_name(int dirfd, const char *temp, const char *name) {
   return 0;
 }
 
-/* The finished file in the place of another, whose mode it keeps. */
 static int take_place(int dirfd, const char *temp, const char *name) {
-  struct stat sb;
-  if (fstatat(dirfd, name, &sb, 0) == 0 &&
-      fchmodat(dirfd, temp, (sb.st_mode & 0755) | 0600, 0) != 0) {
-    return -1;
-  }
   return renameat(dirfd, temp, dirfd, name);
+}
+
+/* Others may read what they could read in the file that this one replaces. */
+static int keep_mode(int dirfd, int fd, const char *name) {
+  struct stat sb;
+  if (fstatat(dirfd, name, &sb, 0) != 0) return 0;
+  return fchmod(fd, (sb.st_mode & 0755) | 0600);
+}
+
+/* Is that name this file's? ESTALE: it is another one's. */
+static int is_named(int dirfd, int fd, const char *name) {
+  struct stat sb, is;
+  if (fstat(fd, &is) != 0 || fstatat(dirfd, name, &sb, AT_SYMLINK_NOFOLLOW) != 0) return -1;
+  if (sb.st_dev == is.st_dev && sb.st_ino == is.st_ino) return 0;
+  errno = ESTALE;
+  return -1;
 }
 
 /* What root makes in another's directory is that one's: the owner of the file that it
@@ -232,10 +248,13 @@ static tde_class put_file(const char *dir, const char *name, const char *text, s
     close(dirfd);
     return rc;
   }
-  int bad = give_away(dirfd, fd, name) != 0 || write_all(fd, text, n) != 0 ? -1 : 0, err = errno;
-  if (close(fd) != 0 && !bad) bad = -1, err = errno;
-  if (!bad && take(dirfd, temp, name) != 0) bad = -1, err = errno;
+  int bad = give_away(dirfd, fd, name) != 0 || write_all(fd, text, n) != 0 ||
+            (take == take_place && keep_mode(dirfd, fd, name) != 0) ||
+            is_named(dirfd, fd, temp) != 0 || take(dirfd, temp, name) != 0,
+      err = errno;
   if (bad) unlinkat(dirfd, temp, 0);
+  else if (is_named(dirfd, fd, name) != 0) bad = 1, err = errno;
+  close(fd); /* it is synced */
   if (!bad) rc = sync_name(dirfd, name, path, take == take_place, st);
   close(dirfd);
   if (!bad) return rc;
@@ -260,67 +279,98 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
   return put_file(dir, name, text, n, take_place, st);
 }
 
-static void parent_of(const char *path, char parent[TDE_PATH_MAX + 128]) {
-  snprintf(parent, TDE_PATH_MAX + 128, "%s", path);
-  char *slash = strrchr(parent, '/');
-  if (slash == NULL) snprintf(parent, TDE_PATH_MAX + 128, ".");
-  else slash[slash == parent ? 1 : 0] = 0;
+/* Opens the folder that path is in, to work in: no right to list it is needed. *name: path's
+** last part, in room. */
+static int open_parent(const char *path, char room[TDE_PATH_MAX + 128], const char **name) {
+  snprintf(room, TDE_PATH_MAX + 128, "%s", path);
+  size_t n = strlen(room);
+  while (n > 1 && room[n - 1] == '/') room[--n] = 0;
+  char *slash = strrchr(room, '/');
+  *name = slash == NULL ? room : slash[1] != 0 ? slash + 1 : ".";
+  const char *parent = slash == NULL ? "." : slash == room ? "/" : room;
+  if (slash != NULL) *slash = 0;
+  return open(parent, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-/* Makes the entry of path durable in its parent. */
-static int sync_parent(const char *path) {
-  char parent[TDE_PATH_MAX + 128];
-  parent_of(path, parent);
-  int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  /* A parent that may be searched but not read cannot be synced by us. */
-  if (fd < 0) return errno == EACCES ? 0 : -1;
-  int rc = fsync(fd), err = errno;
+static int closing(int fd, int rc) {
+  int err = errno;
   close(fd);
   errno = err;
   return rc;
 }
 
-int tde_file_adopt(int fd, const char *path) {
-  char parent[TDE_PATH_MAX + 128];
+/* Makes a new entry durable in its folder. */
+static int sync_parent(int dirfd) {
+  int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  /* A folder that may be searched but not read cannot be synced by us. */
+  if (fd < 0) return errno == EACCES ? 0 : -1;
+  return closing(fd, fsync(fd));
+}
+
+static int adopt_in(int dirfd, int fd, const char *name) {
   struct stat sb, is;
-  parent_of(path, parent);
   if (geteuid() != 0 || fstat(fd, &is) != 0 || is.st_uid != 0) return 0;
-  if (stat(parent, &sb) != 0) return -1;
+  if (is_named(dirfd, fd, name) != 0 || fstat(dirfd, &sb) != 0) return -1;
   return sb.st_uid == 0 ? 0 : fchown(fd, sb.st_uid, sb.st_gid);
 }
 
-/* What was just made is the parent's owner's, if root made it. */
-static int adopt_folder(const char *path) {
+int tde_file_adopt(int fd, const char *path) {
+  char room[TDE_PATH_MAX + 128];
+  const char *name;
   if (geteuid() != 0) return 0;
-  int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  int dirfd = open_parent(path, room, &name);
+  return dirfd < 0 ? -1 : closing(dirfd, adopt_in(dirfd, fd, name));
+}
+
+/* Is this folder about as new as the last entry of its parent? What the parent's owner gave its
+** name instead may be an old one of root's, with what others must not see. */
+static int is_new(int dirfd, int fd) {
+  struct stat parent, sb;
+  if (fstat(dirfd, &parent) != 0 || fstat(fd, &sb) != 0) return 0;
+  return sb.st_mtim.tv_sec + 5 >= parent.st_mtim.tv_sec;
+}
+
+/* What was just made is the parent's owner's, if root made it. */
+static int adopt_folder(int dirfd, const char *name) {
+  if (geteuid() != 0) return 0;
+  int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return -1;
-  int rc = tde_file_adopt(fd, path), err = errno;
-  close(fd);
-  errno = err;
-  return rc;
+  if (is_new(dirfd, fd)) return closing(fd, adopt_in(dirfd, fd, name));
+  errno = ESTALE;
+  return closing(fd, -1);
 }
 
 /* The owner's rights do not depend on the host's umask either. Where the file system has modes
 ** of its own, they are there already. */
-static int unmask_folder(const char *path) {
+static int unmask_folder(int dirfd, const char *name) {
   struct stat sb;
-  if (lstat(path, &sb) != 0) return -1;
-  if ((sb.st_mode & 0700) == 0700) return 0;
-  return fchmodat(AT_FDCWD, path, 0700, AT_SYMLINK_NOFOLLOW);
+  if (fstatat(dirfd, name, &sb, AT_SYMLINK_NOFOLLOW) != 0) return -1;
+  if (!S_ISDIR(sb.st_mode) || (sb.st_mode & 0700) == 0700) return 0;
+  return fchmodat(dirfd, name, 0700, AT_SYMLINK_NOFOLLOW);
 }
 
-tde_class tde_dir_make(const char *path, tde_status *st) {
-  if (mkdir(path, 0700) == 0) {
-    if (unmask_folder(path) != 0) return os_fail(st, errno, "set the mode of", path);
-    if (adopt_folder(path) != 0) return os_fail(st, errno, "give to its parent's owner", path);
+static tde_class make_in(int dirfd, const char *name, const char *path, tde_status *st) {
+  if (mkdirat(dirfd, name, 0700) == 0) {
+    if (unmask_folder(dirfd, name) != 0) return os_fail(st, errno, "set the mode of", path);
+    if (adopt_folder(dirfd, name) != 0) return os_fail(st, errno, "give to its parent's owner", path);
   } else if (errno != EEXIST) {
     return os_fail(st, errno, "make the directory", path);
   }
   /* Whoever made one that is there may not have come to this. Some file systems can not. */
-  if (sync_parent(path) != 0 && errno != EINVAL && errno != EROFS) {
+  if (sync_parent(dirfd) != 0 && errno != EINVAL && errno != EROFS) {
     return os_fail(st, errno, "sync the parent of", path);
   }
   return TDE_OK;
+}
+
+tde_class tde_dir_make(const char *path, tde_status *st) {
+  char room[TDE_PATH_MAX + 128];
+  const char *name;
+  int dirfd = open_parent(path, room, &name);
+  if (dirfd < 0) return os_fail(st, errno, "make the directory", path);
+  tde_class rc = make_in(dirfd, name, path, st);
+  close(dirfd);
+  return rc;
 }
 
 int tde_dir_next(DIR *d, const char **name) {

@@ -535,12 +535,13 @@ static tde_class make_dirs(const char *dir, int parents, tde_status *st) {
   return tde_dir_make(path, st);
 }
 
-/* A lock that root makes is for the directory's owner, too. */
-static void give_away(int fd, const char *dir) {
-  struct stat sb, owner;
-  if (geteuid() != 0 || fstat(fd, &sb) != 0 || sb.st_uid != 0 || stat(dir, &owner) != 0) return;
-  if (owner.st_uid != 0 && fchown(fd, owner.st_uid, owner.st_gid) != 0) {
-    tde_log(TDE_LOG_WARNING, "the lock of the instance %s could not be given to its owner", dir);
+/* A lock that root makes is for the directory's owner, too. What has content, or another name,
+** is no lock of ours. */
+static void give_away(int fd, const char *path) {
+  struct stat sb;
+  if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode) || sb.st_size != 0 || sb.st_nlink != 1) return;
+  if (tde_file_adopt(fd, path) != 0) {
+    tde_log(TDE_LOG_WARNING, "the lock %s could not be given to its folder's owner", path);
   }
 }
 
@@ -551,7 +552,7 @@ static int lock_take(const char *dir) {
   snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);
   int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
   if (fd < 0) return -1;
-  give_away(fd, dir);
+  give_away(fd, path);
   for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
     struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
     if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
