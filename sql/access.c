@@ -20,22 +20,38 @@ static int is_none(int err) {
   return err == ENODATA || err == ENOTSUP || err == ENOSYS;
 }
 
-int tde_access_bare(const char *path) {
-  if (getxattr(path, LIST, NULL, 0) < 0 && is_none(errno)) return 0;
-  return removexattr(path, LIST);
+int tde_access_bare(int fd) {
+  if (fgetxattr(fd, LIST, NULL, 0) < 0 && is_none(errno)) return 0;
+  return fremovexattr(fd, LIST);
+}
+
+/* A file whose attributes are read. */
+typedef struct source {
+  const char *path;
+  int fd; /* -1: by its path */
+} source;
+
+static ssize_t names_of(const source *s, char *names) {
+  return s->fd < 0 ? llistxattr(s->path, names, XATTR_LIST_MAX)
+                   : flistxattr(s->fd, names, XATTR_LIST_MAX);
+}
+
+static ssize_t value_of(const source *s, const char *name, char *value) {
+  return s->fd < 0 ? lgetxattr(s->path, name, value, XATTR_SIZE_MAX)
+                   : fgetxattr(s->fd, name, value, XATTR_SIZE_MAX);
 }
 
 /* A file system that keeps no attributes keeps a copy's none, either; a list it must. */
-static int copy_one(const char *from, const char *to, const char *name, char *value) {
-  ssize_t n = getxattr(from, name, value, XATTR_SIZE_MAX);
+static int copy_one(const source *from, int to, const char *name, char *value) {
+  ssize_t n = value_of(from, name, value);
 
   if (n < 0) return errno == ENODATA ? 0 : -1;
-  if (setxattr(to, name, value, (size_t)n, 0) == 0) return 0;
+  if (fsetxattr(to, name, value, (size_t)n, 0) == 0) return 0;
   return errno == ENOTSUP && strcmp(name, LIST) != 0 ? 0 : -1;
 }
 
-static int copy_all(const char *from, const char *to, char *names, char *value, const char **what) {
-  ssize_t n = listxattr(from, names, XATTR_LIST_MAX);
+static int copy_all(const source *from, int to, char *names, char *value, const char **what) {
+  ssize_t n = names_of(from, names);
 
   *what = "its attributes can not be kept";
   if (n < 0) return is_none(errno) ? 0 : -1;
@@ -49,14 +65,15 @@ static int copy_all(const char *from, const char *to, char *names, char *value, 
   return 0;
 }
 
-int tde_access_copy(const char *from, const char *to, const char **what) {
+int tde_access_copy(const char *from, int from_fd, int to, const char **what) {
+  const source s = {from, from_fd};
   char *room = sqlite3_malloc64(XATTR_LIST_MAX + XATTR_SIZE_MAX);
   int rc = -1, err;
 
   *what = "the access list of its folder can not be kept off";
   errno = ENOMEM;
   if (room && tde_access_bare(to) == 0) {
-    rc = copy_all(from, to, room, room + XATTR_LIST_MAX, what);
+    rc = copy_all(&s, to, room, room + XATTR_LIST_MAX, what);
   }
   err = errno;
   sqlite3_free(room);

@@ -7,11 +7,12 @@
 #ifndef TDE_SQL_ACCESS_H
 #define TDE_SQL_ACCESS_H
 
-/* Gives the file `to` the list of `from`, or none where that has none, though its folder may
+/* Gives the file `to` the list of the one at path `from` (from_fd: a descriptor of it, or -1;
+** then no link is followed), or none where that has none, though its folder may
 ** have given it one, and the attributes that are users' own. 0, or -1, errno, and what it is
 ** that can not be kept. Set the mode afterwards, which the list changes. */
-int tde_access_copy(const char *from, const char *to, const char **what);
+int tde_access_copy(const char *from, int from_fd, int to, const char **what);
 /* Takes away the list that its folder gave it. 0, or -1 and errno. */
-int tde_access_bare(const char *path);
+int tde_access_bare(int fd);
 
 #endif

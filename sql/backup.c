@@ -175,7 +175,7 @@ static int write_raw(raw_copy *k, tde_status *st) {
 
   if (rc == SQLITE_OK) {
     rc = still_same_epochs(k->w, k->c, st);
-    if (rc) (void)unlink(k->place.temp);
+    if (rc) (void)tde_place_remove(&k->place, k->place.temp);
   }
   return rc;
 }

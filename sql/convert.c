@@ -11,6 +11,11 @@
 ** The copy is its caller's alone (mode 0600) while it is made; an encrypted one then gets
 ** the source's mode, owner and access list, plaintext stays private.
 **
+** Root may do this in the folder of another user, who can give the names of source and copy to
+** other files at any moment. So what is given away, and what decides to whom, is looked at by
+** descriptor (place.h), and whatever SQLite opened by a name is compared with it before it is
+** written to or believed.
+**
 ** In place, the source's WAL is first emptied into it, then its (empty) WAL
 ** and wal-index go before the rename: they must not be taken for the new
 ** file's. That takes the lock, which a file that can only be read does not give:
@@ -59,6 +64,7 @@ typedef struct conversion {
   char *params;     /* tde_* URI parameters for the encrypted side */
   int in_place;
   int from_backup; /* which nobody writes to, so that it needs no lock */
+  struct stat is;  /* the source that SQLite opened */
   sqlite3 *from, *to;
   int pages, page_size;
   tde_job job;
@@ -332,6 +338,87 @@ static int empty_log(conversion *c) {
   return busy ? fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS, "its WAL is in use") : SQLITE_OK;
 }
 
+/* ---- which files are open ---- */
+
+#define NOT_YOURS "look who may write to its folder, and try again where only you may"
+
+static int replaced(conversion *c) {
+  return fail(c, SQLITE_IOERR, TDE_IO, NOT_YOURS, "was replaced while it was converted");
+}
+
+/* SQLite's own VFS, the lowest of its chain, has a descriptor of what it opened. Of another one
+** that is not known. */
+static int has_descriptors(sqlite3 *db) {
+  char *chain = NULL;
+  const char *lowest;
+  int has;
+
+  if (sqlite3_file_control(db, "main", SQLITE_FCNTL_VFSNAME, &chain) != SQLITE_OK || !chain) {
+    return 0;
+  }
+  lowest = strrchr(chain, '/');
+  has = strncmp(lowest ? lowest + 1 : chain, "unix", 4) == 0;
+  sqlite3_free(chain);
+  return has;
+}
+
+/* SQLite's descriptor of a file, *fd: TDE_UNTOLD where it can not be told. Non-zero: it has
+** another file open; or errno says why that is not known. */
+static int descriptor(sqlite3 *db, const struct stat *file, int but, int *fd) {
+  *fd = has_descriptors(db) ? tde_descriptor_of(file, but) : TDE_UNTOLD;
+  if (*fd == TDE_NO_DESCRIPTOR) {
+    errno = ESTALE;
+    return -1;
+  }
+  return *fd == TDE_UNTOLD && (errno == EMFILE || errno == ENFILE || errno == ENOMEM) ? -1 : 0;
+}
+
+/* What the source is now, and SQLite's descriptor of it. Where there is none, its path tells. */
+static int look_at_source(conversion *c, struct stat *sb, int *fd) {
+  errno = 0;
+  if (descriptor(c->from, &c->is, -1, fd) != 0) {
+    return errno == ESTALE ? replaced(c) : fail_errno(c, "can not be looked at");
+  }
+  if (*fd >= 0 ? fstat(*fd, sb) : lstat(c->source, sb)) {
+    return fail_errno(c, "can not be looked at");
+  }
+  return sb->st_dev == c->is.st_dev && sb->st_ino == c->is.st_ino ? SQLITE_OK : replaced(c);
+}
+
+/* Which file it is, by the name that it was opened under. */
+static int know_source(conversion *c) {
+  struct stat sb;
+  int moved = 0, fd;
+
+  if (lstat(c->source, &c->is) != 0) return fail_errno(c, "can not be looked at");
+  (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_HAS_MOVED, &moved);
+  return moved ? replaced(c) : look_at_source(c, &sb, &fd);
+}
+
+/* Has SQLite the temporary file open, and not one that took its name? */
+static int check_copy(conversion *c) {
+  const struct stat is = {.st_dev = c->place.dev, .st_ino = c->place.ino};
+  int fd, rc = tde_place_has(&c->place, c->place.temp, &c->st);
+
+  errno = 0;
+  if (rc || descriptor(c->to, &is, c->place.fd, &fd) == 0) return rc;
+  return errno == ESTALE ? tde_place_replaced(&c->place, &c->st)
+                         : fail_errno(c, "its copy can not be looked at");
+}
+
+/* Opens the temporary file, if it is still what tde_place_make made. */
+static int open_copy(conversion *c, const char *params, int flags) {
+  int rc = tde_place_has(&c->place, c->place.temp, &c->st);
+
+  if (rc) return rc;
+  rc = open_db(c, c->place.temp, params, c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
+               flags | SQLITE_OPEN_NOFOLLOW, &c->to);
+  if (rc) (void)tde_place_has(&c->place, c->place.temp, &c->st); /* which says more */
+  return rc ? rc : check_copy(c);
+}
+
+/* ---- the source ---- */
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
   int rc = connect_source(c, arg);
@@ -341,7 +428,8 @@ static int open_source(conversion *c, const char *arg) {
   c->params = collect_params(sqlite3_db_filename(c->from, "main"));
   if (!c->source || !c->params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   if (!c->source[0]) return fail(c, SQLITE_MISUSE, TDE_MISUSE, "name a file", "not a file");
-  rc = check_kind(c);
+  rc = know_source(c);
+  if (rc == SQLITE_OK) rc = check_kind(c);
   if (rc) return rc;
   /* Set before the first access: then a WAL needs no shared memory, and
   ** whoever else has it open is noticed. */
@@ -359,18 +447,21 @@ static int open_source(conversion *c, const char *arg) {
   return rc;
 }
 
-/* What is replaced must be all there is: another connection would go on with the old file,
-** and another name would keep it, in plain. */
+/* What is replaced must be the source, and all there is: another connection would go on with
+** the old file, and another name would keep it, in plain. */
 static int check_alone(conversion *c) {
   struct stat sb;
 
-  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
+  if (tde_place_stat(&c->place, c->place.target, &sb) != 0) {
+    return fail_errno(c, "can not be looked at");
+  }
+  if (sb.st_dev != c->is.st_dev || sb.st_ino != c->is.st_ino) return replaced(c);
   if (sb.st_nlink > 1) {
     return fail(c, SQLITE_ERROR, TDE_MISUSE,
                 "remove its other names (find -samefile shows them), or name another file for it",
                 "has other names (hard links), under which it would stay in plain");
   }
-  if (tde_others_have_open(c->source)) {
+  if (tde_others_have_open(&sb)) {
     return fail(c, SQLITE_BUSY, TDE_BUSY, CLOSE_OTHERS,
                 "another connection or program has it open");
   }
@@ -428,25 +519,13 @@ static void tell(conversion *c, int rc) {
   (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
 }
 
-/* The temporary file, empty: SQLite would make it for all to read. */
-static int make_private(conversion *c) {
-  int fd = open(c->place.temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-
-  if (fd < 0) return fail_errno(c, "a new file can not be made beside it");
-  (void)close(fd);
-  return SQLITE_OK;
-}
-
 /* Copies every page; both sides stay locked. */
 static int copy_pages(conversion *c) {
   sqlite3_backup *b;
-  int rc = make_private(c);
+  int rc;
 
-  if (rc == SQLITE_OK) {
-    rc = open_db(c, c->place.temp, c->encrypting ? c->params : "?",
-                 c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
-                 SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &c->to);
-  }
+  if (tde_place_make(&c->place) != 0) return fail_errno(c, "a new file can not be made beside it");
+  rc = open_copy(c, c->encrypting ? c->params : "?", SQLITE_OPEN_READWRITE);
   /* Nobody refers to the temporary file: no journal; one sync at the end. */
   if (rc == SQLITE_OK) {
     rc = exec(c, c->to,
@@ -489,10 +568,10 @@ static int check_target(conversion *c) {
   int rc, pages = 0;
 
   if (!params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  rc = open_db(c, c->place.temp, params, c->encrypting ? TDE_VFS_NAME : tde_vfs_base_name(),
-               SQLITE_OPEN_READONLY, &c->to);
+  rc = open_copy(c, params, SQLITE_OPEN_READONLY);
   sqlite3_free(params);
-  if (rc == SQLITE_OK) rc = pragma_int(c->to, "PRAGMA page_count", &pages);
+  if (rc) return rc;
+  rc = pragma_int(c->to, "PRAGMA page_count", &pages);
   if (rc == SQLITE_OK && pages != c->pages) rc = SQLITE_IOERR_CORRUPTFS;
   if (rc == SQLITE_OK && c->encrypting) {
     rc = sqlite3_file_control(c->to, "main", TDE_FCNTL_FILE, &f);
@@ -514,7 +593,7 @@ static int remove_side_file(conversion *c, const char *suffix) {
   int rc = SQLITE_OK;
 
   if (!name) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-  if (unlink(name) != 0 && errno != ENOENT) {
+  if (tde_place_remove(&c->place, name) != 0 && errno != ENOENT) {
     rc = fail_errno(c, "a void log of its can not be removed");
   }
   sqlite3_free(name);
@@ -526,9 +605,9 @@ static int remove_side_file(conversion *c, const char *suffix) {
 static int keep_owner(conversion *c, const struct stat *source) {
   struct stat sb;
 
-  if (stat(c->place.temp, &sb) != 0) return fail_errno(c, "its copy can not be looked at");
+  if (fstat(c->place.fd, &sb) != 0) return fail_errno(c, "its copy can not be looked at");
   if (sb.st_uid == source->st_uid && sb.st_gid == source->st_gid) return SQLITE_OK;
-  if (chown(c->place.temp, source->st_uid, source->st_gid) == 0) return SQLITE_OK;
+  if (fchown(c->place.fd, source->st_uid, source->st_gid) == 0) return SQLITE_OK;
   if (c->in_place) {
     return fail(c, SQLITE_PERM, TDE_MISUSE, "let its owner do it, or name another file for it",
                 "its owner and group can not be kept");
@@ -541,8 +620,8 @@ static int keep_owner(conversion *c, const struct stat *source) {
 static int keep_mode(conversion *c, mode_t mode) {
   struct stat sb;
 
-  if (stat(c->place.temp, &sb) == 0 && (sb.st_mode & 07777) == mode) return SQLITE_OK;
-  return chmod(c->place.temp, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
+  if (fstat(c->place.fd, &sb) == 0 && (sb.st_mode & 07777) == mode) return SQLITE_OK;
+  return fchmod(c->place.fd, mode) == 0 ? SQLITE_OK : fail_errno(c, "its mode can not be kept");
 }
 
 /* Owner, mode, access list and attributes of the source; plaintext is its owner's alone. */
@@ -550,13 +629,13 @@ static int keep_access(conversion *c) {
   const char *what = "the access list of its folder can not be kept off";
   struct stat sb;
   char text[200];
-  int rc;
+  int source, rc = look_at_source(c, &sb, &source);
 
-  if (stat(c->source, &sb) != 0) return fail_errno(c, "can not be looked at");
-  rc = keep_owner(c, &sb);
+  if (rc == SQLITE_OK) rc = keep_owner(c, &sb);
   if (rc) return rc;
-  if (c->encrypting ? tde_access_copy(c->source, c->place.temp, &what)
-                    : tde_access_bare(c->place.temp)) {
+  if (c->encrypting ? tde_access_copy(c->source, source, c->place.fd, &what)
+                    : tde_access_bare(c->place.fd)) {
+    if (errno == ENOMEM) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
     (void)snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
     return fail(c, SQLITE_PERM, TDE_MISUSE,
                 "take it away (setfacl -b, setfattr -x), or name a file where it can be kept",
@@ -587,14 +666,17 @@ static int replace_source(conversion *c) {
   /* Closing the source must not delete a WAL that the new file may have by then. */
   int keep = 1;
 
+  if (rc == SQLITE_OK) rc = tde_place_has(&c->place, c->place.temp, &c->st);
   if (rc) return rc;
+  tde_place_let_go(&c->place);
   (void)sqlite3_file_control(c->from, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
   for (size_t i = 0; rc == SQLITE_OK && i < sizeof(beside) / sizeof(beside[0]); i++) {
     rc = remove_side_file(c, beside[i]);
   }
-  if (rc == SQLITE_OK && rename(c->place.temp, c->place.target) != 0) {
+  if (rc == SQLITE_OK && tde_place_replace(&c->place) != 0) {
     rc = fail_errno(c, "the copy can not take its place");
   }
+  if (rc == SQLITE_OK) rc = tde_place_has(&c->place, c->place.target, &c->st);
   if (rc) return rc;
   /* Spoiled not before the rename is durable: an outage could bring the old file back. */
   rc = tde_place_sync(&c->place, &c->st);

@@ -1,5 +1,5 @@
 /*
-** openers.c: who else has a file open; see openers.h.
+** openers.c: who has a file open; see openers.h.
 **
 ** No lock of SQLite's tells of a connection that has opened a file and read nothing yet, or
 ** is idle. Linux does: it grants a write lease only to the file's sole open descriptor. That
@@ -16,22 +16,30 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
-/* How many descriptors of this process are of the file; *fd: one of them. */
-static int descriptors_of(const struct stat *file, int *fd) {
+/* How many descriptors of this process, but one, are of the file; *fd: one of them. -1 with
+** errno: that can not be told. */
+static int descriptors_of(const struct stat *file, int but, int *fd) {
   DIR *all = opendir("/proc/self/fd");
   struct dirent *e;
   struct stat sb;
   int n = 0;
 
-  while (all && (e = readdir(all)) != NULL) {
+  if (!all) return -1;
+  while ((e = readdir(all)) != NULL) {
     int i = (int)strtol(e->d_name, NULL, 10);
-    if (e->d_name[0] == '.' || fstat(i, &sb) != 0) continue;
+    if (e->d_name[0] == '.' || i == but || fstat(i, &sb) != 0) continue;
     if (sb.st_dev != file->st_dev || sb.st_ino != file->st_ino) continue;
     *fd = i;
     n++;
   }
-  if (all) (void)closedir(all);
+  (void)closedir(all);
   return n;
+}
+
+int tde_descriptor_of(const struct stat *file, int but) {
+  int fd = TDE_NO_DESCRIPTOR;
+
+  return descriptors_of(file, but, &fd) < 0 ? TDE_UNTOLD : fd;
 }
 
 /* Is this descriptor not the only one of its file? */
@@ -51,11 +59,8 @@ static int is_shared(int fd) {
 #endif
 }
 
-int tde_others_have_open(const char *path) {
-  struct stat file;
-  int n, fd = -1;
+int tde_others_have_open(const struct stat *file) {
+  int fd = -1, n = descriptors_of(file, -1, &fd);
 
-  if (stat(path, &file) != 0) return 0;
-  n = descriptors_of(&file, &fd);
   return n > 1 || (n == 1 && is_shared(fd));
 }

@@ -10,7 +10,7 @@ CAMPAIGNS ?= 300
 
 CRASH_LIBS := -lsqlite3 $(LIBS) -ldl
 # The product's own file-system calls go to the simulated disk (posix.c).
-CRASH_WRAP := rename renameat2 link unlink stat lstat chmod chown getxattr listxattr fsync access clock_gettime
+CRASH_WRAP := openat renameat renameat2 linkat unlinkat fstatat stat lstat fchmod fchown llistxattr fsync access clock_gettime
 crash_wrap = $(addprefix -Wl$(comma)--wrap=,$(1))
 comma := ,
 CRASH_OBJ := $(patsubst %,$(CRASH_OUT)/%.o,disk crashvfs posix model run turns scenarios scratch)
@@ -55,7 +55,7 @@ check-stress-smoke: $(CRASH_OUT)/stress ## the same, 8 campaigns
 	$(Q)$(CRASH_OUT)/stress -n 8
 
 $(CRASH_OUT)/race: $(addprefix $(CRASH_OUT)/,race.o trap.o crowd.o scratch.o) $(STATIC_OBJ)
-	$(Q)$(CC) $(LDFLAGS) $(call crash_wrap,rename renameat2 link unlink chmod fsync) -o $@ $^ $(CRASH_LIBS)
+	$(Q)$(CC) $(LDFLAGS) $(call crash_wrap,renameat renameat2 linkat unlinkat fchmod fsync) -o $@ $^ $(CRASH_LIBS)
 
 .PHONY: check-race check-race-smoke check-race-threads check-race-threads-smoke
 check-race: $(CRASH_OUT)/race ## another process acts at every call of an operation

@@ -51,22 +51,22 @@ int trap_disarm(void) {
 
 /* ---- the product's own calls ---- */
 
-int __real_rename(const char *from, const char *to);
+int __real_renameat(int fromdir, const char *from, int todir, const char *to);
 int __real_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
-int __real_link(const char *from, const char *to);
-int __real_unlink(const char *path);
-int __real_chmod(const char *path, mode_t mode);
+int __real_linkat(int fromdir, const char *from, int todir, const char *to, int flags);
+int __real_unlinkat(int dir, const char *path, int flags);
+int __real_fchmod(int fd, mode_t mode);
 int __real_fsync(int fd);
-int __wrap_rename(const char *from, const char *to);
+int __wrap_renameat(int fromdir, const char *from, int todir, const char *to);
 int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags);
-int __wrap_link(const char *from, const char *to);
-int __wrap_unlink(const char *path);
-int __wrap_chmod(const char *path, mode_t mode);
+int __wrap_linkat(int fromdir, const char *from, int todir, const char *to, int flags);
+int __wrap_unlinkat(int dir, const char *path, int flags);
+int __wrap_fchmod(int fd, mode_t mode);
 int __wrap_fsync(int fd);
 
-int __wrap_rename(const char *from, const char *to) {
+int __wrap_renameat(int fromdir, const char *from, int todir, const char *to) {
   count_call();
-  return __real_rename(from, to);
+  return __real_renameat(fromdir, from, todir, to);
 }
 
 int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, unsigned flags) {
@@ -74,19 +74,19 @@ int __wrap_renameat2(int fromdir, const char *from, int todir, const char *to, u
   return __real_renameat2(fromdir, from, todir, to, flags);
 }
 
-int __wrap_link(const char *from, const char *to) {
+int __wrap_linkat(int fromdir, const char *from, int todir, const char *to, int flags) {
   count_call();
-  return __real_link(from, to);
+  return __real_linkat(fromdir, from, todir, to, flags);
 }
 
-int __wrap_unlink(const char *path) {
+int __wrap_unlinkat(int dir, const char *path, int flags) {
   count_call();
-  return __real_unlink(path);
+  return __real_unlinkat(dir, path, flags);
 }
 
-int __wrap_chmod(const char *path, mode_t mode) {
+int __wrap_fchmod(int fd, mode_t mode) {
   count_call();
-  return __real_chmod(path, mode);
+  return __real_fchmod(fd, mode);
 }
 
 int __wrap_fsync(int fd) {
