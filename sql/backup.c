@@ -587,6 +587,7 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   if (cls == TDE_OK) cls = wrap_new_epochs(w, c, there, st);
   tde_keydoc_free(there);
   free(peek.doc);
+  free(peek.other);
   return tde_class_rc(cls);
 }
 

@@ -338,6 +338,7 @@ static void consider(restore *r, const char *path, candidate *best) {
   }
   tde_keydoc_free(doc);
   free(peek.doc);
+  free(peek.other);
 }
 
 /* Backups of several databases: it is not said which is meant. */

@@ -5,6 +5,10 @@
 ** that was to be looked at could be: the instance, every database that is open in this
 ** process, every file below the folder (none is named: what is closed was not looked at). What
 ** could not is named; and a key that nobody knows, for its id may be misspelt, is an error.
+**
+** Without its key no header can be verified. Whoever can write a file could so make its newer
+** slot name another key than the one that it needs: what either slot names is needed, and what
+** the process that has it open knows of it.
 */
 #include "retire.h"
 
@@ -62,14 +66,28 @@ static int is_listed(const tde_json *entry, const char *key) {
   return tde_key_named(&info, key);
 }
 
-static void check_doc(retire *r, const char *path, const tde_keydoc *doc) {
+/* Is it said already that this one needs it? */
+static int is_named(const retire *r, const char *path) {
+  int named = 0;
+
+  for (size_t i = 0; i < tde_json_count(r->needed) && !named; i++) {
+    const char *one = tde_json_get_text(tde_json_at(r->needed, i), "path");
+    named = one && strcmp(one, path) == 0;
+  }
+  return named;
+}
+
+/* where: of a document that is not the newest in the file, what it is. */
+static void check_doc(retire *r, const char *path, const tde_keydoc *doc, const char *where) {
   const tde_json *all = tde_keydoc_json(doc), *list = tde_json_get(all, "keys");
   tde_key_info infos[TDE_EPOCHS_MAX];
   int n = tde_keydoc_needed(doc, infos, TDE_EPOCHS_MAX), needs = 0;
+  char reason[80];
 
   for (int i = 0; i < n && !needs; i++) needs = tde_key_named(&infos[i], r->key);
-  if (needs)
-    add(r, r->needed, path, "reason", tde_json_get(all, "backup") ? "backup" : "protector");
+  (void)sqlite3_snprintf(sizeof(reason), reason, "%s%s",
+                         tde_json_get(all, "backup") ? "backup" : "protector", where);
+  if (needs && (!where[0] || !is_named(r, path))) add(r, r->needed, path, "reason", reason);
   r->known |= needs;
   for (size_t i = 0; i < tde_json_count(list) && !r->known; i++) {
     r->known = is_listed(tde_json_at(list, i), r->key);
@@ -107,13 +125,34 @@ static void check_file(retire *r, const char *path, const char *vfs, int how) {
   tde_status_clear(&st);
   rc = tde_view_open_path(&v, r->db, path, vfs, &st);
   if (rc == SQLITE_OK) {
-    check_doc(r, path, v.doc);
+    check_doc(r, path, v.doc, "");
+    if (v.other) check_doc(r, path, v.other, " in its other header slot");
   } else if (rc != SQLITE_NOTADB) {
     add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
   } else if (counts(v.head.unknown, how)) {
     add(r, r->unchecked, path, "error", why_unknown(path, v.head.unknown));
   }
   tde_view_close(&v);
+}
+
+/* What the databases that are open go by, whatever their files say. */
+static void check_open_documents(retire *r) {
+  tde_open_document *list = NULL;
+  int n = 0;
+
+  r->bad |= tde_open_documents(&list, &n) != SQLITE_OK;
+  for (int i = 0; i < n && !r->bad; i++) {
+    tde_keydoc *doc = NULL;
+    tde_status st;
+    tde_status_clear(&st);
+    if (tde_keydoc_parse(list[i].doc, list[i].ndoc, &doc, &st) == TDE_OK) {
+      check_doc(r, list[i].path, doc, " as it is open here");
+    } else {
+      add(r, r->unchecked, list[i].path, "error", st.message);
+    }
+    tde_keydoc_free(doc);
+  }
+  tde_open_documents_free(list, n);
 }
 
 static void check_open_databases(retire *r) {
@@ -273,6 +312,7 @@ static void look(retire *r, const char *where, const struct stat *sb) {
   } else if (where) {
     add(r, r->unchecked, where, "error", "is neither a folder nor a file");
   }
+  check_open_documents(r); /* at last: a reason that is in the file says more */
 }
 
 static void answer(sqlite3_context *ctx, retire *r) {

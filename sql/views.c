@@ -34,6 +34,18 @@ static int is_schema(sqlite3 *db, const char *name) {
   return sqlite3_db_filename(db, name) != NULL;
 }
 
+/* Nonsense there is as good as none. */
+static tde_class parse_other(tde_view_db *v, tde_status *st) {
+  tde_status why;
+  tde_class c;
+
+  tde_status_clear(&why);
+  c = tde_keydoc_parse(v->head.other, v->head.nother, &v->other, &why);
+  if (c != TDE_NOMEM) return TDE_OK;
+  if (st) *st = why;
+  return c;
+}
+
 static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
   tde_class c;
   int rc;
@@ -66,8 +78,10 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
     return rc;
   }
   c = tde_keydoc_parse(v->head.doc, v->head.ndoc, &v->doc, st);
+  if (c == TDE_OK && v->head.other) c = parse_other(v, st);
   free(v->head.doc);
-  v->head.doc = NULL;
+  free(v->head.other);
+  v->head.doc = v->head.other = NULL;
   return tde_class_rc(c);
 }
 
@@ -110,6 +124,7 @@ int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, const char
 
 void tde_view_close(tde_view_db *v) {
   tde_keydoc_free(v->doc);
+  tde_keydoc_free(v->other);
   sqlite3_free(v->path);
   memset(v, 0, sizeof(*v));
 }

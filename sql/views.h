@@ -23,7 +23,8 @@ typedef struct tde_view_db {
   tde_file *f;        /* NULL: not open here */
   char *path;
   tde_keydoc *doc;
-  tde_peek head; /* its doc is not kept */
+  tde_keydoc *other; /* of the other header slot; NULL: it has none that can be read */
+  tde_peek head;     /* its documents are not kept */
 } tde_view_db;
 
 /* Resolves a source (NULL: "main"). An SQLite code; st tells. */

@@ -1420,3 +1420,47 @@ tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde
   pthread_mutex_unlock(&ring_lock);
   return ok ? TDE_OK : TDE_NOMEM;
 }
+
+/* ---- for tdevfs.h ---- */
+
+/* Puts the documents into out, or counts them alone. -1: no memory. The lock is held. */
+static int list_documents(tde_open_document *out) {
+  int n = 0;
+
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (const tde_keys *k = buckets[b]; k; k = k->next) {
+      if (k->refs == 0 || !k->header.doc || !k->params.path) continue;
+      if (out) {
+        out[n].path = strdup(k->params.path);
+        out[n].doc = copy_doc(&k->header);
+        out[n].ndoc = k->header.ndoc;
+        if (!out[n].path || !out[n].doc) return -1;
+      }
+      n++;
+    }
+  }
+  return n;
+}
+
+int tde_open_documents(tde_open_document **out, int *n) {
+  int count;
+
+  pthread_mutex_lock(&ring_lock);
+  count = list_documents(NULL);
+  *out = calloc((size_t)count + 1, sizeof(**out));
+  *n = *out ? list_documents(*out) : -1;
+  pthread_mutex_unlock(&ring_lock);
+  if (*n >= 0) return SQLITE_OK;
+  tde_open_documents_free(*out, count);
+  *out = NULL;
+  *n = 0;
+  return SQLITE_NOMEM;
+}
+
+void tde_open_documents_free(tde_open_document *list, int n) {
+  for (int i = 0; list && i < n; i++) {
+    free(list[i].path);
+    free(list[i].doc);
+  }
+  free(list);
+}

@@ -57,7 +57,9 @@ int tde_newest_of(const tde_class c[2], const tde_header h[2]) {
   return c[0] == TDE_OK && (c[1] != TDE_OK || h[0].sequence >= h[1].sequence) ? 0 : 1;
 }
 
-tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
+/* The newest whole slot, and the other one; without a document what is not whole. TDE_NOMEM:
+** which is which is not known. */
+static tde_class parse_both(const tde_slots *both, tde_header *newest, tde_header *other) {
   tde_slot_info info;
   tde_header h[2];
   tde_class c[2];
@@ -68,11 +70,19 @@ tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
     h[i].slot = i;
   }
   first = tde_newest_of(c, h);
-  *out = h[first];
-  memset(&h[first], 0, sizeof(h[first]));
-  tde_header_clear(&h[!first]);
-  if (c[first] || c[!first] == TDE_NOMEM) tde_header_clear(out);
+  *newest = h[first];
+  *other = h[!first];
+  if (c[first] || c[!first] == TDE_NOMEM) tde_header_clear(newest);
+  if (c[!first] || c[first] == TDE_NOMEM) tde_header_clear(other);
   return c[0] == TDE_NOMEM || c[1] == TDE_NOMEM ? TDE_NOMEM : TDE_OK;
+}
+
+tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
+  tde_header other;
+  tde_class c = parse_both(both, out, &other);
+
+  tde_header_clear(&other);
+  return c;
 }
 
 /* The name of a file as it is opened: links are followed, as SQLite does. */
@@ -186,7 +196,8 @@ static int may_be_damaged(sqlite3_file *lower, const tde_slots *both) {
 }
 
 /* unknown: set to TDE_UNKNOWN_... where what there is may be a database all the same. */
-static int peek(const char *path, const char *vfs, tde_header *out, int *unknown) {
+static int peek(const char *path, const char *vfs, tde_header *out, tde_header *other,
+                int *unknown) {
   sqlite3_vfs *v = sqlite3_vfs_find(vfs);
   tde_counters counters;
   sqlite3_file *lower = NULL;
@@ -195,6 +206,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
   int rc = SQLITE_NOMEM;
 
   memset(out, 0, sizeof(*out));
+  memset(other, 0, sizeof(*other));
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
   tde_slots_init(&both);
@@ -205,7 +217,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
   }
   if (lower) {
     rc = tde_slots_read(lower, &counters, &both);
-    if (rc == SQLITE_OK && tde_slots_newest(&both, out)) rc = SQLITE_NOMEM;
+    if (rc == SQLITE_OK && parse_both(&both, out, other)) rc = SQLITE_NOMEM;
     if (rc == SQLITE_OK && !out->doc) rc = has_magic(&both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
     if (rc == SQLITE_NOTADB && may_be_damaged(lower, &both)) *unknown = TDE_UNKNOWN_BYTES;
   }
@@ -216,17 +228,26 @@ static int peek(const char *path, const char *vfs, tde_header *out, int *unknown
 }
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
-  int unknown = 0;
-  return peek(path, vfs, out, &unknown);
+  tde_header other;
+  int unknown = 0, rc = peek(path, vfs, out, &other, &unknown);
+
+  tde_header_clear(&other);
+  return rc;
 }
 
 int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
-  tde_header h;
-  int unknown = 0, rc = peek(path, vfs ? vfs : tde_vfs_base_name(), &h, &unknown);
+  tde_header h, other;
+  int unknown = 0, rc = peek(path, vfs ? vfs : tde_vfs_base_name(), &h, &other, &unknown);
 
   memset(out, 0, sizeof(*out));
   out->unknown = unknown;
-  if (rc) return rc;
+  if (rc) {
+    tde_header_clear(&h);
+    tde_header_clear(&other);
+    return rc;
+  }
+  out->other = other.doc;
+  out->nother = other.ndoc;
   memcpy(out->uuid, h.uuid, TDE_UUID_BYTES);
   out->sequence = h.sequence;
   out->unit_size = h.unit_size;

@@ -105,6 +105,8 @@ typedef struct tde_peek {
   uint32_t unit_size, epoch;
   char *doc;
   size_t ndoc;
+  char *other; /* the document of the other slot, if that is whole, too: malloc'd, or NULL */
+  size_t nother;
   int unknown; /* SQLITE_NOTADB: it may be a database all the same, TDE_UNKNOWN_... */
 } tde_peek;
 /* It is long enough for a database, and begins as no file that is known here: one whose header
@@ -130,6 +132,16 @@ typedef struct tde_open_database {
 } tde_open_database;
 int tde_open_databases(tde_open_database **out, int *n);
 void tde_open_databases_free(tde_open_database *list, int n);
+
+/* The key documents that the databases which are open in this process go by, as these last read
+** them: authentic, but where the key was asked for in vain. *out is the caller's
+** (tde_open_documents_free). An SQLite code. */
+typedef struct tde_open_document {
+  char *path, *doc;
+  size_t ndoc;
+} tde_open_document;
+int tde_open_documents(tde_open_document **out, int *n);
+void tde_open_documents_free(tde_open_document *list, int n);
 
 /* One bad unit. role: "main" or "wal"; index: unit number from 0 (main) or
 ** frame number from 1, 0 for the WAL header. */
