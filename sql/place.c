@@ -19,7 +19,7 @@
 SQLITE_EXTENSION_INIT3
 
 static int nomem(tde_status *st) {
-  tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  tde_nomem(st);
   return SQLITE_NOMEM;
 }
 
