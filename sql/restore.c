@@ -313,6 +313,22 @@ static void choose_newer(candidate *best, const char *path, const tde_keydoc *do
   }
 }
 
+/* Is it, by its name, a part of a database that is there? */
+static int is_beside(const char *path) {
+  size_t stem = tde_side_stem(path);
+  char *name = stem ? sqlite3_mprintf("%.*s", (int)stem, path) : NULL;
+  int beside = name && is_regular(name);
+
+  sqlite3_free(name);
+  return beside;
+}
+
+/* Does it count that a file without a header may be a backup all the same, whose header is gone?
+** A log beside its database may begin with zeros. */
+static int may_be_backup(const char *path, int unknown) {
+  return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && !is_beside(path));
+}
+
 /* Is this file of the folder a better choice? Only what was made as a backup counts: others
 ** may be in use, or being made. */
 static void consider(restore *r, const char *path, candidate *best) {
@@ -322,7 +338,7 @@ static void consider(restore *r, const char *path, candidate *best) {
 
   if (tde_place_is_temporary(path)) return;
   rc = tde_header_peek(path, NULL, &peek);
-  unread = rc && (rc != SQLITE_NOTADB || peek.unknown == TDE_UNKNOWN_NAME) && is_regular(path);
+  unread = rc && (rc != SQLITE_NOTADB || may_be_backup(path, peek.unknown)) && is_regular(path);
   if (!rc) unread = tde_keydoc_parse(peek.doc, peek.ndoc, &doc, NULL) != TDE_OK;
   if (unread && !best->unread) best->unread = copy_of(best, path);
   if (rc) return;
