@@ -45,6 +45,11 @@
 #define LOCK_WAIT_MS 30000
 #define LOCK_NAP_MS 20
 
+typedef struct listed_key {
+  tde_key_info info;
+  char identity[64]; /* who asks for it, or "" */
+} listed_key;
+
 struct tde_instance {
   char *dir;
   int service_managed;
@@ -55,7 +60,7 @@ struct tde_instance {
   tde_policy policy;
   tde_audit audit;
   char identity[64];                   /* default_identity, or "" */
-  tde_key_info *keys;                  /* the key list */
+  listed_key *keys;                    /* the key list */
   int nkeys;
   tde_json *unknown;                   /* members of the file that are passed over, by name */
   uint8_t digest[TDE_HASH_BYTES];      /* of the file's text */
@@ -333,6 +338,19 @@ static tde_class read_protector_key(const tde_json *root, const char *file, tde_
   return rc;
 }
 
+/* One of the list, with who asks for it. */
+static tde_class read_listed(const tde_json *e, const char *file, listed_key *out, tde_status *st) {
+  const tde_json *v = tde_json_get(e, "identity");
+  const char *name = tde_json_get_text(e, "identity");
+  tde_class rc = read_key(e, file, "keys", &out->info, st);
+  if (rc != TDE_OK || v == NULL || tde_json_is_null(v)) return rc;
+  if (name == NULL || strlen(name) >= sizeof out->identity) {
+    return bad_field(st, file, "keys", "holds an \"identity\" that is no identity's name");
+  }
+  memcpy(out->identity, name, strlen(name) + 1);
+  return TDE_OK;
+}
+
 static tde_class read_keys(const tde_json *root, const char *file, tde_instance *inst,
                            tde_status *st) {
   const tde_json *keys = tde_json_get(root, "keys");
@@ -345,7 +363,7 @@ static tde_class read_keys(const tde_json *root, const char *file, tde_instance 
   inst->keys = calloc(n > 0 ? n : 1, sizeof *inst->keys);
   if (inst->keys == NULL) return tde_nomem(st);
   for (size_t i = 0; i < n && rc == TDE_OK; i++) {
-    rc = read_key(tde_json_at(keys, i), file, "keys", &inst->keys[i], st);
+    rc = read_listed(tde_json_at(keys, i), file, &inst->keys[i], st);
     if (rc == TDE_OK) inst->nkeys++;
   }
   return rc;
@@ -780,7 +798,11 @@ int tde_instance_nkeys(const tde_instance *inst) {
 }
 
 const tde_key_info *tde_instance_key(const tde_instance *inst, int i) {
-  return &inst->keys[i];
+  return &inst->keys[i].info;
+}
+
+const char *tde_instance_key_identity(const tde_instance *inst, int i) {
+  return inst->keys[i].identity[0] != 0 ? inst->keys[i].identity : NULL;
 }
 
 tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st) {
@@ -813,7 +835,7 @@ const char *tde_instance_key_at(const tde_instance *inst, size_t i) {
   if (i == 0) return inst->protector;
   i -= 1;
   if (inst->smk[0] != 0 && i-- == 0) return inst->smk;
-  return i < (size_t)inst->nkeys ? inst->keys[i].base_id : NULL;
+  return i < (size_t)inst->nkeys ? inst->keys[i].info.base_id : NULL;
 }
 
 const char *tde_instance_protector(const tde_instance *inst) {

@@ -99,6 +99,8 @@ const char *tde_instance_asker(const tde_instance *inst);
 ** from 0. info->base_id, version, type, thumbprint, created. */
 int tde_instance_nkeys(const tde_instance *inst);
 const tde_key_info *tde_instance_key(const tde_instance *inst, int i);
+/* Who was named to ask for it when it was added, which may be gone since; NULL: nobody. */
+const char *tde_instance_key_identity(const tde_instance *inst, int i);
 /* Every key id that the instance names (default protector, service-managed key, key
 ** list), by number from 0; NULL: no more. Their hosts are trusted: a key id in a
 ** database's header is not. Lives as long as inst. */

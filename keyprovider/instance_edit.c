@@ -157,8 +157,14 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
 
 /* ---- the key list ---- */
 
+typedef struct addition {
+  const tde_key_info *info;
+  const char *identity; /* who saw it; NULL: nobody was named */
+} addition;
+
 static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
-  const tde_key_info *info = ctx;
+  const addition *a = ctx;
+  const tde_key_info *info = a->info;
   tde_json *keys = tde_json_get(root, "keys");
   for (size_t i = 0; i < tde_json_count(keys); i++) {
     const tde_json *have = tde_json_at(keys, i);
@@ -173,6 +179,7 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
   }
   tde_json *e = key_object(info, TDE_THUMB_BYTES);
   int failed = tde_json_set_int(e, "added", (int64_t)time(NULL));
+  if (a->identity != NULL) failed |= tde_json_set_text(e, "identity", a->identity);
   if (keys == NULL) {
     failed |= tde_json_set_json(root, "keys", tde_json_array());
     keys = tde_json_get(root, "keys");
@@ -184,6 +191,7 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
 tde_class tde_instance_add_key(const char *path, const char *key_id, const char *identity,
                                tde_key_info *info, tde_status *st) {
   const tde_instance *inst;
+  addition a = {info, identity};
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) rc = check_named(inst, identity, st);
@@ -195,7 +203,7 @@ tde_class tde_instance_add_key(const char *path, const char *key_id, const char 
   }
   if (rc == TDE_OK) rc = announce(path, "add-instance-key", info->base_id, info->version, st);
   if (rc != TDE_OK) return rc;
-  rc = tde_instance_change(path, apply_add, info, st);
+  rc = tde_instance_change(path, apply_add, &a, st);
   tell(path, "add-instance-key", info->base_id, info->version, rc, st);
   return rc;
 }

@@ -369,8 +369,12 @@ static void instance_key_list(void) {
   tde_secret_free(before);
   REQUIRE(tde_instance_new_key(dir, "k", &two, &st) == TDE_OK);
   CHECK(strcmp(one.version, two.version) != 0);
-  CHECK(tde_instance_add_key(dir, "local:k", NULL, &info, &st) == TDE_OK);
+  CHECK(tde_instance_set_identity(dir, "app", "{\"kind\":\"managed_identity\"}", &st) == TDE_OK);
+  CHECK(tde_instance_add_key(dir, "local:k", "app", &info, &st) == TDE_OK);
   CHECK(tde_instance_nkeys(open_instance(dir)) == 2);
+  CHECK(tde_instance_key_identity(open_instance(dir), 0) == NULL);
+  REQUIRE(tde_instance_key_identity(open_instance(dir), 1) != NULL);
+  CHECK(strcmp(tde_instance_key_identity(open_instance(dir), 1), "app") == 0);
   CHECK(tde_instance_set_protector(dir, "local:k", NULL, full, &st) == TDE_OK);
   before = text_of(dir);
   refused(dir, tde_instance_remove_key(dir, "local:k", &removed, &st), TDE_MISUSE, &st,
