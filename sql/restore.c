@@ -1,13 +1,13 @@
 /*
 ** restore.c: tde_restore_check and tde_restore.
 **
-** A backup says which keys it needs. Each is looked for by its thumbprint: among the
-** keys that the call names, then in the instance's key list and among its local keys,
-** then it may be the instance's protector. A key under another id that holds the same material serves,
-** too. What is not found is named, all of it, and nothing is left behind.
+** A backup says which keys it needs (needed.h). What is not found is named, all of it, and
+** nothing is left behind.
 **
 ** A restored database is a new one (newdb.h): with the protector that was asked for,
-** or at the instance's level. Nothing of the source changes.
+** or at the instance's level. Who reads the backup's keys has no part in that: the identity
+** of the call asks for the new protector only where the call names one, too. Nothing of the
+** source changes.
 */
 #include "restore.h"
 
@@ -19,9 +19,9 @@
 #include <time.h>
 
 #include "../ext/base/bytes.h"
-#include "../ext/base/secret.h"
 #include "../keyprovider/files.h"
 #include "../vfs/header.h"
+#include "needed.h"
 #include "newdb.h"
 #include "options.h"
 #include "result.h"
@@ -29,205 +29,13 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define GIVEN_MAX 64
-
-/* ---- which keys ---- */
-
-typedef struct needed_key {
-  tde_key_info info;       /* as the backup names it */
-  char as[TDE_KEY_ID_MAX]; /* the id to ask under; "" : not found */
-  const char *where;       /* "given", "instance", "protector" */
-  tde_status asked;        /* what asking it brought; TDE_OK: it unwraps */
-  int was_asked;
-  tde_status tried; /* not found: why a key that may be it could not be looked at */
-} needed_key;
-
 typedef struct restore {
   sqlite3 *db;
   const tde_options *o;
-  const char *instance;     /* as an argument of tde_instance_open */
-  const tde_instance *inst; /* NULL: there is none; the keys can be named all the same */
-  tde_status no_instance;
-  tde_view_db v; /* the backup */
-  tde_keydoc_asker who;
-  needed_key needed[TDE_EPOCHS_MAX];
-  int n;
+  const char *instance; /* as an argument of tde_instance_open */
+  tde_needed keys;      /* .inst: the instance, NULL: there is none */
+  tde_view_db v;        /* the backup */
 } restore;
-
-static int same_material(const tde_key_info *a, const uint8_t *thumbprint) {
-  return memcmp(a->thumbprint, thumbprint, TDE_THUMB_BYTES) == 0;
-}
-
-static void found(needed_key *k, const tde_key_info *info, const char *where) {
-  tde_key_full_id(info, k->as);
-  k->where = where;
-}
-
-/* Asks for a key by an id: is it this one's material? */
-static void look_up(restore *r, needed_key *k, const char *id, const char *where) {
-  tde_key_info info;
-  tde_status st;
-  tde_class c;
-
-  tde_status_clear(&st);
-  c = tde_provider_get(r->inst, id, r->who.identity, r->who.federated_client_id, &info, &st);
-  if (c == TDE_OK && same_material(&info, k->info.thumbprint)) found(k, &info, where);
-  /* That it is not there is told by its absence. */
-  if (c && c != TDE_MISSING) k->tried = st;
-}
-
-/* Does a key id that was given name this key? */
-static int is_given(const restore *r, const needed_key *k) {
-  size_t i = 0, n = tde_json_count(r->o->keys);
-
-  while (i < n && i < GIVEN_MAX && !tde_key_named(&k->info, tde_json_text_at(r->o->keys, i))) i++;
-  return i < n && i < GIVEN_MAX;
-}
-
-/* Is one of those that were given, under another id, the same material? */
-static void look_in_given(restore *r, needed_key *k) {
-  for (size_t i = 0; i < tde_json_count(r->o->keys) && i < GIVEN_MAX && !k->as[0]; i++) {
-    const char *id = tde_json_text_at(r->o->keys, i);
-    if (!tde_key_named(&k->info, id)) look_up(r, k, id, "given");
-  }
-}
-
-/* The instance's own store of keys is a list of its own. */
-static int is_local(const char *key_id) {
-  const tde_provider *p = tde_provider_find(key_id, NULL);
-  return p && strcmp(p->name, "local") == 0;
-}
-
-static void look_in_instance(restore *r, needed_key *k) {
-  char full[TDE_KEY_ID_MAX];
-
-  for (int i = 0; i < tde_instance_nkeys(r->inst) && !k->as[0]; i++) {
-    const tde_key_info *have = tde_instance_key(r->inst, i);
-    if (same_material(have, k->info.thumbprint)) found(k, have, "instance");
-  }
-  tde_key_full_id(&k->info, full);
-  if (!k->as[0] && is_local(full)) look_up(r, k, full, "instance");
-  if (!k->as[0] && tde_key_ids_match(tde_instance_protector(r->inst), full)) {
-    found(k, &k->info, "protector");
-  }
-}
-
-/* Does the key unwrap what the backup holds? */
-static void ask(restore *r, needed_key *k) {
-  uint32_t epochs[TDE_EPOCHS_MAX];
-  int n = tde_keydoc_epochs(r->v.doc, epochs, TDE_EPOCHS_MAX);
-  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-
-  tde_status_clear(&k->asked);
-  k->was_asked = 1;
-  if (!dek) tde_nomem(&k->asked);
-  for (int i = n; i > 0 && dek; i--) {
-    tde_key_info of;
-    if (!tde_keydoc_wrap_info(r->v.doc, epochs[i - 1], &of) ||
-        !same_material(&of, k->info.thumbprint)) {
-      continue;
-    }
-    (void)tde_keydoc_unwrap_as(r->v.doc, r->inst, &r->who, k->as, epochs[i - 1], r->v.head.uuid,
-                               dek, &k->asked);
-    break;
-  }
-  tde_secret_free(dek);
-}
-
-/* A key that was given by its id is this one, unless it only bears the name: then others
-** may fit, and when none does, what it answered stands. */
-static void look_for(restore *r, needed_key *k) {
-  needed_key named;
-
-  memset(&named, 0, sizeof(named));
-  if (!r->inst) {
-    k->tried = r->no_instance;
-    return;
-  }
-  if (is_given(r, k)) {
-    named = *k;
-    found(&named, &k->info, "given");
-    ask(r, &named);
-  }
-  if (!named.as[0] || named.asked.code) {
-    look_in_given(r, k);
-    if (!k->as[0]) look_in_instance(r, k);
-    if (k->as[0]) ask(r, k);
-  }
-  if (named.as[0] && (!k->as[0] || k->asked.code)) *k = named;
-}
-
-/* Finds every key that the backup needs. */
-static void look(restore *r) {
-  tde_key_info infos[TDE_EPOCHS_MAX];
-
-  r->n = tde_keydoc_needed(r->v.doc, infos, TDE_EPOCHS_MAX);
-  for (int i = 0; i < r->n; i++) {
-    memset(&r->needed[i], 0, sizeof(r->needed[i]));
-    r->needed[i].info = infos[i];
-    look_for(r, &r->needed[i]);
-  }
-}
-
-/* What to do about a key that is not found. */
-static void missing_remedy(const restore *r, const needed_key *k, char *out, size_t n) {
-  if (!r->inst) {
-    (void)snprintf(out, n,
-                   "%.150s: name it, or put it back from its copy; for a key of a key service "
-                   "tde_instance_set_identity() and tde_instance_add_key() make one",
-                   k->tried.message);
-  } else if (k->tried.code) {
-    (void)snprintf(out, n, "%.200s: %.110s", k->tried.message, k->tried.remedy);
-  } else if (is_local(k->info.base_id)) {
-    (void)snprintf(out, n,
-                   "copy keys/%.100s-%.64s.pem from the instance that had it into this one's "
-                   "keys/, or restore that instance's directory",
-                   k->info.base_id + strlen("local:"), k->info.version);
-  } else {
-    (void)snprintf(out, n,
-                   "add it with tde_instance_add_key(), or name it in the option \"keys\"; it need "
-                   "not become a protector");
-  }
-}
-
-/* One more name, whole, where there is room for it. */
-static int add_name(char *names, size_t size, const tde_key_info *k) {
-  char full[TDE_KEY_ID_MAX], hex[2 * TDE_THUMB_SHOWN + 1], one[TDE_KEY_ID_MAX + 80];
-  size_t used = strlen(names);
-  const char *comma = used ? ", " : "";
-
-  tde_key_full_id(k, full);
-  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, hex);
-  (void)snprintf(one, sizeof(one), "%s%s (thumbprint %s)", comma, full, hex);
-  if (used + strlen(one) >= size) {
-    if (used) return 0;
-    (void)snprintf(one, sizeof(one), "thumbprint %s", hex);
-  }
-  memcpy(names + used, one, strlen(one) + 1);
-  return 1;
-}
-
-/* MissingKeyForRestore, with every key that is not found. */
-static int missing(const restore *r, tde_status *st) {
-  char names[420] = "", more[60] = "", remedy[sizeof(st->remedy)];
-  const needed_key *why = NULL;
-  int n = 0, named = 0;
-
-  for (int i = 0; i < r->n; i++) {
-    const needed_key *k = &r->needed[i];
-    if (k->as[0]) continue;
-    if (!why || (k->tried.code && !why->tried.code)) why = k;
-    if (named == n) named += add_name(names, sizeof(names), &k->info);
-    n++;
-  }
-  if (!n) return 0;
-  missing_remedy(r, why, remedy, sizeof(remedy));
-  if (named < n) {
-    (void)snprintf(more, sizeof(more), ", and %d more: tde_restore_check names all", n - named);
-  }
-  tde_fail(st, TDE_MISSING, remedy, "MissingKeyForRestore: %s%s", names, more);
-  return 1;
-}
 
 /* ---- which backup ---- */
 
@@ -456,14 +264,14 @@ static int is_folder(const char *path) {
 
 /* Which keys are needed can be told on a computer that has none. */
 static int open_instance(restore *r, tde_status *st) {
-  tde_class c = tde_instance_open(r->instance, 0, &r->inst, st);
+  tde_class c = tde_instance_open(r->instance, 0, &r->keys.inst, st);
 
   if (c == TDE_MISSING && !r->o->instance && !r->o->identity) {
-    r->no_instance = *st;
+    r->keys.no_instance = *st;
     tde_status_clear(st);
     return SQLITE_OK;
   }
-  return c ? tde_class_rc(c) : tde_options_identity(r->o, r->inst, r->o->identity, st);
+  return c ? tde_class_rc(c) : tde_options_identity(r->o, r->keys.inst, r->o->identity, st);
 }
 
 /* Opens the backup's header and finds its keys. */
@@ -490,25 +298,20 @@ static int prepare(restore *r, const char *source, tde_status *st) {
   sqlite3_free(chosen);
   if (rc == SQLITE_OK) rc = check_file(r, st);
   if (rc) return rc;
-  r->who.identity = r->o->identity;
-  r->who.federated_client_id = r->o->federated_client_id;
-  if (!r->who.identity && r->inst) {
-    r->who.identity = r->o->federated_client_id ? tde_instance_asker(r->inst)
-                                                : tde_instance_default_identity(r->inst);
-  }
-  look(r);
-  return SQLITE_OK;
+  r->keys.doc = r->v.doc;
+  r->keys.uuid = r->v.head.uuid;
+  return tde_needed_look(&r->keys, st);
 }
 
 /* ---- tde_restore_check(source [, options]) ---- */
 
-static tde_json *needed_row(const restore *r, const needed_key *k) {
+static tde_json *needed_row(const restore *r, const tde_needed_key *k) {
   char hex[2 * TDE_THUMB_SHOWN + 1], remedy[320] = "";
   tde_json *j = tde_json_object();
   const tde_status *why = k->as[0] ? &k->asked : &k->tried;
   int ok = k->as[0] && k->was_asked && k->asked.code == TDE_OK, bad;
 
-  if (!k->as[0]) missing_remedy(r, k, remedy, sizeof(remedy));
+  if (!k->as[0]) tde_needed_remedy(&r->keys, k, remedy, sizeof(remedy));
   tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
   bad = tde_json_set_text(j, "key_id", k->info.base_id) |
         tde_json_set_text(j, "version", k->info.version) |
@@ -535,8 +338,8 @@ static tde_json *check_answer(const restore *r) {
   int bad = 0, ok = 1;
 
   tde_uuid_text(r->v.head.uuid, uuid);
-  for (int i = 0; i < r->n; i++) {
-    const needed_key *k = &r->needed[i];
+  for (int i = 0; i < r->keys.n; i++) {
+    const tde_needed_key *k = &r->keys.key[i];
     ok &= k->as[0] && k->asked.code == TDE_OK;
     bad |= tde_json_append(list, needed_row(r, k));
   }
@@ -554,8 +357,14 @@ static int begin(restore *r, sqlite3_context *ctx, tde_options *o, const char *o
   tde_status_clear(st);
   memset(r, 0, sizeof(*r));
   r->db = sqlite3_context_db_handle(ctx);
-  r->o = o;
+  r->o = r->keys.o = o;
   return tde_options_read(o, r->db, options, allowed, st);
+}
+
+static void end(restore *r) {
+  tde_needed_end(&r->keys);
+  tde_view_close(&r->v);
+  sqlite3_free(r);
 }
 
 void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
@@ -578,19 +387,19 @@ void tde_sql_restore_check(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     tde_json *j = check_answer(r);
     tde_result_json(ctx, j, j == NULL);
   }
-  tde_view_close(&r->v);
-  sqlite3_free(r);
+  end(r);
   tde_options_end(&o);
 }
 
 /* ---- tde_restore(source, path [, options]) ---- */
 
-/* The backup's URI, asking for its key under the id it was found as. */
+/* The backup's URI, asking for its key under the id it was found as, and by whom. */
 static char *source_uri(const restore *r) {
+  const tde_needed_key *k = &r->keys.key[0];
   const tde_uri_param params[] = {{"tde_instance", r->instance},
-                                  {"tde_key", r->n == 1 ? r->needed[0].as : NULL},
-                                  {"tde_identity", r->who.identity},
-                                  {"tde_federated_client_id", r->who.federated_client_id}};
+                                  {"tde_key", r->keys.n == 1 ? k->as : NULL},
+                                  {"tde_identity", k->who.identity},
+                                  {"tde_federated_client_id", k->who.federated_client_id}};
 
   return tde_uri_with(r->v.path, "", params, sizeof(params) / sizeof(params[0]));
 }
@@ -628,7 +437,7 @@ static const tde_audit *event_of(const restore *r, const char *path, const tde_s
   memset(&p, 0, sizeof(p));
   if (r->v.doc) (void)tde_keydoc_protector(r->v.doc, &p, NULL);
   tde_event_fill(e, "restore", r->v.doc ? r->v.head.uuid : NULL, path, p.base_id, p.version, st);
-  return r->inst ? tde_instance_audit(r->inst) : NULL;
+  return r->keys.inst ? tde_instance_audit(r->keys.inst) : NULL;
 }
 
 static void tell(const restore *r, const char *path, const tde_status *st) {
@@ -654,14 +463,14 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
   int rc = prepare(r, source, st);
 
   memset(&place, 0, sizeof(place));
-  if (rc == SQLITE_OK && missing(r, st)) rc = SQLITE_IOERR_AUTH;
-  if (rc == SQLITE_OK && !r->inst) { /* with which nothing could be opened */
-    *st = r->no_instance;
+  if (rc == SQLITE_OK && tde_needed_missing(&r->keys, st)) rc = SQLITE_IOERR_AUTH;
+  if (rc == SQLITE_OK && !r->keys.inst) { /* with which nothing could be opened */
+    *st = r->keys.no_instance;
     rc = tde_class_rc(st->code);
   }
-  for (int i = 0; i < r->n && rc == SQLITE_OK; i++) {
-    if (r->needed[i].asked.code == TDE_OK) continue;
-    *st = r->needed[i].asked;
+  for (int i = 0; i < r->keys.n && rc == SQLITE_OK; i++) {
+    if (r->keys.key[i].asked.code == TDE_OK) continue;
+    *st = r->keys.key[i].asked;
     rc = tde_class_rc(st->code);
   }
   if (rc == SQLITE_OK) rc = announce(r, path, st);
@@ -671,8 +480,10 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     n.from = from;
     n.instance = r->instance;
     n.protector = r->o->protector;
-    n.identity = r->o->identity;
-    n.federated_client_id = r->o->federated_client_id;
+    if (n.protector) {
+      n.identity = r->o->identity;
+      n.federated_client_id = r->o->federated_client_id;
+    }
     n.source = r->v.doc;
     n.source_uuid = r->v.head.uuid;
     n.source_time = backup_time(r->v.path, r->v.doc);
@@ -713,7 +524,6 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     if (dropped) bad |= tde_json_set_int(j, "keys_dropped", dropped);
     tde_result_json(ctx, j, bad);
   }
-  tde_view_close(&r->v);
-  sqlite3_free(r);
+  end(r);
   tde_options_end(&o);
 }

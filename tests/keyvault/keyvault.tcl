@@ -82,8 +82,9 @@ proc kv_count {operation {status 200} {identity %}} {
 # What a vault's key is asked for or told by an administrator of it, with app-secret's rights.
 proc kv_vault {vault method path {body ""}} {
   set host [lindex [split [kv_key $vault] /] 2]
+  set scope https://[expr {$vault eq "delta" ? "managedhsm" : "vault"}].localtest/.default
   set reply [kv_curl https://login.localtest:$::kv(https)/$::kv_contoso/oauth2/v2.0/token \
-               -d grant_type=client_credentials -d client_id=[kv_client 1] -d scope=https://vault.localtest/.default \
+               -d grant_type=client_credentials -d client_id=[kv_client 1] -d scope=$scope \
                --data-urlencode client_secret@$::kv(state)/identities/app-secret/secret]
   set args [list -X $method -H "Authorization: Bearer [json $reply {$.access_token}]"]
   if {$body ne ""} { lappend args -d $body }
