@@ -3,7 +3,8 @@
 **
 ** Each is looked for by its thumbprint: among the keys that the call names, then in the
 ** instance's key list and among its local keys, then it may be the instance's protector. A key
-** under another id that holds the same material serves, too.
+** under another id that holds the same material serves, too; where the thumbprint is that of a
+** name, as there is no public part, the wrapped DEK tells which one does.
 **
 ** Who asks: whom the call names; then who was named when the key was put on the instance's list;
 ** where the call names nobody also who the backup says, as far as the instance knows that one, and
@@ -182,6 +183,44 @@ static void found_and_ask(const tde_needed *k, tde_needed_key *key, const tde_ke
   (void)ask(k, &key->info, key->as, &key->who, &key->asked);
 }
 
+/* Of RSA keys the public part is known. Another thumbprint is that of a name
+** (tde_opaque_thumbprint). */
+static int is_opaque(const tde_key_info *info) {
+  return strncmp(info->type, "RSA", 3) != 0;
+}
+
+/* Is it this one under another name, for all that its thumbprint says? Only the wrapped DEK can
+** tell. */
+static void try_opaque(const tde_needed *k, tde_needed_key *key, const tde_key_info *info,
+                       const char *where) {
+  char full[TDE_KEY_ID_MAX];
+  tde_keydoc_asker who = {NULL, NULL};
+  tde_status st;
+  tde_class c;
+
+  if (!is_opaque(&key->info) || strcmp(key->info.type, info->type) != 0) return;
+  tde_key_full_id(info, full);
+  c = ask(k, &key->info, full, &who, &st);
+  if (c == TDE_OK) {
+    found(key, info, where);
+    key->who = who;
+    key->was_asked = 1;
+    tde_status_clear(&key->asked);
+  } else if (c != TDE_WRONG_KEY && c != TDE_CORRUPT && c != TDE_MISSING) {
+    key->tried = st;
+  }
+}
+
+/* Takes a key of which is known what it is, if it fits. */
+static void consider(const tde_needed *k, tde_needed_key *key, const tde_key_info *info,
+                     const char *where) {
+  if (same_material(info, &key->info)) {
+    found_and_ask(k, key, info, where);
+  } else {
+    try_opaque(k, key, info, where);
+  }
+}
+
 /* What is one of those that were given? Each is asked for once. */
 static void look_at_given(const tde_needed *k, tde_given_key *g) {
   looking l = {k, g->id, &g->info};
@@ -199,9 +238,8 @@ static void look_in_given(tde_needed *k, tde_needed_key *key) {
     look_at_given(k, g);
     /* That it is not there is told by its absence. */
     if (g->why.code && g->why.code != TDE_MISSING) key->tried = g->why;
-    if (g->why.code == TDE_OK && same_material(&g->info, &key->info)) {
-      found_and_ask(k, key, &g->info, "given");
-    }
+    if (g->why.code == TDE_OK) consider(k, key, &g->info, "given");
+    g->serves |= key->as[0] != 0;
   }
 }
 
@@ -224,10 +262,13 @@ static void look_in_store(const tde_needed *k, tde_needed_key *key, const char *
 
 static void look_at_protector(const tde_needed *k, tde_needed_key *key, const char *id) {
   char protector[TDE_KEY_ID_MAX];
+  tde_key_info info;
 
-  if (tde_instance_protector(k->inst, protector, NULL) == TDE_OK &&
-      tde_key_ids_match(protector, id)) {
+  if (tde_instance_protector(k->inst, protector, NULL) != TDE_OK) return;
+  if (tde_key_ids_match(protector, id)) {
     found_and_ask(k, key, &key->info, "protector");
+  } else if (tde_instance_protector_info(k->inst, &info)) {
+    try_opaque(k, key, &info, "protector");
   }
 }
 
@@ -235,8 +276,7 @@ static void look_in_instance(const tde_needed *k, tde_needed_key *key) {
   char full[TDE_KEY_ID_MAX];
 
   for (int i = 0; i < tde_instance_nkeys(k->inst) && !key->as[0]; i++) {
-    const tde_key_info *have = tde_instance_key(k->inst, i);
-    if (same_material(have, &key->info)) found_and_ask(k, key, have, "instance");
+    consider(k, key, tde_instance_key(k->inst, i), "instance");
   }
   tde_key_full_id(&key->info, full);
   if (!key->as[0] && is_local(full)) look_in_store(k, key, full);
@@ -249,6 +289,7 @@ static int is_given(tde_needed *k, const tde_key_info *info) {
 
   for (size_t i = 0; i < k->ngiven; i++) {
     if (!tde_key_named(info, k->given[i].id)) continue;
+    k->given[i].serves = 1;
     is = 1;
   }
   return is;
@@ -298,6 +339,28 @@ void tde_needed_end(tde_needed *k) {
 
 /* ---- what is missing ---- */
 
+/* The keys that were given for nothing, by name as far as there is room. */
+static void add_useless(const tde_needed *k, char *out, size_t size) {
+  static const char begin[] = " (given, and not it: ";
+  size_t used = strlen(out), left = 0;
+  const char *before = begin;
+  char more[40];
+
+  for (size_t i = 0; i < k->ngiven; i++) {
+    const char *id = k->given[i].id;
+    if (k->given[i].serves) continue;
+    if (left || used + strlen(before) + strlen(id) + sizeof(more) > size) {
+      left++;
+      continue;
+    }
+    used += (size_t)snprintf(out + used, size - used, "%s%s", before, id);
+    before = ", ";
+  }
+  if (before == begin) return;
+  (void)snprintf(more, sizeof(more), ", and %zu more)", left);
+  (void)snprintf(out + used, size - used, "%s", left ? more : ")");
+}
+
 void tde_needed_remedy(const tde_needed *k, const tde_needed_key *key, char *out, size_t n) {
   if (!k->inst) {
     (void)snprintf(out, n,
@@ -311,10 +374,12 @@ void tde_needed_remedy(const tde_needed *k, const tde_needed_key *key, char *out
                    "copy keys/%.100s-%.64s.pem from the instance that had it into this one's "
                    "keys/, or restore that instance's directory",
                    key->info.base_id + strlen("local:"), key->info.version);
+    add_useless(k, out, n);
   } else {
     (void)snprintf(out, n,
                    "add it with tde_instance_add_key(), or name it in the option \"keys\"; it need "
                    "not become a protector");
+    add_useless(k, out, n);
   }
 }
 

@@ -22,7 +22,7 @@ typedef struct tde_needed_key {
 /* A key of the option "keys", and what its service says of it once that was asked. */
 typedef struct tde_given_key {
   const char *id;
-  int looked;
+  int looked, serves; /* it is one that is needed */
   tde_key_info info;
   tde_keydoc_asker who;
   tde_status why; /* that it could not be looked at */
