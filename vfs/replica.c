@@ -278,11 +278,26 @@ static int check_target(update *u, const char *path, tde_status *st) {
   return SQLITE_OK;
 }
 
-static int lock_target(tde_file *to) {
+static int reserve_target(tde_file *to) {
   int rc = tde_main_lock(to->lower, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
 
   if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_RESERVED);
-  if (rc == SQLITE_OK) rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_EXCLUSIVE);
+  if (rc) (void)LOWER(to)->xUnlock(to->lower, SQLITE_LOCK_NONE);
+  return rc;
+}
+
+/* The busy handler of who has the primary decides how long others are waited for: for one who
+** writes without any lock, for readers as a commit does, so that no new ones come. */
+static int lock_target(const tde_file *from, tde_file *to) {
+  int rc;
+
+  do {
+    rc = reserve_target(to);
+  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(from->db));
+  if (rc) return rc;
+  do {
+    rc = LOWER(to)->xLock(to->lower, SQLITE_LOCK_EXCLUSIVE);
+  } while ((rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(from->db));
   if (rc == SQLITE_OK) to->db->lock = SQLITE_LOCK_EXCLUSIVE;
   return rc;
 }
@@ -381,7 +396,7 @@ int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mu
   u.there = rc ? NULL : sqlite3_malloc64(u.to->s.geo.unit + TDE_UNIT_OVERHEAD);
   if (rc == SQLITE_OK && !u.there) rc = SQLITE_NOMEM;
   if (rc == SQLITE_OK) {
-    rc = lock_target(u.to);
+    rc = lock_target(f, u.to);
     if (rc == SQLITE_OK) rc = tde_redo_settle(u.to, 1);
     if (rc == SQLITE_OK) rc = gather(&u);
     if (rc == SQLITE_OK) rc = r->confirm(r->ctx, st);
