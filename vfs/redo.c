@@ -142,6 +142,24 @@ static tde_class head_mac(const tde_file *f, const uint8_t *head, uint32_t epoch
   return c;
 }
 
+static int read_entry(tde_redo *r, uint64_t i, uint64_t *index);
+static int put_entry(tde_redo *r, uint64_t index);
+
+int tde_redo_grow(tde_redo *r, uint64_t first) {
+  tde_file *f = r->f;
+  uint64_t index;
+  int rc = r->units > first ? write_out(r) : SQLITE_OK;
+
+  if (rc || r->units <= first) return rc;
+  for (uint64_t i = 0; i < r->count && rc == SQLITE_OK; i++) {
+    rc = read_entry(r, i, &index);
+    if (rc == SQLITE_OK && index >= first) rc = put_entry(r, index);
+  }
+  if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  f->s.counters->lower_syncs++;
+  return rc;
+}
+
 int tde_redo_commit(tde_redo *r) {
   uint8_t head[HEAD_BYTES];
   tde_class c;
@@ -203,6 +221,15 @@ static int read_entry(tde_redo *r, uint64_t i, uint64_t *index) {
                                      (sqlite3_int64)(HEAD_BYTES + i * entry_bytes(r)));
   *index = tde_get64le(r->buf);
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_IOERR_READ : rc;
+}
+
+/* Writes the entry that was read to its place. */
+static int put_entry(tde_redo *r, uint64_t index) {
+  tde_file *f = r->f;
+
+  f->s.counters->lower_writes++;
+  return LOWER(f)->xWrite(f->lower, r->buf + 8, (int)r->record,
+                          (sqlite3_int64)tde_unit_physical(&f->s.geo, index));
 }
 
 /* Is the database in the state that the log is for, or on its way from there? Then unit 0 is
@@ -340,9 +367,7 @@ static int put_back(tde_redo *r, int only_bad, uint64_t *put) {
     if (rc == SQLITE_OK && tde_unit_epoch(r->buf + 8) == 0) rc = SQLITE_IOERR_READ;
     if (rc == SQLITE_OK && only_bad && place_opens(f, index, &rc)) continue;
     if (rc) break;
-    rc = LOWER(f)->xWrite(f->lower, r->buf + 8, (int)r->record,
-                          (sqlite3_int64)tde_unit_physical(&f->s.geo, index));
-    f->s.counters->lower_writes++;
+    rc = put_entry(r, index);
     (*put)++;
   }
   f->s.ahead_units = 0;

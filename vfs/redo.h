@@ -38,6 +38,9 @@ int tde_redo_begin(tde_redo *r, tde_file *f);
 ** another file with the same DEK, would be half of one. Its records must have unit 0. */
 int tde_redo_bind(tde_redo *r);
 int tde_redo_add(tde_redo *r, uint64_t index, const uint8_t *record);
+/* Before it counts: writes those of its records that lie behind the database's end, units before
+** first, and syncs the database, so that no room is wanting later. Nobody reads there yet. */
+int tde_redo_grow(tde_redo *r, uint64_t first);
 /* From here on the log counts. */
 int tde_redo_commit(tde_redo *r);
 /* Writes its records to their places and syncs the database. */

@@ -8,6 +8,9 @@
 **    first byte of the secondary changes; whoever finds that log finishes the update
 **    before anything is read (tde_db_gate). The secondary is locked EXCLUSIVE
 **    meanwhile;
+**  - the log counts only when the disk has room for all of it: what lies behind the
+**    secondary's end, where nobody reads, is written there before. Otherwise readers
+**    would depend on an update that cannot be finished;
 **  - its change counter goes up with each update: connections that cached pages of
 **    it see that they are old.
 */
@@ -224,6 +227,7 @@ typedef struct update {
   tde_replica *r;
   tde_redo log;
   uint64_t has_units;
+  sqlite3_int64 had_bytes;
   int unread;    /* the source could not be read */
   int committed; /* the log counts: it must stay until it is applied */
   uint8_t *there;
@@ -311,12 +315,11 @@ static void unlock_target(tde_file *to) {
 static int gather(update *u) {
   tde_snapshot_sink sink = {u, old_has, old_put, old_tell};
   tde_replica *r = u->r;
-  sqlite3_int64 lower = 0;
   uint64_t rest;
   uint32_t counter = 0;
-  int rc = LOWER(u->to)->xFileSize(u->to->lower, &lower);
+  int rc = LOWER(u->to)->xFileSize(u->to->lower, &u->had_bytes);
 
-  u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)lower, &rest);
+  u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)u->had_bytes, &rest);
   if (rc == SQLITE_OK) rc = next_counter(u, &counter);
   if (rc == SQLITE_OK) rc = tde_redo_begin(&u->log, u->to);
   if (rc == SQLITE_OK) rc = tde_redo_bind(&u->log);
@@ -367,12 +370,23 @@ static int hand_down_epochs(update *u, int *fresh, tde_status *st) {
   return tde_class_rc(c);
 }
 
+/* The log does not count: what was written behind the end goes, too. */
+static void take_back(update *u) {
+  sqlite3_int64 now = 0;
+
+  (void)tde_redo_void(&u->log);
+  if (LOWER(u->to)->xFileSize(u->to->lower, &now) == SQLITE_OK && now > u->had_bytes) {
+    (void)LOWER(u->to)->xTruncate(u->to->lower, u->had_bytes);
+  }
+}
+
 /* Where there are new DEK epochs, the header names them before the log counts, which
 ** whoever finds it applies, and forgets old ones after. */
 static int apply(update *u, tde_mutation before, tde_mutation after, tde_status *st) {
   int fresh, rc = hand_down_epochs(u, &fresh, st);
 
   if (rc == SQLITE_OK && fresh) rc = tde_file_update_header(u->to, before, u->r->ctx, 0, st);
+  if (rc == SQLITE_OK) rc = tde_redo_grow(&u->log, u->has_units);
   if (rc == SQLITE_OK) rc = tde_redo_commit(&u->log);
   if (rc) return rc;
   u->committed = 1;
@@ -401,7 +415,7 @@ int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mu
     if (rc == SQLITE_OK) rc = gather(&u);
     if (rc == SQLITE_OK) rc = r->confirm(r->ctx, st);
     if (rc == SQLITE_OK) rc = apply(&u, before, after, st);
-    if (u.log.lower && rc && !u.committed) (void)tde_redo_void(&u.log);
+    if (u.log.lower && rc && !u.committed) take_back(&u);
     tde_redo_close(&u.log);
     unlock_target(u.to);
   }

@@ -34,9 +34,10 @@ int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status 
 
 /* Brings an existing copy at path, a secondary of f, up to date: what changed goes
 ** through the copy's redo log, so that a crash leaves the state before or after. It
-** must not be in use for longer than f's busy handler waits: SQLITE_BUSY. Its key document is changed before its units are,
-** where DEK epochs come or go (it must then name old and new ones), and after. r->doc
-** is not used. */
+** must not be in use for longer than the busy handler of f waits: SQLITE_BUSY. Its key
+** document is changed before its units are, where DEK epochs come or go (it must then name
+** old and new ones), and after. Without room for all of it nothing changes: SQLITE_FULL.
+** r->doc is not used. */
 int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mutation before,
                      tde_mutation after, tde_replica *r, tde_status *st);
 
