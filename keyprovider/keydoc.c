@@ -20,7 +20,7 @@
 **   origin         of a restored database or a copy: kind, uuid, time
 **   backup         in a backup: time
 **   secondary      in a secondary: of, created, synced
-**   secondaries[]  of a primary: path, created, synced
+**   secondaries[]  of a primary: path, created, synced; temp: what its name ended in while it was made
 **
 ** Times are Unix times, 0 for never or unknown. The current protector is the
 ** last wrap of the current epoch.

@@ -296,7 +296,17 @@ static int is_gone(const char *path) {
   return access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR);
 }
 
-/* The entries of secondaries[] whose file is still there, without one path. */
+/* A file that is being made has its temporary name first: that one is looked for first. */
+static int is_made(const tde_json *e, const char *path) {
+  const char *temp = tde_json_get_text(e, "temp");
+  char *name = temp ? sqlite3_mprintf("%s%s", path, temp) : NULL;
+  int made = temp && (!name || !is_gone(name));
+
+  sqlite3_free(name);
+  return made || !is_gone(path);
+}
+
+/* The entries of secondaries[] whose file is still there, or will be, without one path. */
 static tde_json *living(const tde_keydoc *doc, const char *without) {
   const tde_json *have = tde_json_get(tde_keydoc_json(doc), "secondaries");
   tde_json *list = tde_json_array();
@@ -304,7 +314,7 @@ static tde_json *living(const tde_keydoc *doc, const char *without) {
   for (size_t i = 0; i < tde_json_count(have); i++) {
     const tde_json *e = tde_json_at(have, i);
     const char *path = tde_json_get_text(e, "path");
-    if (!path || strcmp(path, without) == 0 || is_gone(path)) continue;
+    if (!path || strcmp(path, without) == 0 || !is_made(e, path)) continue;
     if (tde_json_append(list, tde_json_copy(e))) {
       tde_json_free(list);
       return NULL;
@@ -315,9 +325,15 @@ static tde_json *living(const tde_keydoc *doc, const char *without) {
 
 /* Notes a secondary in its primary's document. */
 typedef struct listing {
-  const char *path;
+  const char *of, *path;
+  const char *temp;        /* a new one has this behind its path until it is published; or NULL */
   int64_t created, synced; /* created 0: as it was */
 } listing;
+
+static tde_class too_many(const char *path, size_t n, tde_status *st) {
+  return tde_fail(st, TDE_MISUSE, "remove one of their files first",
+                  "%s: has %d secondaries, which is the most", path, (int)n);
+}
 
 static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
   const listing *l = ctx;
@@ -326,6 +342,12 @@ static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
   int64_t created = l->created;
   int bad = !list;
 
+  if (created && tde_json_count(list) >= SECONDARIES_MAX) { /* others were faster */
+    tde_class c = too_many(l->of, tde_json_count(list), st);
+    tde_json_free(list);
+    tde_json_free(e);
+    return c;
+  }
   for (size_t i = 0; i < tde_json_count(have) && !created; i++) {
     const char *path = tde_json_get_text(tde_json_at(have, i), "path");
     if (path && strcmp(path, l->path) == 0) {
@@ -335,6 +357,7 @@ static tde_class edit_listing(void *ctx, tde_keydoc *doc, tde_status *st) {
   bad |= tde_json_set_text(e, "path", l->path) |
          tde_json_set_int(e, "created", created ? created : l->synced) |
          tde_json_set_int(e, "synced", l->synced);
+  if (l->temp) bad |= tde_json_set_text(e, "temp", l->temp);
   bad |= tde_json_append(list, e);
   bad |= tde_keydoc_set_member(doc, "secondaries", list);
   return bad ? tde_nomem(st) : TDE_OK;
@@ -415,12 +438,7 @@ static int may_have_another(tde_change *c, tde_status *st) {
     return SQLITE_MISUSE;
   }
   if (c->info->unit_size == 0) return holds_nothing(c, st); /* which its secondaries share */
-  if (n >= SECONDARIES_MAX) {
-    tde_fail(st, TDE_MISUSE, "remove one of their files first",
-             "%s: has %d secondaries, which is the most", c->info->path, (int)n);
-    return SQLITE_MISUSE;
-  }
-  return SQLITE_OK;
+  return n < SECONDARIES_MAX ? SQLITE_OK : tde_class_rc(too_many(c->info->path, n, st));
 }
 
 static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
@@ -455,7 +473,9 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK && k.r.units == 0) rc = holds_nothing(c, st);
   if (rc == SQLITE_OK) {
     /* Listed first: an entry without its file counts for nothing. */
+    l.of = c->info->path;
     l.path = k.place.target;
+    l.temp = k.place.temp + strlen(l.path);
     l.created = l.synced = (int64_t)time(NULL);
     set_answer(&w->b, backup_answer(&k, l.synced));
     rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
@@ -609,7 +629,7 @@ static tde_json *sync_answer(const sync_work *w) {
 
 static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   sync_work *w = ctx;
-  listing l = {w->path, 0, 0};
+  listing l = {.of = c->info->path, .path = w->path};
   int settled, rc = ready(c, &settled, st);
 
   if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
