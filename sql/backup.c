@@ -80,14 +80,12 @@ static int ready(tde_change *c, int *settled, tde_status *st) {
   return SQLITE_OK;
 }
 
-static void put_protector(tde_json *j, const tde_keydoc *doc, int *bad) {
+static int put_key(tde_json *j, const tde_key_info *key) {
   char thumb[2 * TDE_THUMB_SHOWN + 1];
-  tde_key_info p;
 
-  *bad |= tde_keydoc_protector(doc, &p, NULL) != TDE_OK;
-  tde_hex(p.thumbprint, TDE_THUMB_SHOWN, thumb);
-  *bad |= tde_json_set_text(j, "key_id", p.base_id) | tde_json_set_text(j, "version", p.version) |
-          tde_json_set_text(j, "thumbprint", thumb);
+  tde_hex(key->thumbprint, TDE_THUMB_SHOWN, thumb);
+  return tde_json_set_text(j, "key_id", key->base_id) |
+         tde_json_set_text(j, "version", key->version) | tde_json_set_text(j, "thumbprint", thumb);
 }
 
 /* ---- a copy of records, with a document that fits it ---- */
@@ -113,6 +111,7 @@ typedef struct raw_copy {
   source src;
   backup_work *w;
   tde_change *c; /* the basis */
+  const tde_key_info *key; /* that the copy needs; NULL: the basis's protector */
   make_document make;
   void *ctx;
   int settled; /* see ready() */
@@ -203,7 +202,7 @@ static tde_json *backup_answer(const raw_copy *k, int64_t now) {
             tde_json_set_int(j, "bytes", (int64_t)k->r.size) |
             tde_json_set_int(j, "units", (int64_t)k->r.units) | tde_view_set_time(j, "time", now);
 
-  put_protector(j, k->c->doc, &bad);
+  bad |= put_key(j, k->key ? k->key : &k->c->protector);
   if (!bad) return j;
   tde_json_free(j);
   return NULL;
@@ -406,6 +405,7 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   uint32_t epochs[TDE_EPOCHS_MAX];
   int n = tde_keydoc_epochs(c->doc, epochs, TDE_EPOCHS_MAX);
   tde_keydoc_asker who = asker_for(w->o, c->doc, w->inst);
+  char full[TDE_KEY_ID_MAX];
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
   tde_class cls = dek ? TDE_OK : tde_nomem(st);
 
@@ -415,8 +415,11 @@ static tde_class wrap_for(tde_change *c, secondary_work *w, tde_status *st) {
   for (int i = 0; i < n && cls == TDE_OK; i++) {
     cls = tde_change_dek(c, epochs[i], dek, st);
     if (cls == TDE_OK) {
-      cls = tde_keydoc_wrap(w->inst, w->o->protector, &who, c->info->uuid, dek, &w->wraps[i], st);
+      cls = tde_keydoc_wrap(w->inst, i ? full : w->o->protector, &who, c->info->uuid, dek,
+                            &w->wraps[i], st);
     }
+    /* All epochs under one version, whatever the latest is a moment later. */
+    if (cls == TDE_OK && i == 0) tde_key_full_id(&w->wraps[0].info, full);
   }
   tde_secret_free(dek);
   return cls;
@@ -464,6 +467,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
   }
   if (rc == SQLITE_OK) rc = ready(c, &k.settled, st);
   if (rc == SQLITE_OK && w->o->protector) rc = tde_class_rc(wrap_for(c, w, st));
+  if (w->wraps) k.key = &w->wraps[0].info;
   if (rc == SQLITE_OK) rc = tde_place_begin(&k.place, w->b.path, 0, st);
   if (rc == SQLITE_OK) {
     tde_job_begin(&k.src.job, w->b.db, "create-secondary", k.place.target);
