@@ -149,7 +149,7 @@ static tde_class ask(const tde_needed *k, const tde_key_info *key, const char *a
 
   tde_status_clear(st);
   if (!u.dek) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
   } else if (u.epoch) {
     (void)ask_in_turn(k, as, unwrap, &u, who, st);
   }
@@ -261,11 +261,9 @@ static void look_in_store(const tde_needed *k, tde_needed_key *key, const char *
 }
 
 static void look_at_protector(const tde_needed *k, tde_needed_key *key, const char *id) {
-  char protector[TDE_KEY_ID_MAX];
   tde_key_info info;
 
-  if (tde_instance_protector(k->inst, protector, NULL) != TDE_OK) return;
-  if (tde_key_ids_match(protector, id)) {
+  if (tde_key_ids_match(tde_instance_protector(k->inst), id)) {
     found_and_ask(k, key, &key->info, "protector");
   } else if (tde_instance_protector_info(k->inst, &info)) {
     try_opaque(k, key, &info, "protector");
@@ -318,7 +316,7 @@ int tde_needed_look(tde_needed *k, tde_status *st) {
   k->ngiven = tde_json_count(k->o->keys);
   k->given = calloc(k->ngiven ? k->ngiven : 1, sizeof(*k->given));
   if (!k->given) {
-    tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    tde_nomem(st);
     return SQLITE_NOMEM;
   }
   for (size_t i = 0; i < k->ngiven; i++) k->given[i].id = tde_json_text_at(k->o->keys, i);

@@ -127,30 +127,49 @@ int tde_place_is_temporary(const char *name) {
          strspn(name + n - 2 * (size_t)MARK_BYTES, "0123456789abcdef") == 2 * (size_t)MARK_BYTES;
 }
 
-int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st) {
+/* *full is the caller's, as long as it need be. */
+static int resolve(const char *path, char **full, tde_status *st) {
   sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
+  char *room = vfs ? sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1) : NULL;
+  int rc = SQLITE_OK;
+
+  *full = NULL;
+  if (!vfs) return SQLITE_ERROR;
+  if (!room) return nomem(st);
+  if ((vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, room) & 0xff) != SQLITE_OK) {
+    tde_fail(st, TDE_MISUSE, "check the path; it may be too long",
+             "the path %.200s can not be resolved", path);
+    rc = SQLITE_CANTOPEN;
+  } else {
+    *full = sqlite3_mprintf("%s", room);
+    if (!*full) rc = nomem(st);
+  }
+  sqlite3_free(room);
+  return rc;
+}
+
+char *tde_place_path(const char *path) {
+  char *full = NULL;
+
+  (void)resolve(path, &full, NULL);
+  return full ? full : sqlite3_mprintf("%s", path);
+}
+
+int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st) {
   uint8_t r[MARK_BYTES];
-  char hex[2 * sizeof(r) + 1], *full;
+  char hex[2 * sizeof(r) + 1];
   tde_class c;
+  int rc;
 
   memset(p, 0, sizeof(*p));
   p->folder = p->fd = -1;
-  if (!vfs) return SQLITE_ERROR;
   if (tde_is_uri(path, st)) return SQLITE_MISUSE;
   c = tde_random(r, sizeof(r), st);
   if (c) return tde_class_rc(c);
   tde_hex(r, sizeof(r), hex);
-  full = sqlite3_malloc64((sqlite3_uint64)vfs->mxPathname + 1);
-  if (!full) return nomem(st);
-  if ((vfs->xFullPathname(vfs, path, vfs->mxPathname + 1, full) & 0xff) != SQLITE_OK) {
-    sqlite3_free(full);
-    tde_fail(st, TDE_MISUSE, "check the path; it may be too long",
-             "the path %.200s can not be resolved", path);
-    return SQLITE_CANTOPEN;
-  }
-  p->target = sqlite3_mprintf("%s", full);
-  sqlite3_free(full);
-  p->temp = p->target ? sqlite3_mprintf("%s" MARK "%s", p->target, hex) : NULL;
+  rc = resolve(path, &p->target, st);
+  if (rc) return rc;
+  p->temp = sqlite3_mprintf("%s" MARK "%s", p->target, hex);
   if (!p->temp) return nomem(st);
   return check(p, exists_ok, st);
 }

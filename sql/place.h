@@ -33,6 +33,9 @@ typedef struct tde_place {
 /* Resolves path and invents the temporary name. exists_ok: the target may be there
 ** (it is to be replaced by the caller). An SQLite code; st tells. End it always. */
 int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *st);
+/* The full path of a target, for who tells of it; as it is where it can not be resolved. The
+** caller's; NULL: no memory. */
+char *tde_place_path(const char *path);
 /* Can SQLite open the file by its temporary name, which is the longer one? */
 int tde_place_fits(const tde_place *p, tde_status *st);
 /* Is this such a temporary name? */

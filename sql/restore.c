@@ -460,7 +460,8 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
   tde_place place;
   tde_job job;
   tde_newdb n = {.schema = "main", .event = "restore", .job = &job};
-  int rc = prepare(r, source, st);
+  char *full = tde_place_path(path); /* as it is told of; the call's place is taken later */
+  int rc = full ? prepare(r, source, st) : SQLITE_NOMEM;
 
   memset(&place, 0, sizeof(place));
   if (rc == SQLITE_OK && tde_needed_missing(&r->keys, st)) rc = SQLITE_IOERR_AUTH;
@@ -473,7 +474,7 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     *st = r->keys.key[i].asked;
     rc = tde_class_rc(st->code);
   }
-  if (rc == SQLITE_OK) rc = announce(r, path, st);
+  if (rc == SQLITE_OK) rc = announce(r, full, st);
   if (rc == SQLITE_OK) rc = tde_place_begin(&place, path, 0, st);
   if (rc == SQLITE_OK) rc = open_source(r, &from, st);
   if (rc == SQLITE_OK) {
@@ -494,8 +495,9 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
     *dropped = n.dropped;
   }
   (void)sqlite3_close(from);
-  tell(r, place.target ? place.target : path, rc ? st : NULL);
+  tell(r, full ? full : path, rc ? st : NULL);
   tde_place_end(&place);
+  sqlite3_free(full);
   return rc;
 }
 
