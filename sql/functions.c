@@ -566,11 +566,24 @@ int tde_sql_register(sqlite3 *db, char **error) {
   return rc;
 }
 
+/* To prepare a function that is not there would be an error in the host's log. A library without
+** the list can not say. */
+static int may_have_version(sqlite3 *db) {
+  static const char sql[] = "SELECT 1 FROM pragma_function_list WHERE name = 'tde_version'";
+  sqlite3_stmt *stmt = NULL;
+  int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+
+  if (rc == SQLITE_OK) rc = sqlite3_step(stmt);
+  (void)sqlite3_finalize(stmt);
+  return rc != SQLITE_DONE;
+}
+
 int tde_sql_is_registered(sqlite3 *db) {
   sqlite3_stmt *stmt = NULL;
   int is = 0;
 
-  if (sqlite3_prepare_v2(db, "SELECT tde_version()", -1, &stmt, NULL) == SQLITE_OK &&
+  if (may_have_version(db) &&
+      sqlite3_prepare_v2(db, "SELECT tde_version()", -1, &stmt, NULL) == SQLITE_OK &&
       sqlite3_step(stmt) == SQLITE_ROW) {
     const char *text = (const char *)sqlite3_column_text(stmt, 0);
     is = text && strstr(text, "\"version\":\"" TDE_VERSION "\"") != NULL;
