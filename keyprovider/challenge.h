@@ -14,7 +14,7 @@
 #include "../ext/base/status.h"
 
 /* Vaults whose tenant and resource are remembered. */
-#define TDE_CHALLENGES_MAX 64
+#define TDE_CHALLENGES_MAX 1024
 
 /* What a challenge says, after the checks. */
 typedef struct tde_challenge {

@@ -20,7 +20,7 @@
 #include "provider.h"
 
 /* Tokens that the cache keeps; the one used the longest time ago makes way. */
-#define TDE_TOKENS_MAX 64
+#define TDE_TOKENS_MAX 1024
 /* Renewed this many seconds before the end, or at half of a shorter life. Until
 ** the end the old token serves when there is no new one within this time. */
 #define TDE_TOKEN_EARLY 300
