@@ -16,6 +16,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
+#include "epochs.h"
 #include "redo.h"
 #include "shim.h"
 #include "slots.h"
@@ -332,10 +333,40 @@ static int stays(tde_db *db, const tde_header *older, tde_class newer) {
   return 1;
 }
 
+/* May the older slot be gone by where the newer one is not authentic? Not if that names an epoch
+** which the older one does not: if it was a key service that gave a wrong DEK for it, that of units
+** would be lost when the slot is written over. Who forged it could as well destroy both. */
+static int may_fall_back(const tde_header *newer, const tde_header *older) {
+  tde_key_facts *f = sqlite3_malloc64(2 * sizeof(*f));
+  int may = f != NULL;
+
+  if (may && tde_source.describe(tde_source.ctx, newer->doc, newer->ndoc, &f[0], NULL) == TDE_OK) {
+    may = tde_source.describe(tde_source.ctx, older->doc, older->ndoc, &f[1], NULL) == TDE_OK;
+    for (int i = 0; may && i < f[0].nepochs; i++) may = tde_facts_name_epoch(&f[1], f[0].epochs[i]);
+  }
+  sqlite3_free(f);
+  return may;
+}
+
+/* Goes by the older slot, whose DEKs tell of the newer one for sure: if they verify that after
+** all, it counts. */
+static tde_class fall_back(tde_db *db, tde_header *newer, tde_header *older, int forced) {
+  int slot = newer->slot;
+  tde_class c = try_slot(db, older, forced);
+
+  if (c == TDE_OK && tde_keyring_verifies(db->keys, &tde_source, newer)) {
+    return try_slot(db, newer, 0);
+  }
+  tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
+          tde_path_of(db->file), slot, !slot);
+  (void)snprintf(db->slot[slot].found, sizeof(db->slot[slot].found), "not authentic");
+  db->slot[slot].valid = 0;
+  return c;
+}
+
 /* Takes the newest slot that is whole and unlocks; falls back to the other when that one is not
-** authentic. Whatever else keeps its DEKs away is no reason to: it may name one that the other
-** does not, and units under it, which would be lost if that slot were written over. False: the
-** file's size, which was not asked for (-1), is needed to tell what the slots mean. */
+** authentic. Whatever else keeps its DEKs away is no reason to. False: the file's size, which was
+** not asked for (-1), is needed to tell what the slots mean. */
 static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
   tde_header h[2];
   tde_class c[2], rc = TDE_DAMAGED_HEADER;
@@ -372,12 +403,8 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
   } else {
     tde_status_clear(&db->last);
     rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
-    if (rc == TDE_NOT_AUTHENTIC && c[!first] == TDE_OK) {
-      tde_log(TDE_LOG_WARNING, "%s: header slot %d does not verify; trying slot %d",
-              tde_path_of(db->file), first, !first);
-      (void)snprintf(db->slot[first].found, sizeof(db->slot[first].found), "not authentic");
-      db->slot[first].valid = 0;
-      rc = try_slot(db, &h[!first], forced);
+    if (rc == TDE_NOT_AUTHENTIC && c[!first] == TDE_OK && may_fall_back(&h[first], &h[!first])) {
+      rc = fall_back(db, &h[first], &h[!first], forced);
     }
     if (rc) {
       db->state = TDE_STATE_INACCESSIBLE;

@@ -1056,6 +1056,18 @@ tde_class tde_keys_mac_key(const tde_keys *keys, uint32_t epoch, uint8_t out[TDE
   return c;
 }
 
+int tde_keyring_verifies(tde_keys *keys, const tde_key_source *source, const tde_header *header) {
+  tde_key_facts *facts = malloc(sizeof(*facts));
+  int good = facts && source->describe(source->ctx, header->doc, header->ndoc, facts, NULL) == TDE_OK;
+
+  pthread_mutex_lock(&ring_lock);
+  good = good && memcmp(keys->uuid, header->uuid, TDE_UUID_BYTES) == 0 &&
+         verifies(keys, 0, header, facts);
+  pthread_mutex_unlock(&ring_lock);
+  free(facts);
+  return good;
+}
+
 tde_class tde_keys_slot_build(const tde_keys *keys, const tde_key_source *source,
                               const tde_header *h, uint8_t *slot) {
   tde_key_facts *facts = malloc(sizeof(*facts));

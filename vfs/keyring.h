@@ -94,6 +94,8 @@ tde_class tde_keys_aead(tde_keys *keys, uint32_t epoch, int role, tde_aead **out
 ** is what the next connection needs first, too: it stays until the epoch's keys are wiped.
 ** seen: tde_keys_replaced from before the AEAD was made. */
 void tde_keys_note_derived(tde_keys *keys, uint32_t epoch, unsigned seen, const tde_aead *aead);
+/* Do the keys at hand, those of every epoch that its document names, verify this header? */
+int tde_keyring_verifies(tde_keys *keys, const tde_key_source *source, const tde_header *header);
 /* Builds a slot (TDE_SLOT_BYTES) of this header. TDE_WRONG_KEY: the key of an epoch that its
 ** document names is not at hand. */
 tde_class tde_keys_slot_build(const tde_keys *keys, const tde_key_source *source,
