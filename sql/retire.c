@@ -9,6 +9,9 @@
 ** Without its key no header can be verified. Whoever can write a file could so make its newer
 ** slot name another key than the one that it needs: what either slot names is needed, and what
 ** the process that has it open knows of it.
+**
+** A key that moved to another id is the same key: headers and backups name the old id, and the
+** new one alone can still unwrap them. So its material counts, too, as far as that is known.
 */
 #include "retire.h"
 
@@ -28,9 +31,14 @@ SQLITE_EXTENSION_INIT3
 
 #define DEPTH_MAX 64 /* folders within folders */
 
+/* Versions of one key whose material is known, as many as an instance's list may have of it. */
+#define MATERIALS_MAX 64
+
 typedef struct retire {
   sqlite3 *db;
   const char *key;
+  uint8_t material[MATERIALS_MAX][TDE_THUMB_BYTES]; /* thumbprints of the key that an id names */
+  int nmaterial;
   const tde_instance *inst;
   tde_json *needed;    /* by whom, and why */
   tde_json *unchecked; /* what could not be looked at, and why */
@@ -50,6 +58,16 @@ static void add(retire *r, tde_json *list, const char *path, const char *member,
 }
 
 /* ---- databases ---- */
+
+/* Is this the key that was asked about, by name or by material? */
+static int is_it(const retire *r, const tde_key_info *info) {
+  int is = tde_key_named(info, r->key);
+
+  for (int i = 0; i < r->nmaterial && !is; i++) {
+    is = memcmp(info->thumbprint, r->material[i], TDE_THUMB_BYTES) == 0;
+  }
+  return is;
+}
 
 /* An entry of a database's key list. */
 static int is_listed(const tde_json *entry, const char *key) {
@@ -84,10 +102,10 @@ static void check_doc(retire *r, const char *path, const tde_keydoc *doc, const 
   int n = tde_keydoc_needed(doc, infos, TDE_EPOCHS_MAX), needs = 0;
   char reason[80];
 
-  for (int i = 0; i < n && !needs; i++) needs = tde_key_named(&infos[i], r->key);
+  for (int i = 0; i < n && !needs; i++) needs = is_it(r, &infos[i]);
   (void)sqlite3_snprintf(sizeof(reason), reason, "%s%s",
                          tde_json_get(all, "backup") ? "backup" : "protector", where);
-  if (needs && (!where[0] || !is_named(r, path))) add(r, r->needed, path, "reason", reason);
+  if (needs && !is_named(r, path)) add(r, r->needed, path, "reason", reason);
   r->known |= needs;
   for (size_t i = 0; i < tde_json_count(list) && !r->known; i++) {
     r->known = is_listed(tde_json_at(list, i), r->key);
@@ -145,6 +163,10 @@ static void check_open_documents(retire *r) {
     tde_keydoc *doc = NULL;
     tde_status st;
     tde_status_clear(&st);
+    if (list[i].as_key && tde_key_ids_match(list[i].as_key, r->key) && !is_named(r, list[i].path)) {
+      r->known = 1;
+      add(r, r->needed, list[i].path, "reason", "opened with tde_key= here");
+    }
     if (tde_keydoc_parse(list[i].doc, list[i].ndoc, &doc, &st) == TDE_OK) {
       check_doc(r, list[i].path, doc, " as it is open here");
     } else {
@@ -283,6 +305,29 @@ static void check_instance(retire *r) {
 
 /* ---- the key ---- */
 
+static void note_material(retire *r, const tde_key_info *info) {
+  if (r->nmaterial == MATERIALS_MAX) return;
+  memcpy(r->material[r->nmaterial++], info->thumbprint, TDE_THUMB_BYTES);
+}
+
+/* What the key of an id is, as the instance's list and its service say. That it is not there any
+** more says nothing against it; an answer that is not to be had may hide that it is needed. */
+static void learn_material(retire *r) {
+  tde_key_info info;
+  tde_status st;
+  tde_class c;
+
+  if (tde_is_thumbprint(r->key) || !r->inst) return;
+  for (int i = 0; i < tde_instance_nkeys(r->inst); i++) {
+    const tde_key_info *k = tde_instance_key(r->inst, i);
+    if (tde_key_named(k, r->key)) note_material(r, k);
+  }
+  tde_status_clear(&st);
+  c = look_up(r, r->key, &info, &st);
+  if (c == TDE_OK) note_material(r, &info);
+  if (c && c != TDE_MISSING && r->nmaterial == 0) add(r, r->unchecked, r->key, "error", st.message);
+}
+
 /* A thumbprint that nobody has heard of may be that of what could not be looked at. */
 static int may_be_known(const retire *r) {
   return r->known || (tde_is_thumbprint(r->key) && tde_json_count(r->unchecked) > 0);
@@ -304,6 +349,7 @@ static int exists(const retire *r, tde_status *st) {
 /* sb: of where, if that is given. */
 static void look(retire *r, const char *where, const struct stat *sb) {
   check_instance(r);
+  learn_material(r);
   check_open_databases(r);
   if (where && S_ISDIR(sb->st_mode)) {
     check_folder(r, where, 0);

@@ -1446,7 +1446,8 @@ static int list_documents(tde_open_document *out) {
         out[n].path = strdup(k->params.path);
         out[n].doc = copy_doc(&k->header);
         out[n].ndoc = k->header.ndoc;
-        if (!out[n].path || !out[n].doc) return -1;
+        if (k->params.as_key) out[n].as_key = strdup(k->params.as_key);
+        if (!out[n].path || !out[n].doc || (k->params.as_key && !out[n].as_key)) return -1;
       }
       n++;
     }
@@ -1473,6 +1474,7 @@ void tde_open_documents_free(tde_open_document *list, int n) {
   for (int i = 0; list && i < n; i++) {
     free(list[i].path);
     free(list[i].doc);
+    free(list[i].as_key);
   }
   free(list);
 }

@@ -138,6 +138,7 @@ void tde_open_databases_free(tde_open_database *list, int n);
 ** (tde_open_documents_free). An SQLite code. */
 typedef struct tde_open_document {
   char *path, *doc;
+  char *as_key; /* of tde_key=, under which the key is asked for; or NULL */
   size_t ndoc;
 } tde_open_document;
 int tde_open_documents(tde_open_document **out, int *n);
