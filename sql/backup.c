@@ -110,7 +110,7 @@ typedef tde_class (*make_document)(void *ctx, tde_keydoc *doc, tde_status *st);
 typedef struct raw_copy {
   source src;
   backup_work *w;
-  tde_change *c; /* the basis */
+  tde_change *c;           /* the basis */
   const tde_key_info *key; /* that the copy needs; NULL: the basis's protector */
   make_document make;
   void *ctx;

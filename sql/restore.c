@@ -82,7 +82,7 @@ typedef struct candidate {
   int64_t time, nanoseconds;
   uint8_t uuid[TDE_UUID_BYTES], other[TDE_UUID_BYTES];
   int found, several; /* backups of more than one database */
-  int oom;             /* one may be missing here for want of memory */
+  int oom;            /* one may be missing here for want of memory */
 } candidate;
 
 static char *copy_of(candidate *best, const char *path) {
