@@ -19,6 +19,7 @@
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "epochs.h"
+#include "lanes.h"
 #include "openfiles.h"
 #include "recent.h"
 #include "watch.h"
@@ -70,6 +71,7 @@ static void after_fork(void) {
 static void in_child(void) {
   /* Waiters of the parent do not exist here. */
   pthread_cond_init(&ring_changed, NULL);
+  tde_lanes_clear();
   pthread_mutex_unlock(&ring_lock);
 }
 static void ring_init(void) {
@@ -459,6 +461,14 @@ static tde_class fetch_all(const tde_keys *k, const tde_key_source *source,
   return c;
 }
 
+/* A request for the entry's key ended with this class. */
+static void heard(const tde_keys *k, const tde_key_params *as, tde_class c) {
+  if (!k->facts.remote) return;
+  pthread_mutex_lock(&ring_lock);
+  tde_lanes_heard(as->as_key ? as->as_key : k->facts.key_id, c);
+  pthread_mutex_unlock(&ring_lock);
+}
+
 static void tell(const tde_key_source *source, const tde_key_params *params, const char *what,
                  const uint8_t *uuid, const tde_key_facts *facts, const tde_status *st) {
   tde_key_event e = {what, uuid, facts->key_id, facts->key_version, st};
@@ -729,6 +739,7 @@ static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
   tde_status_clear(st);
   ask_as(&params, caller);
   c = fetch_all(k, source, &params, &got, st);
+  heard(k, &params, c);
   if (c) st->code = c;
   if (c == TDE_OK) keep_way(k, caller);
   if (first) {
@@ -1126,30 +1137,96 @@ void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
 
 /* ---- checks ---- */
 
-tde_keys *tde_keyring_due(int64_t now, int64_t *next_due) {
-  static unsigned cursor; /* where the last search ended: nobody is passed over for long */
-  tde_keys *found = NULL;
+/* Whose key it is that a check asks for. */
+static const char *asked_key(const tde_keys *k) {
+  return k->params.as_key ? k->params.as_key : k->facts.key_id;
+}
 
-  *next_due = INT64_MAX;
+/* A search for the check that is to be made first. */
+typedef struct search {
+  int64_t now;
+  int64_t next;   /* when something else is due */
+  tde_keys *best; /* NULL: none yet */
+  int ask;        /* its key service, that is: else it stands in line, and is passed over */
+} search;
+
+static void is_due_at(search *s, int64_t at) {
+  if (at < s->next) s->next = at;
+}
+
+/* Who was denied once is to hear soon whether that is so. */
+static int is_confirming(const tde_keys *k) {
+  return k->lease.denials > 0 && tde_class_is_denial(k->last.code);
+}
+
+/* Passing over takes no time. */
+static int goes_before(const search *s, const tde_keys *k, int ask) {
+  if (!s->best) return 1;
+  if (ask != s->ask) return s->ask;
+  if (is_confirming(k) != is_confirming(s->best)) return is_confirming(k);
+  return k->lease.due_at < s->best->lease.due_at;
+}
+
+/* Have two of them one lane? */
+static int share_lane(const tde_keys *a, const tde_keys *b) {
+  return a->facts.remote && b->facts.remote && tde_lanes_same(asked_key(a), asked_key(b));
+}
+
+/* An entry whose check is due: is it the one? */
+static void consider(search *s, tde_keys *k) {
+  tde_lane lane = k->facts.remote ? tde_lanes_look(asked_key(k), s->now) : TDE_LANE_FREE;
+  int ask = lane == TDE_LANE_FREE;
+
+  if (!ask) {
+    int64_t at = tde_lease_unasked(&k->lease, lane == TDE_LANE_STUCK, &k->policy);
+    /* That the lane gets stuck nobody tells. */
+    if (lane == TDE_LANE_TAKEN && k->lease.access == TDE_ACCESS_LIVE) {
+      is_due_at(s, s->now + TDE_LANE_STUCK_MS);
+    }
+    if (at > s->now) {
+      is_due_at(s, at);
+      return;
+    }
+  }
+  if (s->best && !(ask && s->ask && share_lane(k, s->best))) is_due_at(s, s->now);
+  if (!goes_before(s, k, ask)) return;
+  s->best = k;
+  s->ask = ask;
+}
+
+tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
+  search s = {now, INT64_MAX, NULL, 0};
+
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
-  for (unsigned i = 0; i < BUCKETS && !found; i++) {
-    cursor = (cursor + (i > 0)) % BUCKETS;
-    for (tde_keys *k = buckets[cursor]; k && !found; k = k->next) {
+  expire_idle();
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (tde_keys *k = buckets[b]; k; k = k->next) {
       if (k->refs == 0 || is_busy(k) || !k->header.doc) continue;
       if (k->lease.due_at <= now) {
-        found = k;
-      } else if (k->lease.due_at < *next_due) {
-        *next_due = k->lease.due_at;
+        consider(&s, k);
+      } else {
+        is_due_at(&s, k->lease.due_at);
       }
     }
   }
-  if (found) {
-    take_ref(found);
-    set_busy(found);
+  if (s.best) {
+    take_ref(s.best);
+    set_busy(s.best);
+    if (s.ask && s.best->facts.remote) tde_lanes_enter(s.best, asked_key(s.best), now);
   }
   pthread_mutex_unlock(&ring_lock);
-  return found;
+  *next_due = s.next;
+  *ask = s.ask;
+  return s.best;
+}
+
+void tde_keyring_done(tde_keys *k) {
+  pthread_mutex_lock(&ring_lock);
+  tde_lanes_leave(k);
+  drop_ref(k);
+  expire_idle();
+  pthread_mutex_unlock(&ring_lock);
 }
 
 /* An outage that another database met this short a time ago is not waited for again. */
@@ -1208,6 +1285,7 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
   named = !params.as_key && recent_key(k, key);
   if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
   c = fetch(source, &params, &k->header, &k->header.epoch, 1, got, st);
+  heard(k, &params, c);
   if (c == TDE_OK) c = compare(k, got, st);
   fetched_clear(got);
   if (named) recent_put(key, c, st);
@@ -1224,6 +1302,7 @@ static tde_class ask_absent(tde_keys *k, const tde_key_source *source, fetched *
 
   if (named && recent_get(key, OUTAGE_SHARED_MS, st) && st->code) return st->code;
   c = fetch_all(k, source, &k->params, got, st);
+  heard(k, &k->params, c);
   if (c && named) recent_put(key, c, st);
   return c;
 }
@@ -1252,9 +1331,51 @@ static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_hea
   free(facts);
 }
 
+/* Time passed for a busy entry, without an answer. */
+static tde_lease_act pass_time(tde_keys *k, const tde_key_source *source,
+                               tde_lease_act (*pass)(tde_lease *, int64_t, const tde_key_policy *),
+                               tde_access *after) {
+  tde_access before;
+  tde_lease_act act;
+
+  pthread_mutex_lock(&ring_lock);
+  before = k->lease.access;
+  act = pass(&k->lease, tde_now_ms(), &k->policy);
+  if (act == TDE_LEASE_WIPE) tde_epochs_wipe(&k->epochs);
+  *after = k->lease.access;
+  publish(k);
+  pthread_mutex_unlock(&ring_lock);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
+  tell(source, &k->params, act_name(before, *after), k->uuid, &k->facts, &k->last);
+  return act;
+}
+
+static void stop_asking(tde_keys *k) {
+  pthread_mutex_lock(&ring_lock);
+  end_busy(k);
+  pthread_mutex_unlock(&ring_lock);
+}
+
+tde_lease_act tde_keyring_pass(tde_keys *k, const tde_key_source *source) {
+  tde_access after;
+  tde_lease_act act;
+
+  pthread_mutex_lock(&ring_lock);
+  if (k->lease.access == TDE_ACCESS_LIVE) {
+    tde_status_clear(&k->last);
+    memcpy(k->last.key_id, k->facts.key_id, sizeof(k->last.key_id));
+    (void)tde_fail(&k->last, TDE_UNREACHABLE, NULL,
+                   "the key service has kept a request waiting: this key is asked for in its turn");
+  }
+  pthread_mutex_unlock(&ring_lock);
+  act = pass_time(k, source, tde_lease_pass, &after);
+  stop_asking(k);
+  return act;
+}
+
 tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
                                 const tde_header *newer) {
-  tde_access before, after;
+  tde_access after;
   tde_key_policy policy;
   tde_lease_act act;
   fetched got = {0};
@@ -1267,19 +1388,9 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   pthread_mutex_unlock(&ring_lock);
   if (newer) follow_disk(k, source, newer);
   tde_status_clear(&st);
-  pthread_mutex_lock(&ring_lock);
-  before = k->lease.access;
-  act = tde_lease_tick(&k->lease, tde_now_ms(), &k->policy);
-  if (act == TDE_LEASE_WIPE) tde_epochs_wipe(&k->epochs);
-  after = k->lease.access;
-  publish(k);
-  pthread_mutex_unlock(&ring_lock);
-  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
-  tell(source, &k->params, act_name(before, after), k->uuid, &k->facts, &k->last);
+  act = pass_time(k, source, tde_lease_tick, &after);
   if (after == TDE_ACCESS_CLOSED) {
-    pthread_mutex_lock(&ring_lock);
-    end_busy(k);
-    pthread_mutex_unlock(&ring_lock);
+    stop_asking(k);
     return TDE_LEASE_KEEP;
   }
   c = tde_access_is_live(after) ? ask_live(k, source, 0, NULL, &got, &st)
@@ -1388,19 +1499,6 @@ unsigned tde_keyring_refresh_policies(const tde_key_source *source, unsigned fro
   for (int i = 0; i < p->n; i++) free(p->of[i].instance);
   free(p);
   return to < BUCKETS ? to : 0;
-}
-
-int tde_keyring_is_due(int64_t now) {
-  int due = 0;
-
-  pthread_mutex_lock(&ring_lock);
-  for (unsigned b = 0; b < BUCKETS && !due; b++) {
-    for (tde_keys *k = buckets[b]; k && !due; k = k->next) {
-      due = k->refs > 0 && !is_busy(k) && k->header.doc && k->lease.due_at <= now;
-    }
-  }
-  pthread_mutex_unlock(&ring_lock);
-  return due;
 }
 
 int tde_keyring_claim(tde_keys *keys) {

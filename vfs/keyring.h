@@ -123,13 +123,16 @@ int tde_keys_remote(const tde_keys *keys);
 /* When the key service is to be asked about this entry again (tde_now_ms);
 ** INT64_MAX: not by itself. One load. */
 int64_t tde_keys_due(const tde_keys *keys);
-/* An entry whose check is due, with a reference, for tde_keyring_check; or NULL,
-** and *next_due gets the time of the next one (INT64_MAX: none). */
-tde_keys *tde_keyring_due(int64_t now, int64_t *next_due);
-/* Is there another one? */
-int tde_keyring_is_due(int64_t now);
-/* The same for one entry: true when its check is due and now the caller's. The end of one that
-** is under way is waited for where no network is asked. */
+/* The entry whose check is to be made first (lanes.h), with a reference, or NULL: a denial to be
+** confirmed, then what is due the longest. ask: for tde_keyring_check; else it stands in line,
+** and is for tde_keyring_pass. tde_keyring_done follows. *next_due gets the time at which
+** another one is due, which may be past (INT64_MAX: none). At most TDE_LANES threads do this. */
+tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask);
+void tde_keyring_done(tde_keys *keys);
+/* Its key service keeps others waiting: what is on time all the same (tde_lease_pass). */
+tde_lease_act tde_keyring_pass(tde_keys *keys, const tde_key_source *source);
+/* The same as tde_keyring_due for one entry, whatever its host does: true when its check is due
+** and now the caller's. The end of one that is under way is waited for where no network is asked. */
 int tde_keyring_claim(tde_keys *keys);
 /* A live entry's check is due at once. */
 void tde_keyring_hurry(tde_keys *keys);

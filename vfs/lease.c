@@ -90,7 +90,7 @@ static tde_lease_act answer_live(tde_lease *l, tde_class c, int64_t now, const t
     plan_retry(l, now, p);
     return TDE_LEASE_WIPE;
   }
-  become(l, TDE_ACCESS_GRACE, now);
+  become(l, TDE_ACCESS_GRACE, at_most(now, l->due_at));
   l->due_at = at_most(now + p->check_ms, l->since + p->grace_ms);
   return tde_lease_tick(l, now, p);
 }
@@ -123,6 +123,26 @@ tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p)
     l->due_at = INT64_MAX;
   }
   return TDE_LEASE_KEEP;
+}
+
+int64_t tde_lease_unasked(const tde_lease *l, int stuck, const tde_key_policy *p) {
+  switch (l->access) {
+    case TDE_ACCESS_LIVE:
+      return stuck ? l->due_at + TDE_LINE_MS : INT64_MAX;
+    case TDE_ACCESS_GRACE:
+      return l->since + p->grace_ms;
+    case TDE_ACCESS_LOST:
+      return l->since + p->heal_ms;
+    case TDE_ACCESS_WAITING:
+    case TDE_ACCESS_CLOSED:
+      break;
+  }
+  return INT64_MAX;
+}
+
+tde_lease_act tde_lease_pass(tde_lease *l, int64_t now, const tde_key_policy *p) {
+  if (l->access == TDE_ACCESS_LIVE) become(l, TDE_ACCESS_GRACE, at_most(now, l->due_at));
+  return tde_lease_tick(l, now, p);
 }
 
 void tde_lease_reopen(tde_lease *l, int64_t now) {

@@ -6,7 +6,9 @@
 **
 **   Live     the last check went well
 **   Grace    the key service does not answer (an outage): the DEK goes on
-**            serving until the outage grace is over
+**            serving until the outage grace is over. It counts from when the check was
+**            due that met the outage: from the last good answer on, a DEK serves for a check
+**            interval and the grace, and no longer
 **   Waiting  no DEK, and nobody denied it: an outage outlasted its grace, or
 **            there was one when the database was opened. Heals by itself
 **   Lost     the service denied the key, twice: the DEK is wiped. (At the opening
@@ -77,6 +79,14 @@ tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t no
                                const tde_key_policy *p);
 /* Time passed: WIPE when a grace is over; the heal window closes here, too. */
 tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p);
+/* A check is due that cannot be made yet: others at the same key service are waited for. When
+** something is to be done about it all the same: Grace and the heal window end on time, and
+** stuck (nothing moves there) a Live one gets into its Grace, if it is overdue for TDE_LINE_MS.
+** INT64_MAX: it waits. */
+#define TDE_LINE_MS 2000
+int64_t tde_lease_unasked(const tde_lease *l, int stuck, const tde_key_policy *p);
+/* It is done. The check stays due: nothing was heard of this key. */
+tde_lease_act tde_lease_pass(tde_lease *l, int64_t now, const tde_key_policy *p);
 /* The header changed: what was lost or closed may be asked for again, now. */
 void tde_lease_reopen(tde_lease *l, int64_t now);
 

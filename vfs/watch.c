@@ -23,16 +23,16 @@
 #include <time.h>
 
 #include "../ext/base/log.h"
+#include "lanes.h"
 #include "openfiles.h"
 #include "shim.h"
 
 SQLITE_EXTENSION_INIT3
 
-#define THREADS_MAX 4
 #define STACK_BYTES (1024 * 1024)
 /* Looks again at least this often: a machine that slept wakes up to it. */
 #define LONGEST_NAP_MS 30000
-/* A thread beyond the first ends when there was nothing to do for so long. */
+/* A thread beyond the first ends when another could have done its work for so long. */
 #define IDLE_MS 10000
 #define POLICY_EVERY_MS 5000
 #define EXIT_WAIT_SECONDS 3
@@ -48,10 +48,13 @@ static struct {
   pthread_once_t once;
   int forbidden, stopping;
   int threads, waiting;
-  uint64_t fork_generation; /* of the process whose threads they are */
-  int64_t wake_at;          /* the earliest due time that a waiting thread knows */
+  int64_t wake_at[TDE_LANES]; /* of the threads that wait; 0: no such thread */
+  int64_t soonest; /* the earliest due time that came up since a thread began to look for one */
   tde_watch_job job;
-} watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+  int64_t job_since; /* 0: none runs */
+} watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT, .soonest = INT64_MAX};
+
+static _Thread_local int is_ours; /* a thread of the watch */
 
 static void cond_make(void) {
   pthread_condattr_t attr;
@@ -89,6 +92,8 @@ static void in_child(void) {
   (void)pthread_rwlock_init(&at_work, NULL);
   cond_make();
   watch.threads = watch.waiting = 0;
+  watch.job_since = 0;
+  memset(watch.wake_at, 0, sizeof(watch.wake_at));
   pthread_mutex_unlock(&watch.mutex);
 }
 
@@ -124,6 +129,30 @@ static void watch_lock(void) {
 
 /* ---- one entry ---- */
 
+/* Jobs run one at a time, since they may ask a key service of their own choice, which no lane is
+** taken for. Where one goes on for long the others are left for after the next check. */
+static int job_begin(void) {
+  struct timespec ms = {0, 20 * 1000000};
+  int mine, give_up;
+
+  for (;;) {
+    int64_t now = tde_now_ms();
+    watch_lock();
+    mine = watch.job && !watch.job_since;
+    give_up = !watch.job || watch.stopping || now - watch.job_since >= TDE_LANE_STUCK_MS;
+    if (mine) watch.job_since = now;
+    pthread_mutex_unlock(&watch.mutex);
+    if (mine || give_up) return mine;
+    nanosleep(&ms, NULL);
+  }
+}
+
+static void job_end(void) {
+  watch_lock();
+  watch.job_since = 0;
+  pthread_mutex_unlock(&watch.mutex);
+}
+
 static void check(tde_keys *k) {
   uint8_t uuid[TDE_UUID_BYTES];
   tde_key_facts *facts = malloc(sizeof(*facts));
@@ -140,8 +169,9 @@ static void check(tde_keys *k) {
     known = tde_keys_live(k) && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
   }
   if (known) {
-    if (watch.job && params.path && tde_openfiles_writable(params.path, params.instance)) {
+    if (params.path && tde_openfiles_writable(params.path, params.instance) && job_begin()) {
       watch.job(uuid, facts, &params);
+      job_end();
     }
     tde_key_params_clear(&params);
   }
@@ -152,26 +182,54 @@ static void check(tde_keys *k) {
 
 static int start_thread(void);
 
-/* Sleeps until `until`, a note, or the end; the lock is held. */
-static void nap(int64_t until) {
-  int64_t now = tde_now_ms(), ms = until - now;
-  struct timespec t;
+/* When the first of those that wait looks; INT64_MAX: none waits. The lock is held. */
+static int64_t first_look(void) {
+  int64_t first = INT64_MAX;
 
-  if (ms > LONGEST_NAP_MS) ms = LONGEST_NAP_MS;
+  for (int i = 0; i < TDE_LANES; i++) {
+    if (watch.wake_at[i] && watch.wake_at[i] < first) first = watch.wake_at[i];
+  }
+  return first;
+}
+
+/* Somebody is to look at this time. The lock is held. */
+static void look_by(int64_t due) {
+  if (due < watch.soonest) watch.soonest = due;
+  if (watch.waiting > 0 && due < first_look()) pthread_cond_signal(&watch.wake);
+}
+
+/* Sleeps until something is due, a note, or the end, and at most for so long; the lock is held. */
+static void nap(int64_t due, int64_t most_ms) {
+  int64_t now = tde_now_ms(), ms;
+  struct timespec t;
+  int i = 0;
+
+  if (watch.soonest < due) due = watch.soonest; /* came up after the search */
+  ms = first_look() <= due ? most_ms : due - now; /* one that looks is enough */
+  if (ms > most_ms) ms = most_ms;
   if (ms < 1) ms = 1;
   t = in_ms(CLOCK_MONOTONIC, ms);
+  while (i < TDE_LANES - 1 && watch.wake_at[i]) i++;
   watch.waiting++;
-  watch.wake_at = until;
+  watch.wake_at[i] = now + ms;
   (void)pthread_cond_timedwait(&watch.wake, &watch.mutex, &t);
+  watch.wake_at[i] = 0;
   watch.waiting--;
 }
 
-/* One more thread where others' checks are due: this one may be kept waiting. */
-static void share_load(int64_t now) {
-  if (!tde_keyring_is_due(now)) return;
+/* This thread may be kept waiting, for as long as the longest nap: another is to be there for
+** what is due meanwhile. False: one is, and could have done what this one does. */
+static int share_load(int64_t now, int64_t next) {
+  int needed;
+
   watch_lock();
-  if (watch.waiting == 0 && watch.threads < THREADS_MAX) (void)start_thread();
+  needed = watch.waiting == 0;
+  if (next < now + LONGEST_NAP_MS) {
+    if (needed && watch.threads < TDE_LANES) (void)start_thread();
+    look_by(next);
+  }
   pthread_mutex_unlock(&watch.mutex);
+  return needed;
 }
 
 /* Another process may have changed an instance's policy. Where there are many instances,
@@ -197,29 +255,49 @@ void tde_watch_policy_changed(void) {
   } while (next);
 }
 
-static void *run(void *arg) {
-  int first = arg != NULL;
-  int64_t idle_since = tde_now_ms();
+static void serve(tde_keys *k, int ask) {
+  pthread_rwlock_rdlock(&at_work);
+  if (ask) {
+    check(k);
+  } else {
+    (void)tde_keyring_pass(k, &tde_source);
+  }
+  pthread_rwlock_unlock(&at_work);
+  tde_keyring_done(k);
+}
 
+/* Was the thread not needed for long? There is one that waits, which looks after what a note
+** woke this one for. The lock is held. */
+static int may_leave(int64_t idle_ms) {
+  if (idle_ms < IDLE_MS || watch.waiting == 0) return 0;
+  pthread_cond_signal(&watch.wake);
+  return 1;
+}
+
+static void *run(void *arg) {
+  int first = arg != NULL, ask, needed;
+  int64_t next, now, idle, idle_since = tde_now_ms();
+
+  is_ours = 1;
   for (;;) {
-    int64_t next, now = tde_now_ms();
     tde_keys *k;
     watch_lock();
-    if (watch.stopping || (!first && now - idle_since > IDLE_MS)) break;
+    if (watch.stopping) break;
+    watch.soonest = INT64_MAX;
     pthread_mutex_unlock(&watch.mutex);
-    k = tde_keyring_due(now, &next);
+    now = tde_now_ms();
+    k = tde_keyring_due(now, &next, &ask);
     if (k) {
-      share_load(now);
-      pthread_rwlock_rdlock(&at_work);
-      check(k);
-      pthread_rwlock_unlock(&at_work);
-      tde_keyring_release(k);
-      idle_since = tde_now_ms();
+      needed = share_load(now, next);
+      serve(k, ask);
+      if (needed) idle_since = tde_now_ms();
       continue;
     }
     refresh_policies(now);
     watch_lock();
-    if (!watch.stopping) nap(first || next < now + IDLE_MS ? next : now + IDLE_MS);
+    idle = now - idle_since;
+    if (watch.stopping || (!first && may_leave(idle))) break;
+    nap(next, first ? LONGEST_NAP_MS : idle < IDLE_MS ? IDLE_MS - idle : IDLE_MS);
     pthread_mutex_unlock(&watch.mutex);
   }
   watch.threads--;
@@ -272,20 +350,35 @@ static int start_thread(void) {
   return 1;
 }
 
+/* Threads there are, but each may be kept waiting by now. */
+static int all_at_work(int64_t due) {
+  return !is_ours && watch.waiting == 0 && due < tde_now_ms() + LONGEST_NAP_MS;
+}
+
 void tde_watch_note(int64_t due, int start) {
   if (due == INT64_MAX) return;
   watch_lock();
-  if (watch.threads == 0 && start) (void)start_thread();
-  if (watch.waiting > 0 && due < watch.wake_at) pthread_cond_signal(&watch.wake);
+  if (start && watch.threads < TDE_LANES && (watch.threads == 0 || all_at_work(due))) {
+    (void)start_thread();
+  }
+  look_by(due);
   pthread_mutex_unlock(&watch.mutex);
 }
 
+/* Transactions on a database that stands in line kick each time: one look in so many ms. */
+#define KICK_EVERY_MS 50
+
 int tde_watch_kick(void) {
+  static int64_t last;
+  int64_t now = tde_now_ms();
   int there;
 
   watch_lock();
   there = watch.threads > 0 || start_thread();
-  if (watch.waiting > 0) pthread_cond_signal(&watch.wake);
+  if (now - last >= KICK_EVERY_MS) {
+    last = now;
+    look_by(now);
+  }
   pthread_mutex_unlock(&watch.mutex);
   return there;
 }

@@ -5,12 +5,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "../../ext/base/bytes.h"
 #include "../../ext/base/crypto.h"
 #include "../../ext/base/limits.h"
 #include "../../ext/base/secret.h"
 #include "../../vfs/keyring.h"
+#include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
+#include "header.h"
 #include "unit.h"
 
 static const tde_key_policy policy = {300000, 86400000, 1800000, 0};
@@ -98,6 +99,36 @@ static void heals_within_the_window(void) {
   CHECK(l.access == TDE_ACCESS_LIVE);
 }
 
+/* Nobody can be asked while others wait for the key service: Grace begins all the same, from when
+** the check was due, and ends on time; and the check stays due. */
+static void in_line_grace_goes_on(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  CHECK(tde_lease_unasked(&l, 0, &policy) == INT64_MAX);
+  CHECK(tde_lease_unasked(&l, 1, &policy) == 300000 + TDE_LINE_MS);
+  CHECK(tde_lease_pass(&l, 310000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_GRACE && l.since == 300000 && l.due_at == 300000);
+  CHECK(tde_lease_unasked(&l, 0, &policy) == 300000 + 86400000);
+  CHECK(tde_lease_pass(&l, 300000 + 86399999, &policy) == TDE_LEASE_KEEP);
+  CHECK(tde_lease_pass(&l, 300000 + 86400000, &policy) == TDE_LEASE_WIPE);
+  CHECK(l.access == TDE_ACCESS_WAITING && tde_lease_unasked(&l, 1, &policy) == INT64_MAX);
+  tde_lease_refused(&l, TDE_DENIED, 0, &policy);
+  CHECK(tde_lease_unasked(&l, 1, &policy) == policy.heal_ms);
+  CHECK(tde_lease_pass(&l, policy.heal_ms, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_CLOSED && tde_lease_unasked(&l, 1, &policy) == INT64_MAX);
+}
+
+/* However late it is asked, a DEK serves for an interval and the grace. */
+static void grace_counts_from_the_due_check(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  CHECK(tde_lease_answer(&l, TDE_UNREACHABLE, 0, 500000, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_GRACE && l.since == 300000 && l.due_at == 800000);
+  tde_lease_begin(&l, 0, &policy);
+  CHECK(tde_lease_answer(&l, TDE_UNREACHABLE, 0, 300000 + 86400000, &policy) == TDE_LEASE_WIPE);
+  CHECK(l.access == TDE_ACCESS_WAITING);
+}
+
 static void closes_after_the_window(void) {
   tde_lease l;
   tde_lease_refused(&l, TDE_DENIED, 1000, &policy);
@@ -164,8 +195,7 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   pthread_mutex_unlock(&fake.mutex);
   usleep(fake.delay);
   if (c) return tde_fail(st, c, "do", "the fake says no");
-  memset(dek, strrchr(doc, ' ')[1], TDE_KEY_BYTES);
-  dek[0] = (uint8_t)epoch;
+  dek_of(doc, epoch, dek);
   return TDE_OK;
 }
 
@@ -204,33 +234,6 @@ static void fake_event(void *ctx, const tde_key_params *params, const tde_key_ev
 static const tde_key_source source = {NULL,        NULL,       fake_unwrap, fake_describe,
                                       fake_policy, fake_event, NULL, NULL};
 static tde_key_params params;
-
-/* A header slot of database `id` whose document is doc, authenticated by its DEK; free it. */
-static uint8_t *make_slot(uint32_t id, const char *doc, uint64_t sequence) {
-  uint8_t dek[TDE_KEY_BYTES], mac[TDE_KEY_BYTES], *slot = malloc(TDE_SLOT_BYTES);
-  tde_header draft;
-  memset(&draft, 0, sizeof(draft));
-  memset(draft.uuid, (uint8_t)id, TDE_UUID_BYTES);
-  tde_put32le(draft.uuid, id);
-  draft.epoch = 1;
-  draft.sequence = sequence;
-  draft.doc = (char *)doc;
-  draft.ndoc = strlen(doc);
-  memset(dek, strrchr(doc, ' ')[1], sizeof(dek));
-  dek[0] = 1;
-  CHECK(tde_hkdf_sha256(draft.uuid, TDE_UUID_BYTES, dek, sizeof(dek),
-                        (const uint8_t *)"sqlite-tde v1 header mac", 24, mac, sizeof(mac)) == 0);
-  CHECK(tde_slot_build(&draft, mac, slot) == TDE_OK);
-  return slot;
-}
-
-/* The same, parsed. */
-static void make_header(tde_header *h, uint32_t id, const char *doc, uint64_t sequence) {
-  uint8_t *slot = make_slot(id, doc, sequence);
-  tde_slot_info info;
-  CHECK(tde_slot_parse(slot, h, &info) == TDE_OK);
-  free(slot);
-}
 
 static tde_class unlock(const tde_header *h, int forced, tde_keys **keys, tde_status *st) {
   tde_key_facts facts;
@@ -443,6 +446,140 @@ static void derived_keys_go_with_the_key(void) {
   tde_aead_free(late);
   tde_keyring_release(k);
   tde_header_clear(&h);
+}
+
+/* What the watch is to see to first: the database's number, 0: nothing. *k is taken. */
+static uint32_t first_due(tde_keys **k, int *ask) {
+  uint8_t uuid[TDE_UUID_BYTES];
+  tde_key_facts facts;
+  tde_key_params about;
+  int64_t next;
+  *k = tde_keyring_due(tde_now_ms(), &next, ask);
+  if (!*k || tde_keys_about(*k, uuid, &facts, &about) != TDE_OK) return 0;
+  tde_key_params_clear(&about);
+  return tde_get32le(uuid);
+}
+
+/* Databases from `id` on, each under its own key at this host. */
+static void open_at(const char *host, uint32_t id, int n, tde_keys **k) {
+  for (int i = 0; i < n; i++) {
+    tde_header h;
+    char doc[80];
+    (void)snprintf(doc, sizeof(doc), "https://%s/keys/%d A", host, i);
+    make_header(&h, id + (uint32_t)i, doc, 1);
+    CHECK(unlock(&h, 0, &k[i], NULL) == TDE_OK);
+    tde_header_clear(&h);
+    usleep(2000); /* due one after the other */
+  }
+}
+
+static void close_these(int n, tde_keys **k) {
+  for (int i = 0; i < n; i++) tde_keyring_release(k[i]);
+}
+
+/* Due the longest goes first, a host is asked once at a time, and a denial is confirmed before
+** anything else. */
+static void order_of_checks(void) {
+  tde_keys *k[5], *one, *two, *three;
+  int ask;
+  begin();
+  fake.delay = 0;
+  open_at("a.example", 30003, 3, k);
+  open_at("b.example:444", 30001, 2, k + 3);
+  usleep(150000);
+  CHECK(first_due(&one, &ask) == 30003 && ask);
+  CHECK(first_due(&two, &ask) == 30001 && ask);
+  CHECK(first_due(&three, &ask) == 0); /* both hosts are being asked */
+  set_answer(TDE_DENIED);
+  CHECK(tde_keyring_check(two, &source, NULL) == TDE_LEASE_KEEP); /* once is not believed */
+  set_answer(TDE_OK);
+  tde_keyring_done(two);
+  CHECK(first_due(&two, &ask) == 30002);
+  CHECK(tde_keyring_check(two, &source, NULL) == TDE_LEASE_KEEP);
+  tde_keyring_done(two);
+  usleep(150000);
+  CHECK(first_due(&two, &ask) == 30001); /* the confirmation */
+  CHECK(first_due(&three, &ask) == 0);
+  CHECK(tde_keyring_check(one, &source, NULL) == TDE_LEASE_KEEP);
+  tde_keyring_done(one);
+  CHECK(first_due(&one, &ask) == 30004);
+  tde_keyring_check(one, &source, NULL);
+  tde_keyring_done(one);
+  tde_keyring_check(two, &source, NULL);
+  tde_keyring_done(two);
+  close_these(5, k);
+}
+
+/* Who stands in line behind a request that hangs is in its Grace meanwhile, which ends on time,
+** and keeps the place. */
+static void in_line_behind_a_hung_request(void) {
+  tde_keys *k[3], *hung, *other;
+  tde_key_report r;
+  int ask;
+  begin();
+  fake.delay = 0;
+  fast.grace_ms = 3000;
+  open_at("hung.example", 30010, 3, k);
+  usleep(150000);
+  CHECK(first_due(&hung, &ask) == 30010 && ask);
+  CHECK(first_due(&other, &ask) == 0);
+  usleep(2100000);
+  for (uint32_t i = 1; i < 3; i++) {
+    CHECK(first_due(&other, &ask) == 30010 + i && !ask);
+    CHECK(tde_keyring_pass(other, &source) == TDE_LEASE_KEEP);
+    tde_keyring_done(other);
+    tde_keys_report(k[i], &r);
+    CHECK(r.access == TDE_ACCESS_GRACE && r.last.code == TDE_UNREACHABLE);
+    CHECK(strcmp(fake.last_event, "outage") == 0);
+  }
+  CHECK(first_due(&other, &ask) == 0);
+  usleep(1000000);
+  for (uint32_t i = 1; i < 3; i++) {
+    CHECK(first_due(&other, &ask) == 30010 + i && !ask);
+    CHECK(tde_keyring_pass(other, &source) == TDE_LEASE_WIPE);
+    tde_keyring_done(other);
+    CHECK(!tde_keys_live(k[i]));
+  }
+  CHECK(tde_keyring_check(hung, &source, NULL) == TDE_LEASE_KEEP);
+  tde_keyring_done(hung);
+  usleep(1100000);
+  for (uint32_t i = 1; i < 3; i++) { /* it answers again: asked in turn */
+    while (first_due(&other, &ask) == 30010) {
+      tde_keyring_check(other, &source, NULL);
+      tde_keyring_done(other);
+    }
+    CHECK(tde_keyring_check(other, &source, NULL) == TDE_LEASE_HEAL && ask);
+    tde_keyring_done(other);
+  }
+  close_these(3, k);
+}
+
+/* Hosts that did not answer the last time have a part of the lanes together. */
+static void silent_hosts_leave_lanes(void) {
+  static const char *const hosts[] = {"s1.example", "s2.example", "s3.example", "s4.example"};
+  tde_keys *k[5], *at[3];
+  int ask;
+  begin();
+  fake.delay = 0;
+  fast.grace_ms = 60000;
+  for (uint32_t i = 0; i < 4; i++) open_at(hosts[i], 30020 + i, 1, k + i);
+  usleep(150000);
+  set_answer(TDE_UNREACHABLE);
+  for (uint32_t i = 0; i < 4; i++) {
+    CHECK(first_due(&at[0], &ask) == 30020 + i);
+    CHECK(tde_keyring_check(at[0], &source, NULL) == TDE_LEASE_KEEP);
+    tde_keyring_done(at[0]);
+  }
+  set_answer(TDE_OK);
+  open_at("well.example", 30030, 1, k + 4);
+  usleep(150000);
+  CHECK(first_due(&at[0], &ask) == 30020 && first_due(&at[1], &ask) == 30021);
+  CHECK(first_due(&at[2], &ask) == 30030 && ask);
+  for (int i = 0; i < 3; i++) {
+    tde_keyring_check(at[i], &source, NULL);
+    tde_keyring_done(at[i]);
+  }
+  close_these(5, k);
 }
 
 static void closed_until_revalidated(void) {
@@ -740,6 +877,8 @@ int main(int argc, char **argv) {
       {"outage_over", outage_over},
       {"denied_in_grace", denied_in_grace},
       {"heals_within_the_window", heals_within_the_window},
+      {"in_line_grace_goes_on", in_line_grace_goes_on},
+      {"grace_counts_from_the_due_check", grace_counts_from_the_due_check},
       {"closes_after_the_window", closes_after_the_window},
       {"checks_reach_the_window", checks_reach_the_window},
       {"waits_out_an_outage_at_open", waits_out_an_outage_at_open},
@@ -750,6 +889,9 @@ int main(int argc, char **argv) {
       {"another_instance_is_asked", another_instance_is_asked},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
       {"derived_keys_go_with_the_key", derived_keys_go_with_the_key},
+      {"order_of_checks", order_of_checks},
+      {"in_line_behind_a_hung_request", in_line_behind_a_hung_request},
+      {"silent_hosts_leave_lanes", silent_hosts_leave_lanes},
       {"closed_until_revalidated", closed_until_revalidated},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},

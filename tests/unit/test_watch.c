@@ -1,0 +1,180 @@
+/*
+** test_watch.c: the threads that check keys in the background, under a key source of the test's
+** own: who is asked when some key services hang.
+*/
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "../../ext/base/crypto.h"
+#include "../../vfs/keyring.h"
+#include "../../vfs/shim.h"
+#include "../../vfs/watch.h"
+#include "header.h"
+#include "unit.h"
+
+/* The document: "https://HOST/keys/N B". A host whose name begins with "hung" keeps who asks
+** waiting for hang_ms, and then did not answer. Others answer after delay_ms. */
+static atomic_int hang_ms, delay_ms, check_ms, well_asked, hung_asked, hung_now, hung_most;
+static atomic_int denied; /* by hosts that answer */
+
+static tde_class ask_hung(tde_status *st) {
+  int n = ++hung_now;
+  hung_asked++;
+  if (n > hung_most) hung_most = n;
+  usleep((useconds_t)hang_ms * 1000);
+  hung_now--;
+  return tde_fail(st, TDE_UNREACHABLE, NULL, "no answer");
+}
+
+static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint8_t *uuid,
+                             const char *doc, size_t ndoc, uint32_t epoch, uint8_t *dek,
+                             tde_status *st) {
+  (void)ctx, (void)params, (void)uuid, (void)ndoc;
+  if (hang_ms && strncmp(doc, "https://hung", 12) == 0) return ask_hung(st);
+  well_asked++;
+  usleep((useconds_t)delay_ms * 1000);
+  if (denied) return tde_fail(st, TDE_DENIED, NULL, "no");
+  dek_of(doc, epoch, dek);
+  return TDE_OK;
+}
+
+static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
+                               tde_status *st) {
+  (void)ctx, (void)ndoc, (void)st;
+  memset(out, 0, sizeof(*out));
+  (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
+  out->remote = out->alone = out->nepochs = 1;
+  out->epoch = out->epochs[0] = 1;
+  return TDE_OK;
+}
+
+static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
+  (void)ctx, (void)params;
+  *out = (tde_key_policy){check_ms, 3600000, 1800000, 0};
+}
+
+static void fake_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
+  (void)ctx, (void)params, (void)e;
+}
+
+static void begin(int check) {
+  static const tde_key_source fake = {NULL,        NULL,       fake_unwrap, fake_describe,
+                                      fake_policy, fake_event, NULL,        NULL};
+  tde_source = fake;
+  check_ms = check;
+  hang_ms = delay_ms = denied = well_asked = hung_asked = hung_most = 0;
+}
+
+static tde_keys *open_one(const char *host, uint32_t id) {
+  tde_key_params params = {0};
+  tde_key_facts facts;
+  tde_keys *k = NULL;
+  tde_header h;
+  char doc[80];
+  (void)snprintf(doc, sizeof(doc), "https://%s/keys/%u A", host, id);
+  make_header(&h, id, doc, 1);
+  CHECK(tde_keyring_unlock(&tde_source, &params, &h, 0, &facts, &k, NULL) == TDE_OK);
+  tde_header_clear(&h);
+  return k;
+}
+
+static int ms_since(int64_t from) {
+  return (int)(tde_now_ms() - from);
+}
+
+/* How long until a denial of this entry's key is believed. */
+static int ms_to_notice(tde_keys *k) {
+  int64_t from = tde_now_ms();
+  denied = 1;
+  while (tde_keys_live(k) && ms_since(from) < 10000) usleep(5000);
+  return ms_since(from);
+}
+
+static int within(int ms, atomic_int *value, int at_least) {
+  for (int64_t from = tde_now_ms(); *value < at_least && ms_since(from) < ms;) usleep(5000);
+  return *value >= at_least;
+}
+
+static int threads_become(int n, int ms) {
+  for (int64_t from = tde_now_ms(); tde_watch_threads() != n && ms_since(from) < ms;) usleep(5000);
+  return tde_watch_threads() == n;
+}
+
+/* Many databases of one host that hangs take one thread. */
+static void a_hung_host_holds_up_no_other(void) {
+  tde_keys *hung[8], *well;
+  begin(200);
+  for (uint32_t i = 0; i < COUNT(hung); i++) hung[i] = open_one("hung.example", 100 + i);
+  well = open_one("well.example", 1);
+  hang_ms = 1500;
+  CHECK(within(3000, &hung_asked, 2));
+  CHECK(ms_to_notice(well) < 1000);
+  CHECK(hung_most == 1);
+  for (size_t i = 0; i < COUNT(hung); i++) tde_keyring_release(hung[i]);
+  tde_keyring_release(well);
+  hang_ms = 0;
+}
+
+/* More hosts than there are threads: each keeps one waiting once. */
+static void many_silent_hosts_hold_up_no_other(void) {
+  tde_keys *hung[8], *well;
+  begin(200);
+  for (uint32_t i = 0; i < COUNT(hung); i++) {
+    char host[40];
+    (void)snprintf(host, sizeof(host), "hung%u.example", i);
+    hung[i] = open_one(host, 200 + i);
+  }
+  well = open_one("well.example", 2);
+  hang_ms = 1000;
+  CHECK(within(10000, &hung_asked, COUNT(hung) + 3));
+  CHECK(ms_to_notice(well) < 900);
+  for (size_t i = 0; i < COUNT(hung); i++) tde_keyring_release(hung[i]);
+  tde_keyring_release(well);
+  hang_ms = 0;
+}
+
+/* One that is opened while the only thread is kept waiting. */
+static void opened_while_the_thread_waits(void) {
+  tde_keys *hung, *well;
+  begin(200);
+  hung = open_one("hung.example", 300);
+  CHECK(threads_become(1, 15000));
+  hang_ms = 3000;
+  CHECK(within(3000, &hung_asked, 1));
+  well = open_one("well.example", 3);
+  CHECK(ms_to_notice(well) < 1000);
+  tde_keyring_release(well);
+  tde_keyring_release(hung);
+  hang_ms = 0;
+}
+
+/* A thread that was not needed any more has left: what comes due later is not left to it. */
+static void a_new_due_time_wakes_who_is_there(void) {
+  tde_keys *k[3], *late;
+  begin(100);
+  delay_ms = 300;
+  k[0] = open_one("a.example", 400);
+  k[1] = open_one("b.example", 401);
+  k[2] = open_one("c.example", 402);
+  for (int i = 0; i < 100 && tde_watch_threads() < 2; i++) usleep(20000);
+  CHECK(tde_watch_threads() >= 2);
+  check_ms = 600000;
+  CHECK(threads_become(1, 15000));
+  check_ms = 200;
+  well_asked = 0;
+  late = open_one("late.example", 403);
+  CHECK(within(1500, &well_asked, 2));
+  tde_keyring_release(late);
+  for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"a_hung_host_holds_up_no_other", a_hung_host_holds_up_no_other},
+      {"many_silent_hosts_hold_up_no_other", many_silent_hosts_hold_up_no_other},
+      {"opened_while_the_thread_waits", opened_while_the_thread_waits},
+      {"a_new_due_time_wakes_who_is_there", a_new_due_time_wakes_who_is_there},
+  };
+  if (tde_crypto_init(NULL) != TDE_OK) return 2;
+  return unit_main(argc, argv, tests, COUNT(tests));
+}
