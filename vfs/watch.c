@@ -45,14 +45,15 @@ static _Thread_local int fork_owns;
 static struct {
   pthread_mutex_t mutex;
   pthread_cond_t wake;
-  pthread_once_t once;
+  pthread_once_t once, work_once;
   int forbidden, stopping;
   int threads, waiting;
   int64_t wake_at[TDE_LANES]; /* of the threads that wait; 0: no such thread */
   int64_t soonest; /* the earliest due time that came up since a thread began to look for one */
   tde_watch_job job;
   int64_t job_since; /* 0: none runs */
-} watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT, .soonest = INT64_MAX};
+} watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT,
+           .work_once = PTHREAD_ONCE_INIT, .soonest = INT64_MAX};
 
 static _Thread_local int is_ours; /* a thread of the watch */
 
@@ -78,23 +79,35 @@ static struct timespec in_ms(clockid_t clock, int64_t ms) {
 }
 
 static void before_fork(void) {
-  struct timespec until = in_ms(CLOCK_REALTIME, FORK_WAIT_MS);
-
-  fork_owns = pthread_rwlock_timedwrlock(&at_work, &until) == 0;
   pthread_mutex_lock(&watch.mutex);
 }
 static void after_fork(void) {
   pthread_mutex_unlock(&watch.mutex);
-  if (fork_owns) pthread_rwlock_unlock(&at_work);
 }
 /* The parent's threads are not here. */
 static void in_child(void) {
-  (void)pthread_rwlock_init(&at_work, NULL);
   cond_make();
   watch.threads = watch.waiting = 0;
   watch.job_since = 0;
   memset(watch.wake_at, 0, sizeof(watch.wake_at));
   pthread_mutex_unlock(&watch.mutex);
+}
+
+/* Of all that a fork does this comes first: a thread at work may need any of the locks that
+** others take for the fork. So it is registered last, when there is a thread. */
+static void wait_for_work(void) {
+  struct timespec until = in_ms(CLOCK_REALTIME, FORK_WAIT_MS);
+
+  fork_owns = pthread_rwlock_timedwrlock(&at_work, &until) == 0;
+}
+static void let_work(void) {
+  if (fork_owns) pthread_rwlock_unlock(&at_work);
+}
+static void no_work_in_child(void) {
+  (void)pthread_rwlock_init(&at_work, NULL);
+}
+static void work_init(void) {
+  (void)pthread_atfork(wait_for_work, let_work, no_work_in_child);
 }
 
 static void at_exit(void) {
@@ -333,6 +346,7 @@ static int start_thread(void) {
     watch.forbidden = 1;
     return 0;
   }
+  pthread_once(&watch.work_once, work_init);
   if (pthread_attr_init(&attr)) return 0;
   (void)pthread_attr_setstacksize(&attr, STACK_BYTES);
   (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);

@@ -1,9 +1,10 @@
 /*
 ** test_watch.c: the threads that check keys in the background, under a key source of the test's
-** own: who is asked when some key services hang.
+** own: who is asked when some key services hang, and what a fork waits for.
 */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 
 #include "../../ext/base/crypto.h"
 #include "../../vfs/keyring.h"
@@ -168,12 +169,39 @@ static void a_new_due_time_wakes_who_is_there(void) {
   for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
 }
 
+/* A fork waits for who is inside of a library, and that is soon over: nobody is waited for who
+** waits for a lock that the fork has. */
+static void a_fork_is_not_held_up(void) {
+  enum { N = 60 };
+  tde_keys *k[4];
+  int slow = 0;
+  begin(10);
+  delay_ms = 5;
+  for (uint32_t i = 0; i < COUNT(k); i++) {
+    char host[40];
+    (void)snprintf(host, sizeof(host), "f%u.example", i);
+    k[i] = open_one(host, 500 + i);
+  }
+  for (int i = 0; i < N; i++) {
+    int64_t from = tde_now_ms();
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) unit_child_exit(1);
+    slow += ms_since(from) > 120;
+    CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+    usleep(7000);
+  }
+  CHECK(slow < N / 10);
+  for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"a_hung_host_holds_up_no_other", a_hung_host_holds_up_no_other},
       {"many_silent_hosts_hold_up_no_other", many_silent_hosts_hold_up_no_other},
       {"opened_while_the_thread_waits", opened_while_the_thread_waits},
       {"a_new_due_time_wakes_who_is_there", a_new_due_time_wakes_who_is_there},
+      {"a_fork_is_not_held_up", a_fork_is_not_held_up},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   return unit_main(argc, argv, tests, COUNT(tests));
