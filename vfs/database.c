@@ -1177,9 +1177,12 @@ static void check_here(tde_db *db) {
   uint64_t fork = tde_fork_generation();
   int remote = tde_keys_remote(db->keys); /* another connection may have changed the key */
 
-  if (db->fork != fork) { /* the parent's threads are not here */
+  if (db->fork != fork) { /* nobody looked after it here: a check that is overdue is waited for */
     db->fork = fork;
-    tde_watch_note(tde_keys_due(db->keys), remote);
+    if (tde_keyring_use_here(db->keys, 1)) {
+      check_now(db);
+      return;
+    }
   }
   if (late < 0) return;
   if (remote || (late < LATE_MS && tde_watch_threads() > 0)) {
@@ -1192,6 +1195,7 @@ static void check_here(tde_db *db) {
 #define IO_GATES 64
 static void check_meanwhile(tde_db *db) {
   if (++db->io_gates % IO_GATES || tde_keys_due(db->keys) > tde_now_ms()) return;
+  tde_keyring_use_here(db->keys, 0); /* in the middle of a transaction nobody is waited for */
   (void)tde_watch_kick();
 }
 

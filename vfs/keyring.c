@@ -30,6 +30,8 @@ struct tde_keys {
   int refs;
   int busy;           /* a thread asks the key service for it */
   uint64_t busy_fork; /* ... of this process */
+  uint64_t used_in;   /* the process that used it last; a forked child is another one */
+  int unproved;       /* who opens it asks first: others wait for the outcome */
   int linked;
   atomic_int live;
   atomic_int remote; /* facts.remote */
@@ -241,6 +243,7 @@ static void note_use(const tde_keys *k) {
 
 static void take_ref(tde_keys *k) {
   k->refs++;
+  k->used_in = tde_fork_generation();
   idle_leave(k);
 }
 
@@ -327,7 +330,7 @@ static void apply_policy(tde_keys *k, const tde_key_policy *policy) {
 }
 
 static void end_busy(tde_keys *k) {
-  k->busy = 0;
+  k->busy = k->unproved = 0;
   if (k->next_policy.check_ms) apply_policy(k, &k->next_policy);
   k->next_policy.check_ms = 0;
   pthread_cond_broadcast(&ring_changed);
@@ -547,12 +550,18 @@ static int same_way(const tde_key_params *a, const tde_key_params *b) {
          tde_same_text(a->as_federated, b->as_federated);
 }
 
-/* An idle entry whose check is overdue is as good as none: nobody looked after
-** it meanwhile. And who asks in a way of its own would have the next check ask in another. */
+/* Are its checks made, and in time? Not without users; and in a forked child not before it is
+** used there: what the parent had open would be asked for in every child. */
+static int is_attended(const tde_keys *k, uint64_t process) {
+  return k->refs > 0 && !k->unproved && k->used_in == process;
+}
+
+/* Nobody looked after it, and its check is overdue: its key is asked before it is used. And who
+** asks in a way of its own would have the next check ask in another. */
 static int usable(const tde_keys *k, const tde_key_params *params, int forced) {
   if (!atomic_load(&k->live)) return 0;
-  if (k->refs > 0) return 1;
-  return tde_now_ms() < k->lease.due_at &&
+  if (is_attended(k, tde_fork_generation())) return 1;
+  return tde_now_ms() < k->lease.due_at && !k->unproved &&
          (forced || !params->as_key || same_way(&k->params, params));
 }
 
@@ -598,6 +607,23 @@ static tde_keys *find_live(const tde_header *h, const tde_key_facts *facts,
   return NULL;
 }
 
+/* A live entry of this protector whose DEK verifies this header, but whose check is overdue: not
+** usable. NULL: there is none. */
+static tde_keys *find_overdue(const tde_header *h, const tde_key_facts *facts,
+                              const tde_key_params *params) {
+  uint32_t lacking[TDE_EPOCHS_MAX];
+
+  for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
+    if (is_of(k, h, params) && atomic_load(&k->live) && !usable(k, params, 0) &&
+        same_protector(&k->facts, facts) && !is_ahead(k, h, facts) &&
+        (!params->as_key || same_way(&k->params, params)) &&
+        tde_epochs_missing(&k->epochs, facts, lacking) == 0 && verifies(k, 0, h, facts)) {
+      return k;
+    }
+  }
+  return NULL;
+}
+
 /* An entry without its DEK that was asked for in the same way; a revalidation brings back
 ** any. */
 static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
@@ -622,6 +648,7 @@ static tde_keys *new_entry(const uint8_t *uuid, const tde_key_params *params,
   }
   memcpy(k->uuid, uuid, TDE_UUID_BYTES);
   k->refs = 1;
+  k->used_in = tde_fork_generation();
   k->policy = *policy;
   k->lease.access = TDE_ACCESS_WAITING;
   k->lease.due_at = INT64_MAX;
@@ -820,6 +847,51 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
   return c;
 }
 
+/* An overdue entry is asked about before it is used. Nobody waits for a second denial where no
+** transaction is under way; an outage has its grace, as at any check. The lock is held on entry
+** and on return. */
+static tde_class prove(tde_keys *k, const tde_key_source *source, const tde_key_policy *policy,
+                       const tde_header *h, const tde_key_facts *facts, tde_status *st) {
+  fetched got = {0};
+  tde_class c;
+
+  /* Without memory the next check takes the header. */
+  if (k->refs == 0 || !is_older(k, h)) (void)note_header(k, h, facts);
+  take_ref(k);
+  k->unproved = 1;
+  set_busy(k);
+  k->policy = *policy;
+  pthread_mutex_unlock(&ring_lock);
+  c = ask_live(k, source, 0, NULL, &got, st);
+  tell(source, &k->params, "unwrap", k->uuid, &k->facts, c ? st : NULL);
+  if (tde_class_is_denial(c)) {
+    (void)settle_first(k, c, &got, st);
+    tde_openfiles_wipe(k);
+  } else {
+    (void)apply(k, source, c, 0, &got, st);
+  }
+  fetched_clear(&got);
+  pthread_mutex_lock(&ring_lock);
+  return atomic_load(&k->live) ? TDE_OK : not_live(k, st);
+}
+
+/* A live entry, asked about where nobody did in time; NULL: there is none. The lock is held. */
+static tde_keys *take_live(const tde_key_source *source, const tde_key_params *params,
+                           const tde_key_policy *policy, const tde_header *h, int forced,
+                           const tde_key_facts *facts, tde_class *c, tde_status *st) {
+  for (;;) {
+    tde_keys *k = find_live(h, facts, params, forced);
+    if (k || forced) return k;
+    k = find_overdue(h, facts, params);
+    if (!k) return NULL;
+    if (!is_busy(k)) {
+      *c = prove(k, source, policy, h, facts, st);
+      return k;
+    }
+    pthread_cond_wait(&ring_changed, &ring_lock);
+  }
+}
+
 tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
                              const tde_header *header, int forced, tde_key_facts *facts,
                              tde_keys **out, tde_status *st) {
@@ -844,7 +916,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   if (c) return c;
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
-  *out = find_live(header, facts, params, forced);
+  *out = take_live(source, params, &policy, header, forced, facts, &c, st);
   if (*out) note_use(*out);
   if (*out && forced) c = ask_live_now(*out, source, params, st);
   if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
@@ -1196,13 +1268,14 @@ static void consider(search *s, tde_keys *k) {
 
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
   search s = {now, INT64_MAX, NULL, 0};
+  uint64_t process = tde_fork_generation();
 
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
   expire_idle();
   for (unsigned b = 0; b < BUCKETS; b++) {
     for (tde_keys *k = buckets[b]; k; k = k->next) {
-      if (k->refs == 0 || is_busy(k) || !k->header.doc) continue;
+      if (!is_attended(k, process) || is_busy(k) || !k->header.doc) continue;
       if (k->lease.due_at <= now) {
         consider(&s, k);
       } else {
@@ -1508,6 +1581,22 @@ int tde_keyring_claim(tde_keys *keys) {
   while (is_busy(keys) && !keys->facts.remote) pthread_cond_wait(&ring_changed, &ring_lock);
   mine = !is_busy(keys) && keys->header.doc && keys->lease.due_at <= tde_now_ms();
   if (mine) set_busy(keys);
+  pthread_mutex_unlock(&ring_lock);
+  return mine;
+}
+
+int tde_keyring_use_here(tde_keys *keys, int may_ask) {
+  int mine;
+
+  pthread_mutex_lock(&ring_lock);
+  mine = may_ask && !is_attended(keys, tde_fork_generation()) && !is_busy(keys) && keys->header.doc &&
+         keys->lease.due_at <= tde_now_ms();
+  keys->used_in = tde_fork_generation();
+  if (mine) {
+    set_busy(keys);
+  } else {
+    note_use(keys);
+  }
   pthread_mutex_unlock(&ring_lock);
   return mine;
 }

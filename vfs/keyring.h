@@ -12,7 +12,11 @@
 **  - key material stands in secret memory, and is copied or used under the ring's
 **    lock only: at the loss of a key it is wiped at once, whoever holds a
 **    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or as
-**    the longest unused of more than TDE_IDLE_DEKS;
+**    the longest unused of more than TDE_IDLE_DEKS (by whoever opens or closes a database
+**    then, or a thread of the watch);
+**  - checks are made for entries in use, and in a forked child for those that were used there.
+**    Who opens another one after its check was due asks first: a denial is believed at once, and
+**    an outage has the grace that it has at any check, counted from when the check was due;
 **  - checks ask in the way in which the entry was unlocked (tde_key=, or a key that a
 **    revalidation named), until the header names another protector;
 **  - an entry without its DEK stays as long as somebody has the database open,
@@ -134,6 +138,10 @@ tde_lease_act tde_keyring_pass(tde_keys *keys, const tde_key_source *source);
 /* The same as tde_keyring_due for one entry, whatever its host does: true when its check is due
 ** and now the caller's. The end of one that is under way is waited for where no network is asked. */
 int tde_keyring_claim(tde_keys *keys);
+/* A connection that a forked child inherited is used there for the first time: from here on the
+** entry's checks are made in this process. True (if may_ask): one is overdue, and now the
+** caller's. */
+int tde_keyring_use_here(tde_keys *keys, int may_ask);
 /* A live entry's check is due at once. */
 void tde_keyring_hurry(tde_keys *keys);
 /* Asks the key service about an entry that is the caller's to check, and applies

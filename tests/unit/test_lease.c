@@ -4,6 +4,7 @@
 */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 
 #include "../../ext/base/crypto.h"
 #include "../../ext/base/limits.h"
@@ -675,6 +676,123 @@ static void idle_keys_are_not_trusted_for_long(void) {
   tde_header_clear(&h);
 }
 
+/* Who opens and closes a database for each request has the grace, too; on time, and a denial is
+** believed at once. */
+static void an_outage_at_an_open_has_its_grace(void) {
+  tde_key_report r;
+  tde_header h;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 80, "key:idle A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  for (int i = 0; i < 2; i++) {
+    tde_keyring_release(k);
+    usleep(150000);
+    set_answer(TDE_UNREACHABLE);
+    asked();
+    REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK && k != NULL);
+    tde_keys_report(k, &r);
+    CHECK(r.access == TDE_ACCESS_GRACE && asked() == 1);
+  }
+  tde_keyring_release(k);
+  usleep(350000);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_UNREACHABLE && !tde_keys_live(k));
+  set_answer(TDE_OK);
+  usleep(1000000); /* the outage is not shared any more */
+  CHECK(check_now(k, NULL) == TDE_LEASE_HEAL);
+  tde_keyring_release(k);
+  usleep(150000);
+  set_answer(TDE_UNREACHABLE);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  usleep(150000);
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_DENIED && !tde_keys_live(k));
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+static void *open_refused(void *arg) {
+  tde_keys *k = NULL;
+  CHECK(unlock(arg, 0, &k, NULL) == TDE_DENIED);
+  return k;
+}
+
+/* Nobody goes ahead while another who opens it asks. */
+static void an_overdue_key_is_waited_for(void) {
+  tde_header h;
+  tde_keys *k = NULL;
+  pthread_t t[4];
+  void *refused[4];
+  begin();
+  make_header(&h, 81, "key:idle A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  usleep(150000);
+  set_answer(TDE_DENIED);
+  fake.delay = 200000;
+  asked();
+  for (size_t i = 0; i < COUNT(t); i++) {
+    CHECK(pthread_create(&t[i], NULL, open_refused, &h) == 0);
+    usleep(20000);
+  }
+  for (size_t i = 0; i < COUNT(t); i++) pthread_join(t[i], &refused[i]);
+  CHECK(asked() == 1);
+  for (size_t i = 0; i < COUNT(t); i++) tde_keyring_release(refused[i]);
+  tde_header_clear(&h);
+}
+
+/* Did it go well in a forked child? */
+static int in_child(int (*run)(void *), void *arg) {
+  int status = 1;
+  pid_t pid;
+  fflush(stdout);
+  pid = fork();
+  if (pid == 0) unit_child_exit(run(arg));
+  return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+}
+
+/* In a child, of two databases of the parent, whose checks are due. */
+static int asks_for_one_alone(void *arg) {
+  tde_header *h = arg;
+  tde_keys *k = NULL, *due;
+  int ask, ok = first_due(&due, &ask) == 0;
+  asked();
+  ok &= unlock(&h[0], 0, &k, NULL) == TDE_OK && asked() == 1; /* before it is used */
+  ok &= first_due(&due, &ask) == 0;
+  usleep(150000);
+  ok &= first_due(&due, &ask) == 83 && due == k;
+  ok &= tde_keyring_check(due, &source, NULL) == TDE_LEASE_KEEP;
+  tde_keyring_done(due);
+  ok &= first_due(&due, &ask) == 0;
+  set_answer(TDE_DENIED);
+  return ok && unlock(&h[1], 0, &k, NULL) == TDE_DENIED;
+}
+
+/* What a connection that came over the fork uses is checked from then on. */
+static int asks_for_what_it_uses(void *arg) {
+  tde_keys *k = arg, *due;
+  int ask, ok = tde_keyring_use_here(k, 1);
+  set_answer(TDE_OK);
+  ok &= tde_keyring_check(k, &source, NULL) == TDE_LEASE_KEEP;
+  usleep(150000);
+  return ok && !tde_keyring_use_here(k, 1) && first_due(&due, &ask) && due == k;
+}
+
+static void a_child_asks_for_what_it_uses(void) {
+  tde_header h[2];
+  tde_keys *k[2];
+  begin();
+  make_header(&h[0], 83, "key:a A", 1);
+  make_header(&h[1], 84, "key:b A", 1);
+  for (int i = 0; i < 2; i++) REQUIRE(unlock(&h[i], 0, &k[i], NULL) == TDE_OK);
+  usleep(150000);
+  CHECK(in_child(asks_for_one_alone, h));
+  CHECK(in_child(asks_for_what_it_uses, k[1]));
+  close_these(2, k);
+  for (int i = 0; i < 2; i++) tde_header_clear(&h[i]);
+}
+
 /* Opens database `id` and closes it. */
 static void visit(uint32_t id) {
   tde_header h;
@@ -897,6 +1015,9 @@ int main(int argc, char **argv) {
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
+      {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
+      {"an_overdue_key_is_waited_for", an_overdue_key_is_waited_for},
+      {"a_child_asks_for_what_it_uses", a_child_asks_for_what_it_uses},
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
       {"a_pending_epoch_stays", a_pending_epoch_stays},
