@@ -697,7 +697,9 @@ static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *f
     tde_lease_reopen(&k->lease, tde_now_ms());
     publish(k);
   }
-  if (!forced) {
+  /* Without an answer to the first question: who asked it is in the process that this one was
+  ** forked from. */
+  if (!forced && k->lease.checked_at) {
     int64_t now = tde_now_ms();
     (void)tde_lease_tick(&k->lease, now, &k->policy);
     publish(k);

@@ -752,6 +752,27 @@ static int in_child(int (*run)(void *), void *arg) {
   return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
 }
 
+static int opens(void *arg) {
+  tde_keys *k = NULL;
+  return unlock(arg, 0, &k, NULL) == TDE_OK && tde_keys_live(k);
+}
+
+/* The parent's thread that asks for the first time is not in the child: who opens it there asks. */
+static void a_fork_during_the_first_question(void) {
+  tde_header h;
+  pthread_t t;
+  void *k = NULL;
+  begin();
+  make_header(&h, 82, "key:a A", 1);
+  fake.delay = 300000;
+  CHECK(pthread_create(&t, NULL, open_one, &h) == 0);
+  usleep(100000);
+  CHECK(in_child(opens, &h));
+  pthread_join(t, &k);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
 /* In a child, of two databases of the parent, whose checks are due. */
 static int asks_for_one_alone(void *arg) {
   tde_header *h = arg;
@@ -1017,6 +1038,7 @@ int main(int argc, char **argv) {
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
       {"an_overdue_key_is_waited_for", an_overdue_key_is_waited_for},
+      {"a_fork_during_the_first_question", a_fork_during_the_first_question},
       {"a_child_asks_for_what_it_uses", a_child_asks_for_what_it_uses},
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},
