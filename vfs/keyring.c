@@ -1382,27 +1382,56 @@ static tde_class ask_absent(tde_keys *k, const tde_key_source *source, fetched *
   return c;
 }
 
-/* Takes the header that is on disk now. The entry is busy, so is nobody else's. */
+/* Fetches the epochs of a header that the live entry does not know yet. Its key may be another one
+** than the one that the entry was asked for with a way of its own. */
+static tde_class fetch_lacking(tde_keys *k, const tde_key_source *source, const tde_header *newer,
+                               const tde_key_facts *facts, fetched *got) {
+  static const tde_key_params header_says;
+  uint32_t lacking[TDE_EPOCHS_MAX];
+  tde_key_params params = k->params; /* borrowed: the entry is busy */
+  int n = 0;
+
+  if (!same_protector(&k->facts, facts)) ask_as(&params, &header_says);
+  pthread_mutex_lock(&ring_lock);
+  if (atomic_load(&k->live)) n = tde_epochs_missing(&k->epochs, facts, lacking);
+  pthread_mutex_unlock(&ring_lock);
+  return fetch(source, &params, newer, lacking, n, got, NULL);
+}
+
+/* Puts the header in force. The lock is held. */
+static void follow_header(tde_keys *k, const tde_header *newer, const tde_key_facts *facts,
+                          fetched *got) {
+  tde_class c;
+
+  if (!atomic_load(&k->live)) {
+    if (note_header(k, newer, facts)) tde_lease_reopen(&k->lease, tde_now_ms());
+    return;
+  }
+  c = check_header(newer, facts, &k->epochs, got, NULL);
+  for (int i = 0; c == TDE_OK && i < got->n; i++) {
+    c = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);
+  }
+  if (c == TDE_OK) (void)note_header(k, newer, facts);
+}
+
+/* Takes the header that is on disk now, if it verifies: the old protector may be gone, by right.
+** Else the entry is judged by the one it has: nobody keeps a lost key by a header of theirs. The
+** entry is busy, so is nobody else's. */
 static void follow_disk(tde_keys *k, const tde_key_source *source, const tde_header *newer) {
   tde_key_facts *facts;
-  tde_status st;
+  fetched got = {0};
 
   if (memcmp(newer->sha, k->header.sha, TDE_HASH_BYTES) == 0) return;
   if (memcmp(newer->uuid, k->uuid, TDE_UUID_BYTES) != 0) return;
   facts = malloc(sizeof(*facts));
   if (!facts) return;
-  tde_status_clear(&st);
-  if (source->describe(source->ctx, newer->doc, newer->ndoc, facts, &st) == TDE_OK) {
+  if (source->describe(source->ctx, newer->doc, newer->ndoc, facts, NULL) == TDE_OK &&
+      fetch_lacking(k, source, newer, facts, &got) == TDE_OK) {
     pthread_mutex_lock(&ring_lock);
-    if (atomic_load(&k->live)) {
-      /* Only what verifies counts; an epoch that is new here waits for a
-      ** connection that needs it. */
-      if (verifies(k, 0, newer, facts)) (void)note_header(k, newer, facts);
-    } else if (note_header(k, newer, facts)) {
-      tde_lease_reopen(&k->lease, tde_now_ms());
-    }
+    follow_header(k, newer, facts, &got);
     pthread_mutex_unlock(&ring_lock);
   }
+  fetched_clear(&got);
   free(facts);
 }
 

@@ -176,7 +176,7 @@ static void reopened_by_a_new_header(void) {
 
 /* ---- the ring ---- */
 
-/* The document is one line: "key [federated-client-id] dek-byte". What the source
+/* The document is one line: "key [@epoch] [federated-client-id] dek-byte". What the source
 ** answers is set by the test. */
 static struct {
   pthread_mutex_t mutex;
@@ -184,6 +184,7 @@ static struct {
   int asked, events;
   useconds_t delay; /* µs that an answer takes */
   char last_event[32];
+  char refused[32]; /* documents that begin so are, "": none */
 } fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint8_t *uuid,
@@ -192,6 +193,7 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   (void)ctx, (void)params, (void)uuid, (void)ndoc, (void)epoch;
   pthread_mutex_lock(&fake.mutex);
   tde_class c = fake.answer;
+  if (*fake.refused && strncmp(doc, fake.refused, strlen(fake.refused)) == 0) c = TDE_DENIED;
   fake.asked++;
   pthread_mutex_unlock(&fake.mutex);
   usleep(fake.delay);
@@ -212,7 +214,7 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
   out->remote = 1;
   out->alone = strstr(doc, "wraps") == NULL;
   out->nepochs = 1;
-  out->epoch = out->epochs[0] = 1;
+  out->epoch = out->epochs[0] = *second == '@' ? (uint32_t)(second[1] - '0') : 1;
   return TDE_OK;
 }
 
@@ -643,6 +645,32 @@ static void protector_changed_elsewhere(void) {
   tde_header_clear(&rotated);
 }
 
+/* Another process gave the database another DEK and another protector, and the old key is gone:
+** that is no loss. */
+static void dek_and_protector_changed_elsewhere(void) {
+  uint8_t copy[TDE_KEY_BYTES];
+  tde_header h, changed, forged;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 16, "key:old A", 1);
+  make_header_of(&changed, 16, "key:new @2 B", 2, 2);
+  make_header_of(&forged, 16, "key:evil @2 C", 3, 2);
+  forged.mac[0] ^= 1;
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  CHECK(check_now(k, &forged) == TDE_LEASE_KEEP && !tde_keys_has(k, 2));
+  (void)snprintf(fake.refused, sizeof(fake.refused), "key:new");
+  CHECK(check_now(k, &changed) == TDE_LEASE_KEEP && !tde_keys_has(k, 2)); /* unproved */
+  (void)snprintf(fake.refused, sizeof(fake.refused), "key:old");
+  CHECK(check_now(k, &changed) == TDE_LEASE_KEEP);
+  CHECK(check_now(k, &changed) == TDE_LEASE_KEEP && tde_keys_live(k));
+  CHECK(tde_keys_dek(k, 2, copy) == TDE_OK && copy[1] == 'B');
+  fake.refused[0] = 0;
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&changed);
+  tde_header_clear(&forged);
+}
+
 static void a_forged_header_is_not_followed(void) {
   tde_header h, forged;
   tde_key_facts facts;
@@ -1034,6 +1062,7 @@ int main(int argc, char **argv) {
       {"closed_until_revalidated", closed_until_revalidated},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
+      {"dek_and_protector_changed_elsewhere", dek_and_protector_changed_elsewhere},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
