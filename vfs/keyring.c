@@ -1182,28 +1182,43 @@ tde_class tde_keys_dek(const tde_keys *keys, uint32_t epoch, uint8_t *out) {
   return c;
 }
 
+/* What the ring's clock is behind of Unix time, in milliseconds. It is looked up anew where the
+** machine's time was set: else one moment would be told as this second or the next, as the two
+** clocks happen to be read. The lock is held. */
+static int64_t behind_unix(void) {
+  static int64_t behind;
+  struct timespec t;
+  int64_t now;
+
+  clock_gettime(CLOCK_REALTIME, &t);
+  now = (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000 - tde_now_ms();
+  if (now - behind > 500 || behind - now > 500) behind = now;
+  return behind;
+}
+
 /* A moment of the ring's clock as Unix time. */
-static int64_t unix_of(int64_t ms, int64_t now_ms, int64_t now_unix) {
+static int64_t unix_of(int64_t ms, int64_t behind) {
   if (ms == 0 || ms == INT64_MAX) return 0;
-  return now_unix + (ms - now_ms) / 1000;
+  return (ms + behind) / 1000;
 }
 
 void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
-  int64_t ms = tde_now_ms(), now = (int64_t)time(NULL);
   const tde_lease *l = &keys->lease;
+  int64_t behind;
 
   memset(out, 0, sizeof(*out));
   pthread_mutex_lock(&ring_lock);
+  behind = behind_unix();
   out->access = l->access;
   out->name = tde_lease_name(l);
   out->checking = keys->busy;
-  out->since = unix_of(l->since, ms, now);
-  out->checked_at = unix_of(l->checked_at, ms, now);
-  out->next_check = unix_of(l->due_at, ms, now);
+  out->since = unix_of(l->since, behind);
+  out->checked_at = unix_of(l->checked_at, behind);
+  out->next_check = unix_of(l->due_at, behind);
   if (l->access == TDE_ACCESS_GRACE) {
-    out->until = unix_of(l->since + keys->policy.grace_ms, ms, now);
+    out->until = unix_of(l->since + keys->policy.grace_ms, behind);
   } else if (l->access == TDE_ACCESS_LOST) {
-    out->until = unix_of(l->since + keys->policy.heal_ms, ms, now);
+    out->until = unix_of(l->since + keys->policy.heal_ms, behind);
   }
   out->last = keys->last;
   pthread_mutex_unlock(&ring_lock);

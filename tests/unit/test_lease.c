@@ -671,6 +671,25 @@ static void dek_and_protector_changed_elsewhere(void) {
   tde_header_clear(&forged);
 }
 
+/* What is told of a moment does not change with the time at which it is asked for. */
+static void a_moment_stays_the_same(void) {
+  tde_key_report a, b;
+  tde_header h;
+  tde_keys *k = NULL;
+  begin();
+  fast.check_ms = 600000;
+  make_header(&h, 17, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keys_report(k, &a);
+  for (int i = 0; i < 60; i++) {
+    usleep(20000);
+    tde_keys_report(k, &b);
+    CHECK(b.since == a.since && b.checked_at == a.checked_at && b.next_check == a.next_check);
+  }
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
 static void a_forged_header_is_not_followed(void) {
   tde_header h, forged;
   tde_key_facts facts;
@@ -1063,6 +1082,7 @@ int main(int argc, char **argv) {
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"dek_and_protector_changed_elsewhere", dek_and_protector_changed_elsewhere},
+      {"a_moment_stays_the_same", a_moment_stays_the_same},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
