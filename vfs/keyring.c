@@ -367,6 +367,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
 typedef struct fetched {
   int n;
   tde_epoch_keys epochs[TDE_EPOCHS_MAX];
+  int64_t at; /* a good answer that another database got then; 0: now */
 } fetched;
 
 static void fetched_clear(fetched *f) {
@@ -506,7 +507,8 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
 
   pthread_mutex_lock(&ring_lock);
   before = k->lease.access;
-  act = tde_lease_answer(&k->lease, c, forced, tde_now_ms(), &k->policy);
+  /* An interval goes from when the key service said so. */
+  act = tde_lease_answer(&k->lease, c, forced, got->at ? got->at : tde_now_ms(), &k->policy);
   for (int i = 0; act == TDE_LEASE_HEAL && i < got->n; i++) {
     tde_class c2 = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);
     if (c2) { /* not healed after all */
@@ -760,7 +762,7 @@ static void keep_way(tde_keys *k, const tde_key_params *caller) {
 /* Asks for a busy entry's DEKs, and applies the answer. */
 static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
                          const tde_key_params *caller, tde_status *st) {
-  fetched got;
+  fetched got = {0};
   int first = k->lease.checked_at == 0;
   tde_key_params params = k->params; /* borrowed: the entry is busy */
   tde_class c;
@@ -1334,8 +1336,8 @@ static int recent_key(const tde_keys *k, uint8_t key[TDE_HASH_BYTES]) {
          tde_sha256(text, (size_t)n, key) == TDE_OK;
 }
 
-static int recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t max_age, tde_status *st) {
-  int found;
+static int64_t recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t max_age, tde_status *st) {
+  int64_t found;
 
   pthread_mutex_lock(&ring_lock);
   found = tde_recent_get(key, tde_now_ms(), max_age, st);
@@ -1373,7 +1375,11 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
 
   ask_as(&params, caller);
   named = !params.as_key && recent_key(k, key);
-  if (named && !fresh && recent_get(key, k->policy.check_ms / 2, st)) return st->code;
+  got->at = named && !fresh ? recent_get(key, k->policy.check_ms / 2, st) : 0;
+  if (got->at) {
+    if (st->code) got->at = 0;
+    return st->code;
+  }
   c = fetch(source, &params, &k->header, &k->header.epoch, 1, got, st);
   heard(k, &params, c);
   if (c == TDE_OK) c = compare(k, got, st);

@@ -18,14 +18,14 @@ typedef struct recent_answer {
 static recent_answer recent[RECENT];
 static unsigned next;
 
-int tde_recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t now, int64_t max_age,
-                   tde_status *st) {
+int64_t tde_recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t now, int64_t max_age,
+                       tde_status *st) {
   for (int i = 0; i < RECENT; i++) {
     const recent_answer *a = &recent[i];
     if (!a->at || memcmp(a->key, key, TDE_HASH_BYTES) != 0) continue;
     if (now - a->at > max_age) return 0;
     *st = a->st;
-    return 1;
+    return a->at;
   }
   return 0;
 }

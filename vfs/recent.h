@@ -14,9 +14,10 @@
 
 /* `key` names a protector together with whoever asks it. */
 
-/* An answer of at most max_age milliseconds ago: true, and it is in *st (code TDE_OK: it
-** went well). now: milliseconds. */
-int tde_recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t now, int64_t max_age, tde_status *st);
+/* An answer of at most max_age milliseconds ago: when it was given, and it is in *st (code TDE_OK:
+** it went well); or 0. now: milliseconds. */
+int64_t tde_recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t now, int64_t max_age,
+                       tde_status *st);
 /* Keeps the answer c, or forgets an earlier one if it is neither good nor an outage. */
 void tde_recent_put(const uint8_t key[TDE_HASH_BYTES], int64_t now, tde_class c,
                     const tde_status *st);

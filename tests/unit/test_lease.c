@@ -325,7 +325,9 @@ static void who_asks_counts(void) {
   usleep(2100000);
   asked();
   CHECK(check_now(k[0], NULL) == TDE_LEASE_KEEP && asked() == 1);
+  usleep(300000);
   CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP && asked() == 0);
+  CHECK(tde_keys_due(k[1]) <= tde_keys_due(k[0])); /* it is as old as it was there */
   for (int i = 2; i < 6; i++) CHECK(check_now(k[i], NULL) == TDE_LEASE_KEEP && asked() == 1);
   for (size_t i = 0; i < COUNT(docs); i++) {
     tde_keyring_release(k[i]);
