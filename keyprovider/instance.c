@@ -36,7 +36,7 @@
 #define LOCK_FILE ".lock"
 #define SMK_NAME "smk"
 #define ROOT_NAMES \
-  "version default_protector default_protector_key default_identity service_managed_key keys identities " \
+  "version id default_protector default_protector_key default_identity service_managed_key keys identities " \
   "policy audit http azure allow_loopback_http"
 /* Room for the names that are appended to a directory. */
 #define DIR_MAX (TDE_PATH_MAX - 128)
@@ -52,6 +52,7 @@ typedef struct listed_key {
 
 struct tde_instance {
   char *dir;
+  char id[TDE_INSTANCE_ID_MAX];        /* "": none yet */
   int service_managed;
   char protector[TDE_KEY_ID_MAX];
   tde_key_info protector_key;          /* as its trial found it; base_id "": not kept */
@@ -239,6 +240,21 @@ static tde_class bad_field(tde_status *st, const char *file, const char *field, 
   return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: \"%s\" %s", file, field, want);
 }
 
+/* "id", or what stands for it. */
+static tde_class read_id(const tde_json *root, const char *file, tde_instance *inst, tde_status *st) {
+  const char *id = tde_json_get_text(root, "id");
+  const char *smk = strchr(inst->smk, '/');
+  if (tde_json_get(root, "id") == NULL) {
+    tde_instance_id_of_smk(smk != NULL ? smk + 1 : "", inst->id);
+    return TDE_OK;
+  }
+  if (!tde_instance_id_ok(id)) {
+    return bad_field(st, file, "id", "is no UUID, nor a text of 1 to 63 letters, digits, '-', '_', '.'");
+  }
+  memcpy(inst->id, id, strlen(id) + 1);
+  return TDE_OK;
+}
+
 /* service_managed_key into inst->smk. */
 static tde_class read_smk(const tde_json *root, const char *file, tde_instance *inst,
                           tde_status *st) {
@@ -381,6 +397,7 @@ static tde_class read_root(const tde_json *root, const char *file, tde_instance 
                     "%s: \"version\" is %lld; this build reads 1", file, (long long)version);
   }
   tde_class rc = read_smk(root, file, inst, st);
+  if (rc == TDE_OK) rc = read_id(root, file, inst, st);
   if (rc == TDE_OK) rc = tde_cloud_read(root, file, &inst->cloud, st);
   if (rc == TDE_OK) rc = tde_policy_read(root, file, &inst->policy, st);
   if (rc == TDE_OK) rc = tde_audit_read(root, file, &inst->audit, st);
@@ -609,6 +626,7 @@ static char *instance_text(const tde_key_info *smk, size_t *n) {
   bad |= tde_json_set_int(root, "version", 1) |
          tde_json_set_text(root, "default_protector", TDE_SERVICE_MANAGED);
   bad |= tde_json_set_json(root, "service_managed_key", key);
+  bad |= tde_instance_id_add(root, NULL) != TDE_OK;
   char *text = bad ? NULL : tde_json_pretty(root, n);
   tde_json_free(root);
   return text;
@@ -689,6 +707,7 @@ static tde_class change_root(tde_json *root, const char *file,
   memset(&draft, 0, sizeof draft);
   tde_status_clear(&inner);
   tde_class rc = change(ctx, root, st);
+  if (rc == TDE_OK) rc = tde_instance_id_add(root, st);
   /* What is wrong now is what was to be put into it. */
   if (rc == TDE_OK && read_root(root, file, &draft, &inner) != TDE_OK) {
     rc = inner.code == TDE_NOMEM ? tde_nomem(st)
@@ -765,6 +784,37 @@ tde_class tde_instance_change(const char *path, tde_instance_edit change, void *
 
 const char *tde_instance_dir(const tde_instance *inst) {
   return inst->dir;
+}
+
+const char *tde_instance_id(const tde_instance *inst) {
+  return inst->id;
+}
+
+/* May the file be changed unasked? Not one that somebody made read-only, or that is another's. */
+static int is_ours(const char *dir) {
+  char file[FILE_PATH_MAX];
+  struct stat sb;
+  snprintf(file, sizeof file, "%s/" INSTANCE_FILE, dir);
+  return lstat(file, &sb) == 0 && S_ISREG(sb.st_mode) && (sb.st_mode & 0200) != 0 &&
+         (geteuid() == 0 || sb.st_uid == geteuid());
+}
+
+static tde_class no_change(void *ctx, tde_json *root, tde_status *st) {
+  (void)ctx;
+  (void)root;
+  (void)st;
+  return TDE_OK;
+}
+
+void tde_instance_need_id(const tde_instance **inst) {
+  const tde_instance *now;
+  const char *dir = (*inst)->dir;
+  if ((*inst)->id[0] != 0 || !is_ours(dir)) return;
+  /* Any change adds it. */
+  if (tde_instance_change(dir, no_change, NULL, NULL) == TDE_OK &&
+      tde_instance_open(dir, 0, &now, NULL) == TDE_OK) {
+    *inst = now;
+  }
 }
 
 const tde_cloud *tde_instance_cloud(const tde_instance *inst) {

@@ -19,8 +19,9 @@
 **
 ** instance.json:
 **   {"version":1,
+**    "id": which instance it is, instance_id.h,
 **    "default_protector":"service-managed" or a key id,
-**    "default_protector_key": of a key service's, the version that its trial found, as in keys,
+**    "default_protector_key": the version that its trial found, as in keys, and "set": when,
 **    "service_managed_key":{"name":"smk","version":"<40 hex>","created":<time>}}
 ** what cloud.h tells of key services and identities, policy.h of times, events.h of
 ** the audit sink, and keys of the instance's key list.
@@ -30,6 +31,7 @@
 
 #include "cloud.h"
 #include "events.h"
+#include "instance_id.h"
 #include "policy.h"
 #include "provider.h"
 
@@ -69,6 +71,11 @@ tde_class tde_instance_change_fits(const char *path, tde_instance_edit change, v
                                    tde_status *st);
 /* Absolute path of the directory; lives as long as inst. */
 const char *tde_instance_dir(const tde_instance *inst);
+/* Its id, "" where the file has none yet; lives as long as inst. */
+const char *tde_instance_id(const tde_instance *inst);
+/* A database is to note the id: gives *inst one. Where the file is not this user's to change it
+** stays as it is. */
+void tde_instance_need_id(const tde_instance **inst);
 /* How it reaches key services, and its identities; lives as long as inst. */
 const tde_cloud *tde_instance_cloud(const tde_instance *inst);
 /* How long DEKs may be used without their key service; lives as long as inst. */

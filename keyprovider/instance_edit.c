@@ -531,6 +531,7 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
   failed |= tde_json_set_bool(policy, "allow_purgeable_keys",
                               tde_instance_cloud(inst)->allow_purgeable_keys);
   failed |= tde_json_set_text(o, "path", tde_instance_dir(inst)) |
+            tde_json_set_text(o, "id", tde_instance_id(inst)[0] != 0 ? tde_instance_id(inst) : NULL) |
             tde_json_set_text(o, "default_protector",
                               tde_instance_is_service_managed(inst) ? TDE_SERVICE_MANAGED
                                                                     : protector) |
