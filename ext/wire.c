@@ -136,6 +136,12 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
     if (who.identity) {
       (void)snprintf(out->identity, sizeof(out->identity), "%s", who.identity);
     }
+    if (tde_keydoc_inherits_from(kd)) {
+      (void)snprintf(out->inherits_from, sizeof(out->inherits_from), "%s",
+                     tde_keydoc_inherits_from(kd));
+    }
+    out->own_identity = tde_keydoc_has_own_identity(kd);
+    out->wrapped_at = info.created;
     if (who.federated_client_id) {
       (void)snprintf(out->federated_client_id, sizeof(out->federated_client_id), "%s",
                      who.federated_client_id);

@@ -56,6 +56,7 @@ struct tde_instance {
   int service_managed;
   char protector[TDE_KEY_ID_MAX];
   tde_key_info protector_key;          /* as its trial found it; base_id "": not kept */
+  int64_t protector_set;               /* when that was; 0: not known */
   char smk[TDE_KEY_ID_MAX];            /* "" when the file names none */
   tde_cloud cloud;
   tde_policy policy;
@@ -350,6 +351,8 @@ static tde_class read_protector_key(const tde_json *root, const char *file, tde_
   tde_key_full_id(&inst->protector_key, full);
   if (rc != TDE_OK || !tde_key_ids_match(full, inst->protector)) {
     memset(&inst->protector_key, 0, sizeof inst->protector_key);
+  } else {
+    inst->protector_set = tde_json_get_int(e, "set", 0);
   }
   return rc;
 }
@@ -890,6 +893,12 @@ const char *tde_instance_key_at(const tde_instance *inst, size_t i) {
 
 const char *tde_instance_protector(const tde_instance *inst) {
   return inst->protector;
+}
+
+int tde_instance_protector_set(const tde_instance *inst, tde_key_info *out, int64_t *when) {
+  *out = inst->protector_key;
+  *when = inst->protector_set;
+  return out->base_id[0] != 0 && *when > 0;
 }
 
 int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out) {

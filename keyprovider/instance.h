@@ -115,6 +115,9 @@ const char *tde_instance_key_at(const tde_instance *inst, size_t i);
 
 /* Key id of the default protector ("local:smk/..." or a customer's); lives as long as inst. */
 const char *tde_instance_protector(const tde_instance *inst);
+/* The version that the default protector had when it was set, and when that was (Unix time). 0: a
+** default without a version has none that is known, or the time is not. */
+int tde_instance_protector_set(const tde_instance *inst, tde_key_info *out, int64_t *when);
 /* The default protector's version and thumbprint: of a key service's as it was when it was set,
 ** of the instance's own as it is. 0: they are not known. */
 int tde_instance_protector_info(const tde_instance *inst, tde_key_info *out);

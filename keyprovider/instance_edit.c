@@ -60,7 +60,7 @@ static tde_class probe(const tde_instance *inst, const char *key_id, const char 
 typedef struct protector_change {
   const char *key_id; /* as it was given, or TDE_SERVICE_MANAGED */
   const char *identity;
-  tde_key_info found; /* of a key service, by its trial; version "": of none */
+  tde_key_info found; /* by its trial; version "": service-managed */
   tde_key_info smk;   /* made for this change; version "" : there was one */
 } protector_change;
 
@@ -80,14 +80,21 @@ static tde_json *key_object(const tde_key_info *info, size_t nthumb) {
   return NULL;
 }
 
+/* The version that the trial found, and when: databases that inherit go there which were wrapped
+** before, whatever versions come later. */
+static int set_found(tde_json *root, const tde_key_info *found) {
+  if (found->version[0] == 0) return tde_json_unset(root, "default_protector_key");
+  tde_json *key = key_object(found, TDE_THUMB_BYTES);
+  int failed = tde_json_set_int(key, "set", (int64_t)time(NULL));
+  return failed | tde_json_set_json(root, "default_protector_key", key);
+}
+
 static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
   const protector_change *c = ctx;
   int failed = tde_json_set_text(root, "default_protector", c->key_id);
   failed |= c->identity != NULL ? tde_json_set_text(root, "default_identity", c->identity)
                                 : tde_json_unset(root, "default_identity");
-  failed |= c->found.version[0] != 0
-                ? tde_json_set_json(root, "default_protector_key", key_object(&c->found, TDE_THUMB_BYTES))
-                : tde_json_unset(root, "default_protector_key");
+  failed |= set_found(root, &c->found);
   if (c->smk.version[0] != 0) {
     tde_json *key = tde_json_object();
     failed |= tde_json_set_text(key, "name", SMK_NAME) |
@@ -144,7 +151,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
   if (!make) {
     rc = probe(inst, managed ? tde_instance_smk(inst) : key_id, managed ? NULL : identity, &info, st);
     if (rc == TDE_OK) tde_key_full_id(&info, full);
-    if (rc == TDE_OK && is_remote(full)) change.found = info;
+    if (rc == TDE_OK && !managed) change.found = info;
   }
   /* Before a key is made, too. */
   if (rc == TDE_OK) rc = announce(path, event, full, "", st);

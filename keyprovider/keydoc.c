@@ -11,6 +11,7 @@
 **                  algorithm, thumbprint (64 hex), wrapped (base64url), created
 **   keys[]         the key list: key_id, version, type, thumbprint, created,
 **                  added, first_used, last_used
+**   instance       while it inherits: id of the instance, identity that its default had
 **   identity       null | name, federated_client_id
 **   auto_rotation  enabled, checked, rotated, failed, error
 **   events[]       time, event, key_id, outcome, and what the service said; oldest first
@@ -238,11 +239,20 @@ static tde_class check_secondary(const where *w, const tde_json *entry) {
   return rc == TDE_OK ? check_time(w, entry, "synced") : rc;
 }
 
+/* From which instance it inherits; may be absent. */
+static tde_class check_instance(const where *w, const tde_json *instance) {
+  where in = {.path = "instance", .st = w->st};
+  if (instance == NULL) return TDE_OK;
+  if (!tde_json_is_object(instance)) return bad(w, "instance", "is no object");
+  if (!tde_instance_id_ok(tde_json_get_text(instance, "id"))) return bad(&in, "id", "is no id");
+  return check_name_or_null(&in, instance, "identity", 1);
+}
+
 static tde_class check_rest(const where *w, const tde_json *root) {
   const tde_json *identity = tde_json_get(root, "identity");
   const tde_json *rotation = tde_json_get(root, "auto_rotation");
-  tde_class rc = TDE_OK;
-  if (identity != NULL && !tde_json_is_null(identity)) {
+  tde_class rc = check_instance(w, tde_json_get(root, "instance"));
+  if (rc == TDE_OK && identity != NULL && !tde_json_is_null(identity)) {
     where in = {.path = "identity", .st = w->st};
     if (!tde_json_is_object(identity)) return bad(w, "identity", "is neither null nor an object");
     rc = check_name_or_null(&in, identity, "name", 0);
@@ -488,6 +498,19 @@ tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_st
 
 const char *tde_keydoc_mode(const tde_keydoc *doc) {
   return tde_json_get_text(doc->root, "mode");
+}
+
+const char *tde_keydoc_inherits_from(const tde_keydoc *doc) {
+  if (strcmp(tde_keydoc_mode(doc), "inherit") != 0) return NULL;
+  return tde_json_get_text(tde_json_get(doc->root, "instance"), "id");
+}
+
+int tde_keydoc_has_own_identity(const tde_keydoc *doc) {
+  const tde_json *from = tde_json_get(doc->root, "instance");
+  tde_keydoc_asker who;
+  tde_keydoc_asker_of(doc, &who);
+  return tde_keydoc_inherits_from(doc) == NULL || who.federated_client_id != NULL ||
+         !tde_same_text(who.identity, tde_json_get_text(from, "identity"));
 }
 
 const tde_json *tde_keydoc_json(const tde_keydoc *doc) {

@@ -84,6 +84,11 @@ int tde_keydoc_epochs(const tde_keydoc *doc, uint32_t *out, int cap);
 /* The current protector; info->base_id, version, type, algorithm, thumbprint. */
 tde_class tde_keydoc_protector(const tde_keydoc *doc, tde_key_info *info, tde_status *st);
 const char *tde_keydoc_mode(const tde_keydoc *doc);         /* "inherit" or "database" */
+/* The id of the instance that a database inherits from. NULL: its document names none (it was made
+** by an earlier version, or under an instance without an id), or it does not inherit. */
+const char *tde_keydoc_inherits_from(const tde_keydoc *doc);
+/* Is who asks its own, and not whom that instance's default had? Unknown counts as its own. */
+int tde_keydoc_has_own_identity(const tde_keydoc *doc);
 int tde_keydoc_regenerating(const tde_keydoc *doc);
 int tde_keydoc_is_secondary(const tde_keydoc *doc);
 int tde_keydoc_is_backup(const tde_keydoc *doc);
@@ -120,7 +125,11 @@ int tde_keydoc_move_wrap(tde_keydoc *doc, uint32_t epoch, size_t which, const td
 /* A key is the protector from now on: it joins the key list, and the times of use
 ** are noted there. */
 int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now);
+/* mode: "database". One that inherits names the instance: tde_keydoc_inherit. */
 int tde_keydoc_set_mode(tde_keydoc *doc, const char *mode);
+/* It inherits from inst, with its default identity as it is now; tde_keydoc_set_identity is the
+** caller's. */
+int tde_keydoc_inherit(tde_keydoc *doc, const tde_instance *inst);
 int tde_keydoc_set_identity(tde_keydoc *doc, const tde_keydoc_asker *who);
 /* Adds a key that may read backups. TDE_MISUSE: it is there (the entry is shown). */
 tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t now,

@@ -126,8 +126,8 @@ static tde_class reparse(tde_json *root, tde_keydoc **out, tde_status *st) {
   return rc;
 }
 
-/* The document of a wrap that is known to work. */
-static tde_class new_document(const tde_op *op, const char *mode, const tde_keydoc_asker *who,
+/* The document of a wrap that is known to work. from: the instance that it inherits from, or NULL. */
+static tde_class new_document(const tde_op *op, const tde_instance *from, const tde_keydoc_asker *who,
                               const uint8_t *uuid, tde_keydoc **out, tde_status *st) {
   int64_t now = (int64_t)time(NULL);
   tde_json *rotation = tde_json_object();
@@ -135,9 +135,8 @@ static tde_class new_document(const tde_op *op, const char *mode, const tde_keyd
   tde_event created = {.time = now, .event = "create", .uuid = uuid};
   snprintf(created.key_id, sizeof created.key_id, "%s", op->info.base_id);
   snprintf(created.version, sizeof created.version, "%s", op->info.version);
-  int failed = tde_json_set_int(draft.root, "version", 1) |
-               tde_json_set_text(draft.root, "mode", mode) |
-               tde_json_set_int(draft.root, "epoch", 1);
+  int failed = tde_json_set_int(draft.root, "version", 1) | tde_json_set_int(draft.root, "epoch", 1);
+  failed |= from != NULL ? tde_keydoc_inherit(&draft, from) : tde_keydoc_set_mode(&draft, "database");
   failed |= tde_json_set_json(draft.root, "deks", only(new_dek(1, op, now)));
   failed |= tde_json_set_json(draft.root, "keys", tde_json_array());
   failed |= tde_keydoc_use_key(&draft, &op->info, now);
@@ -163,15 +162,14 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
                             uint8_t *dek, tde_keydoc **out, tde_status *st) {
   tde_keydoc_asker who = *asker;
   tde_op wrap;
-  const char *mode = "database";
+  int inherits = protector == NULL;
   tde_class rc = TDE_OK;
   *out = NULL;
   memset(dek, 0, TDE_KEY_BYTES);
   if (who.identity != NULL) {
     if (!tde_cloud_identity(tde_instance_cloud(inst), who.identity, st)) return TDE_MISCONFIGURED;
   }
-  if (protector == NULL) {
-    mode = "inherit";
+  if (inherits) {
     protector = tde_instance_protector(inst);
     if (who.identity == NULL) who.identity = tde_instance_default_identity(inst);
   } else {
@@ -184,7 +182,8 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
   }
   if (rc == TDE_OK) rc = tde_random(dek, TDE_KEY_BYTES, st);
   if (rc == TDE_OK) rc = tde_keydoc_wrap(inst, protector, &who, uuid, dek, &wrap, st);
-  if (rc == TDE_OK) rc = new_document(&wrap, mode, &who, uuid, out, st);
+  if (rc == TDE_OK && inherits) tde_instance_need_id(&inst);
+  if (rc == TDE_OK) rc = new_document(&wrap, inherits ? inst : NULL, &who, uuid, out, st);
   if (rc != TDE_OK) tde_wipe(dek, TDE_KEY_BYTES);
   return rc;
 }
@@ -250,7 +249,17 @@ int tde_keydoc_use_key(tde_keydoc *doc, const tde_key_info *info, int64_t now) {
 }
 
 int tde_keydoc_set_mode(tde_keydoc *doc, const char *mode) {
-  return tde_json_set_text(doc->root, "mode", mode);
+  return tde_json_set_text(doc->root, "mode", mode) | tde_json_unset(doc->root, "instance");
+}
+
+int tde_keydoc_inherit(tde_keydoc *doc, const tde_instance *inst) {
+  const char *id = tde_instance_id(inst);
+  int failed = tde_keydoc_set_mode(doc, "inherit");
+  if (id[0] == 0) return failed;
+  tde_json *from = tde_json_object();
+  failed |= tde_json_set_text(from, "id", id) |
+            tde_json_set_text(from, "identity", tde_instance_default_identity(inst));
+  return failed | tde_json_set_json(doc->root, "instance", from);
 }
 
 int tde_keydoc_set_identity(tde_keydoc *doc, const tde_keydoc_asker *who) {

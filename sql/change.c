@@ -11,6 +11,7 @@
 #include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "../vfs/logview.h"
+#include "follow.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -181,7 +182,7 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
 static void tell_failure(const tde_change *c, const tde_status *st) {
   tde_event e;
 
-  if (!c->event) return;
+  if (!c->event || (c->tried_again && st->code == TDE_BUSY)) return;
   fill(c, &e, &c->subject, st);
   if (e.code == TDE_OK) e.code = TDE_IO;
   (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
@@ -272,11 +273,15 @@ static int settle_log(tde_change *c, tde_status *st) {
 
 /* ---- protector ---- */
 
+/* What becomes of the mode. */
+typedef enum protector_mode { MODE_STAYS, MODE_DATABASE, MODE_INHERIT } protector_mode;
+
 typedef struct rewrap {
   int n;
   uint32_t epochs[TDE_EPOCHS_MAX];
   tde_op *wraps; /* of each epoch */
-  const char *mode;
+  protector_mode mode;
+  const tde_instance *inst;    /* MODE_INHERIT: from here */
   const tde_keydoc_asker *who; /* or NULL: stays */
   const char *event;
   int64_t now;
@@ -284,8 +289,10 @@ typedef struct rewrap {
 
 static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   rewrap *r = ctx;
-  int failed = tde_keydoc_set_mode(doc, r->mode);
+  int failed = 0;
 
+  if (r->mode == MODE_DATABASE) failed |= tde_keydoc_set_mode(doc, "database");
+  if (r->mode == MODE_INHERIT) failed |= tde_keydoc_inherit(doc, r->inst);
   for (int i = 0; i < r->n; i++) {
     failed |= tde_keydoc_set_wrap(doc, r->epochs[i], &r->wraps[i], r->now);
   }
@@ -327,29 +334,33 @@ static tde_class wrap_all(tde_change *c, rewrap *r, const char *key_id, const td
   return cls;
 }
 
-/* Does what a change was decided on still hold? */
+/* Does what a change was decided on still hold? May say anew what key it is. */
 typedef int (*still_true)(void *ctx, const tde_change *c);
 
 typedef struct protector_work {
-  const char *key_id, *mode;
+  const char *key_id;
+  protector_mode mode;
   const tde_keydoc_asker *who;
   tde_key_info *out;
   still_true still; /* looked at in each try, before anything is asked; NULL: nothing to see */
   void *ctx;        /* of still */
+  int tried_again;  /* see tde_change */
   int gave_up;      /* it did not: nothing was changed */
 } protector_work;
 
 static int set_protector(void *ctx, tde_change *c, tde_status *st) {
   protector_work *w = ctx;
-  rewrap r = {.mode = w->mode, .who = w->who, .event = c->event, .now = (int64_t)time(NULL)};
+  rewrap r = {.mode = w->mode, .inst = c->inst, .who = w->who, .event = c->event,
+              .now = (int64_t)time(NULL)};
   tde_keydoc_asker own;
   int rc = SQLITE_OK;
 
+  c->tried_again = w->tried_again;
   w->gave_up = w->still && !w->still(w->ctx, c);
   if (w->gave_up) return SQLITE_OK;
   memset(&c->subject, 0, sizeof(c->subject));
   (void)sqlite3_snprintf(sizeof(c->subject.base_id), c->subject.base_id, "%s", w->key_id);
-  if (strcmp(w->mode, "database") == 0) {
+  if (w->mode == MODE_DATABASE) {
     rc = tde_class_rc(tde_instance_may_protect(c->inst, w->key_id, st));
   }
   if (rc == SQLITE_OK) rc = settle_log(c, st);
@@ -364,16 +375,15 @@ static int set_protector(void *ctx, tde_change *c, tde_status *st) {
   return rc;
 }
 
-int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
-                         const tde_keydoc_asker *who, const char *event, tde_key_info *out,
-                         tde_status *st) {
-  protector_work w = {.key_id = key_id, .mode = mode, .who = who, .out = out};
+int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *event,
+                         tde_key_info *out, tde_status *st) {
+  protector_work w = {.key_id = key_id, .mode = MODE_DATABASE, .out = out};
 
   memset(out, 0, sizeof(*out));
   return tde_change_run(db, schema, event, set_protector, &w, st);
 }
 
-/* Puts the database under its instance's default protector. */
+/* Puts the database under its instance's default protector, or another key that w names. */
 static int inherit(sqlite3 *db, const char *schema, const char *event, protector_work *w,
                    tde_status *st) {
   tde_keydoc_asker who = {NULL, NULL};
@@ -385,9 +395,10 @@ static int inherit(sqlite3 *db, const char *schema, const char *event, protector
   if (!f) return SQLITE_ERROR;
   c = tde_instance_open(tde_file_instance(f), 0, &inst, st);
   if (c) return tde_class_rc(c);
+  tde_instance_need_id(&inst);
   who.identity = tde_instance_default_identity(inst);
-  w->key_id = tde_instance_protector(inst);
-  w->mode = "inherit";
+  if (!w->key_id) w->key_id = tde_instance_protector(inst);
+  w->mode = MODE_INHERIT;
   w->who = &who;
   memset(w->out, 0, sizeof(*w->out));
   rc = tde_change_run(db, schema, event, set_protector, w, st);
@@ -437,7 +448,6 @@ typedef struct newest {
   const uint8_t *uuid; /* whose protector; NULL: that of the database that is open */
   tde_key_info info;
   tde_key_info from; /* the protector then */
-  char mode[16];
   int moved; /* another version than the protector's */
   int other; /* the file is not the one that was meant, or is not to be rotated any more */
   looked l;
@@ -484,7 +494,6 @@ static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
   cls = tde_provider_run(op, c->protector.base_id, st);
   n->info = op->info;
   n->moved = strcmp(op->info.version, c->protector.version) != 0;
-  (void)sqlite3_snprintf(sizeof(n->mode), n->mode, "%s", tde_keydoc_mode(c->doc));
   free(op);
   return tde_class_rc(cls);
 }
@@ -494,8 +503,7 @@ static int look_for_newest(void *ctx, tde_change *c, tde_status *st) {
 static int is_as_looked(void *ctx, const tde_change *c) {
   const newest *n = ctx;
 
-  return may_rotate(n->uuid, c) && is_protector(c, &n->from) &&
-         strcmp(n->mode, tde_keydoc_mode(c->doc)) == 0;
+  return may_rotate(n->uuid, c) && is_protector(c, &n->from);
 }
 
 static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *st) {
@@ -509,7 +517,6 @@ static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *s
   if (rc == SQLITE_OK && n->moved) {
     tde_key_full_id(&n->info, full);
     w.key_id = full;
-    w.mode = n->mode;
     memset(&out, 0, sizeof(out));
     rc = tde_change_run(db, schema, "auto-rotation", set_protector, &w, st);
     if (rc == SQLITE_OK) return rc; /* which notes the look, too */
@@ -531,20 +538,6 @@ int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
 }
 
 /* ---- the background job ---- */
-
-/* Is a database that inherits under another key than the instance's default? */
-static int has_moved(const tde_key_facts *facts, const tde_instance *inst) {
-  const char *protector = tde_instance_protector(inst);
-  char full[TDE_KEY_ID_MAX];
-  tde_key_info now;
-
-  if (strcmp(facts->mode, "inherit") != 0) return 0;
-  if (!tde_provider_find(protector, NULL)) return 0;
-  memcpy(now.base_id, facts->key_id, sizeof(now.base_id));
-  memcpy(now.version, facts->key_version, sizeof(now.version));
-  tde_key_full_id(&now, full);
-  return !tde_key_ids_match(protector, full);
-}
 
 static sqlite3 *open_for_job(const tde_key_params *params) {
   const tde_uri_param query[] = {{"tde_base", params->vfs},
@@ -571,13 +564,51 @@ static int is_due(int64_t checked, int64_t every) {
   return checked > now || now - checked >= every;
 }
 
-/* Is this the database that was meant, under no protector of its own, and under another
-** than its instance's default? */
-static int still_follows(void *ctx, const tde_change *c) {
-  const uint8_t *uuid = ctx;
+/* What is to be done about a database that inherits. */
+typedef struct following {
+  const uint8_t *uuid;
+  tde_follow what;
+  char target[TDE_KEY_ID_MAX]; /* where a MOVE goes */
+} following;
 
-  return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && !c->info->facts.secondary &&
-         has_moved(&c->info->facts, c->inst);
+static tde_follow what_now(const tde_key_facts *facts, const tde_instance *inst,
+                           char target[TDE_KEY_ID_MAX]) {
+  tde_follow what = tde_follow_of(facts, inst, target);
+
+  if (what == TDE_FOLLOW_MOVE && tde_follow_too_soon(facts, inst)) what = TDE_FOLLOW_NOTHING;
+  return what;
+}
+
+/* Is this the database that was meant, and is the same to be done still? */
+static int still_follows(void *ctx, const tde_change *c) {
+  following *f = ctx;
+
+  return memcmp(f->uuid, c->info->uuid, TDE_UUID_BYTES) == 0 &&
+         what_now(&c->info->facts, c->inst, f->target) == f->what;
+}
+
+static tde_class edit_adopt(void *ctx, tde_keydoc *doc, tde_status *st) {
+  return tde_keydoc_inherit(doc, ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+}
+
+/* Notes from which instance the database inherits. */
+static int adopt(void *ctx, tde_change *c, tde_status *st) {
+  c->tried_again = 1;
+  if (!still_follows(ctx, c)) return SQLITE_OK;
+  return tde_change_commit(c, edit_adopt, (void *)c->inst, 0, 0, NULL, st);
+}
+
+static void follow(sqlite3 *db, following *f) {
+  tde_key_info out;
+  protector_work w = {.key_id = f->target, .out = &out, .still = still_follows, .ctx = f,
+                      .tried_again = 1};
+  tde_status st;
+  int rc = SQLITE_OK;
+
+  if (f->what == TDE_FOLLOW_MOVE) rc = inherit(db, "main", "follow-instance", &w, &st);
+  if (f->what == TDE_FOLLOW_ADOPT) rc = tde_change_run(db, "main", "adopt-instance", adopt, f, &st);
+  /* Whoever uses the database will have done so by some later check. */
+  if (rc && st.code != TDE_BUSY) tde_log_status(TDE_LOG_WARNING, "follow-instance", &st);
 }
 
 /* By now another file may have the path: one with a protector of its own, or a backup. */
@@ -595,16 +626,12 @@ static int is_the_one(sqlite3 *db, const uint8_t *uuid) {
   return same;
 }
 
-static void run_job(sqlite3 *db, const uint8_t *uuid, int follow, int rotate) {
-  tde_key_info out;
-  protector_work w = {.out = &out, .still = still_follows, .ctx = (void *)uuid};
-  newest n = {.uuid = uuid, .l.now = (int64_t)time(NULL)};
+static void run_job(sqlite3 *db, following *f, int rotate) {
+  newest n = {.uuid = f->uuid, .l.now = (int64_t)time(NULL)};
   tde_status st;
 
-  if (!is_the_one(db, uuid)) return;
-  if (follow && inherit(db, "main", "follow-instance", &w, &st)) {
-    tde_log_status(TDE_LOG_WARNING, "follow-instance", &st);
-  }
+  if (!is_the_one(db, f->uuid)) return;
+  follow(db, f);
   if (rotate && auto_rotate(db, "main", &n, &st)) {
     tde_log_status(TDE_LOG_WARNING, "auto-rotation", &st);
   }
@@ -612,23 +639,27 @@ static void run_job(sqlite3 *db, const uint8_t *uuid, int follow, int rotate) {
 
 void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
                     const tde_key_params *params) {
+  following f = {.uuid = uuid};
   const tde_instance *inst;
   sqlite3 *db;
-  int follow, rotate;
+  int rotate;
 
   if (facts->secondary || facts->backup ||
       tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
     return;
   }
-  follow = has_moved(facts, inst);
+  /* An older document is to name an instance. */
+  if (strcmp(facts->mode, "inherit") == 0 && !facts->inherits_from[0]) tde_instance_need_id(&inst);
+  f.what = what_now(facts, inst, f.target);
+  if (f.what == TDE_FOLLOW_OTHER) tde_follow_tell(uuid, params->path, facts, inst);
   rotate = facts->auto_rotation &&
            is_due(facts->rotation_checked, tde_instance_policy(inst)->rotation_s);
-  if (!follow && !rotate) return;
+  if (f.what != TDE_FOLLOW_MOVE && f.what != TDE_FOLLOW_ADOPT && !rotate) return;
   db = open_for_job(params);
   if (!db) {
     tde_log(TDE_LOG_WARNING, "%s: could not be opened to follow its protector", params->path);
     return;
   }
-  run_job(db, uuid, follow, rotate);
+  run_job(db, &f, rotate);
   (void)sqlite3_close(db);
 }

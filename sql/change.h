@@ -24,6 +24,7 @@ typedef struct tde_change {
   const char *event;    /* what it is called; NULL: it is none */
   tde_key_info subject; /* what a failure is about; at first the protector */
   int stale;            /* another change came in between: everything is done again */
+  int tried_again;      /* by itself, later: that somebody uses the database is no event */
 } tde_change;
 
 /* Makes a change: reads the basis, lets work do what it does, and begins again when
@@ -54,12 +55,11 @@ tde_class tde_change_dek(tde_change *c, uint32_t epoch, uint8_t *dek, tde_status
 
 /* ---- the changes; SQLite codes, st tells ---- */
 
-/* Puts the database under key_id. mode: "database" or "inherit". who: asks for it,
-** NULL: the identity that the database has. out gets the key version. */
-int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *mode,
-                         const tde_keydoc_asker *who, const char *event, tde_key_info *out,
-                         tde_status *st);
-/* Puts it under the instance's default protector, whatever it has now. */
+/* Puts the database under key_id, a protector of its own. out gets the key version. */
+int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *event,
+                         tde_key_info *out, tde_status *st);
+/* Puts it under the instance's default protector, whatever it has now, and whichever instance it
+** inherited from: from here on it is this one. */
 int tde_change_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
 /* The same for a database that inherits. SQLITE_MISUSE: it has a protector of its own. */
 int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);

@@ -17,6 +17,7 @@
 #include "../vfs/tdevfs.h"
 #include "backup.h"
 #include "convert.h"
+#include "follow.h"
 #include "instance_fn.h"
 #include "lifecycle.h"
 #include "progress.h"
@@ -204,6 +205,22 @@ static int put_origin(tde_json *j, const tde_json *root) {
   return bad | tde_json_set_json(j, "origin", o);
 }
 
+/* From which instance the database inherits, and why it does not follow the one that it is open
+** under, where they differ. */
+static int put_inheritance(tde_json *j, const tde_file_info *info, const tde_instance *inst) {
+  const char *from = info->facts.inherits_from;
+  char target[TDE_KEY_ID_MAX], why[sizeof(((tde_status *)0)->message) + 400] = "";
+  tde_status st;
+
+  if (inst && tde_follow_of(&info->facts, inst, target) == TDE_FOLLOW_OTHER) {
+    tde_status_clear(&st);
+    tde_follow_why_not(&info->facts, inst, &st);
+    (void)sqlite3_snprintf(sizeof(why), why, "%s; %s", st.message, st.remedy);
+  }
+  return tde_json_set_text(j, "inherits_from", from[0] ? from : NULL) |
+         tde_json_set_text(j, "not_followed", why[0] ? why : NULL);
+}
+
 /* What the key document says beside keys. */
 static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   size_t n = 0;
@@ -211,7 +228,7 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   tde_keydoc *doc = NULL;
   const tde_json *root, *rotation, *regen;
   tde_json *o;
-  const tde_instance *inst;
+  const tde_instance *inst = NULL;
   int64_t checked;
   tde_class c = text ? tde_keydoc_parse(text, n, &doc, NULL) : n ? TDE_NOMEM : TDE_INTERNAL;
   int bad = 0;
@@ -224,15 +241,16 @@ static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
   bad |= tde_json_set_bool(o, "enabled", tde_keydoc_auto_rotation(doc, &checked)) |
          tde_view_set_time(o, "last_check", checked) |
          tde_view_set_time(o, "last_rotation", tde_json_get_int(rotation, "rotated", 0));
-  if (info->facts.auto_rotation &&
-      tde_instance_open(tde_file_instance(f), 0, &inst, NULL) == TDE_OK) {
+  if (tde_instance_open(tde_file_instance(f), 0, &inst, NULL) != TDE_OK) inst = NULL;
+  if (info->facts.auto_rotation && inst) {
     bad |= tde_view_set_time(o, "next_check", checked + tde_instance_policy(inst)->rotation_s);
   }
   bad |= tde_json_set_text(o, "error", tde_json_get_text(rotation, "error"));
   bad |= tde_json_set_json(j, "auto_rotation", o);
   regen = tde_json_get(root, "regeneration");
   if (regen) bad |= tde_json_set_int(j, "regeneration_percent", tde_view_percent(regen));
-  bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc)) | put_origin(j, root);
+  bad |= tde_json_set_bool(j, "secondary", tde_keydoc_is_secondary(doc)) | put_origin(j, root) |
+         put_inheritance(j, info, inst);
   tde_keydoc_free(doc);
   return bad;
 }

@@ -102,7 +102,7 @@ void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     rc = create_under(f, key, &st);
     if (rc == SQLITE_OK) rc = protector_in_force(f, &out, &st);
   } else {
-    rc = tde_change_protector(db, schema, key, "database", NULL, "set-protector", &out, &st);
+    rc = tde_change_protector(db, schema, key, "set-protector", &out, &st);
   }
   sqlite3_free(info);
   if (rc) {

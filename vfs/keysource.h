@@ -34,6 +34,9 @@ typedef struct tde_key_facts {
   char key_id[TDE_KEY_ID_MAX];
   char key_version[128];
   char mode[16];
+  char inherits_from[64]; /* the instance's id; "" : none is noted, or the protector is its own */
+  int own_identity;       /* who asks is not whom the instance's default named, or that is unknown */
+  int64_t wrapped_at;     /* Unix time of the protector's wrap */
   char identity[256]; /* "" : the instance's default */
   char federated_client_id[256]; /* "" : none */
   uint8_t thumbprint[TDE_THUMB_BYTES];
