@@ -90,6 +90,29 @@ static tde_class instance_of(const tde_key_params *params, const tde_keydoc *kd,
   return c;
 }
 
+/* Does the database name somebody whom this instance does not know? It may have come from another
+** one, where the remedy is not to name a stranger alike. */
+static tde_class explain_identity(const tde_keydoc *kd, const tde_instance *inst, tde_class c,
+                                  tde_status *st) {
+  tde_keydoc_asker who;
+  char remedy[320];
+
+  tde_keydoc_asker_of(kd, &who);
+  if (c != TDE_MISCONFIGURED || !st || !who.identity ||
+      tde_cloud_identity(tde_instance_cloud(inst), who.identity, NULL)) {
+    return c;
+  }
+  (void)snprintf(remedy, sizeof(remedy),
+                 "add the identity %.60s (tde_instance_set_identity), or open it with tde_key=KEY and "
+                 "tde_identity=NAME in the URI, as another identity of the instance, then "
+                 "tde_set_identity()",
+                 who.identity);
+  return tde_fail(st, c, remedy,
+                  "the database asks for its key as the identity %.100s, which the instance %.200s "
+                  "does not have",
+                  who.identity, tde_instance_dir(inst));
+}
+
 static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
                              const uint8_t uuid[TDE_UUID_BYTES], const char *doc, size_t ndoc,
                              uint32_t epoch, uint8_t *dek, tde_status *st) {
@@ -108,7 +131,7 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
     }
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
   } else if (c == TDE_OK) {
-    c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);
+    c = explain_identity(kd, inst, tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st), st);
   }
   tde_keydoc_free(kd);
   return c;

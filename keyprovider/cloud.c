@@ -375,8 +375,10 @@ const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde
   for (int i = 0; i < c->nids; i++) {
     if (strcmp(c->ids[i].name, name != NULL ? name : "default") == 0) return &c->ids[i];
   }
-  tde_fail(st, TDE_MISCONFIGURED,
-           "add it to \"identities\" in instance.json, e.g. \"default\": {\"kind\": \"managed_identity\"}",
-           "the instance has no identity named %.100s", name != NULL ? name : "default");
+  if (name == NULL) name = "default";
+  char remedy[320];
+  snprintf(remedy, sizeof remedy,
+           "add it, e.g. tde_instance_set_identity('%.100s', '{\"kind\": \"managed_identity\"}')", name);
+  tde_fail(st, TDE_MISCONFIGURED, remedy, "the instance has no identity named %.100s", name);
   return NULL;
 }

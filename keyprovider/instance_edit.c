@@ -370,7 +370,9 @@ static tde_class check_asker(const setting *s, tde_status *st) {
   if (asker == NULL || strcmp(asker, s->name) != 0 || !is_remote(protector)) return TDE_OK;
   return tde_fail(st, TDE_MISUSE,
                   "set another protector first, or this one with another identity "
-                  "(tde_instance_set_protector)",
+                  "(tde_instance_set_protector), and see that no database names it any more "
+                  "(tde_status(), identity): those that have not followed yet may, and those that "
+                  "have an identity of their own",
                   "the identity %.63s asks for the instance's default protector, the key %.300s", s->name,
                   protector);
 }
