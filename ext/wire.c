@@ -91,26 +91,20 @@ static tde_class instance_of(const tde_key_params *params, const tde_keydoc *kd,
 }
 
 /* Does the database name somebody whom this instance does not know? It may have come from another
-** one, where the remedy is not to name a stranger alike. */
-static tde_class explain_identity(const tde_keydoc *kd, const tde_instance *inst, tde_class c,
-                                  tde_status *st) {
+** one, where to add somebody of that name is not all that can be done. */
+static void explain_identity(const tde_keydoc *kd, const tde_instance *inst, tde_status *st) {
   tde_keydoc_asker who;
-  char remedy[320];
 
   tde_keydoc_asker_of(kd, &who);
-  if (c != TDE_MISCONFIGURED || !st || !who.identity ||
+  if (!st || st->code != TDE_MISCONFIGURED || !who.identity ||
       tde_cloud_identity(tde_instance_cloud(inst), who.identity, NULL)) {
-    return c;
+    return;
   }
-  (void)snprintf(remedy, sizeof(remedy),
+  (void)snprintf(st->remedy, sizeof(st->remedy),
                  "add the identity %.60s (tde_instance_set_identity), or open it with tde_key=KEY and "
                  "tde_identity=NAME in the URI, as another identity of the instance, then "
                  "tde_set_identity()",
                  who.identity);
-  return tde_fail(st, c, remedy,
-                  "the database asks for its key as the identity %.100s, which the instance %.200s "
-                  "does not have",
-                  who.identity, tde_instance_dir(inst));
 }
 
 static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
@@ -131,7 +125,8 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
     }
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
   } else if (c == TDE_OK) {
-    c = explain_identity(kd, inst, tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st), st);
+    c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);
+    if (c) explain_identity(kd, inst, st);
   }
   tde_keydoc_free(kd);
   return c;

@@ -1628,6 +1628,9 @@ static const struct {
     {"\"time\":9", 0, "\"time\":9e1", "events[0].time"},
     {"\"create\"", 0, "\"\"", "events[0].event"},
     {"\"outcome\":\"ok\"", 0, "\"outcome\":false", "events[0].outcome"},
+    {"\"later\":", 0, "\"instance\":7,\"l\":", "instance"},
+    {"\"later\":", 0, "\"instance\":{\"id\":\"a b\"},\"l\":", "instance.id"},
+    {"\"later\":", 0, "\"instance\":{\"id\":\"a\",\"identity\":5},\"l\":", "instance.identity"},
     {"\"later\":", 0, "\"mode\":", "JSON"},
 };
 
