@@ -47,5 +47,5 @@ tde_class tde_instance_id_add(tde_json *root, tde_status *st) {
     if (rc != TDE_OK) return rc;
     as_uuid(bytes, 4, id);
   }
-  return tde_json_set_text(root, "id", id) != 0 ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+  return tde_json_set_text(root, "id", id) != 0 ? tde_nomem(st) : TDE_OK;
 }

@@ -588,7 +588,7 @@ static int still_follows(void *ctx, const tde_change *c) {
 }
 
 static tde_class edit_adopt(void *ctx, tde_keydoc *doc, tde_status *st) {
-  return tde_keydoc_inherit(doc, ctx) ? tde_fail(st, TDE_NOMEM, NULL, "out of memory") : TDE_OK;
+  return tde_keydoc_inherit(doc, ctx) ? tde_nomem(st) : TDE_OK;
 }
 
 /* Notes from which instance the database inherits. */
