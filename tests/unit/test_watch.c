@@ -58,10 +58,10 @@ static void fake_event(void *ctx, const tde_key_params *params, const tde_key_ev
   (void)ctx, (void)params, (void)e;
 }
 
+static const tde_key_source fake = {NULL,        NULL,       fake_unwrap, fake_describe,
+                                    fake_policy, fake_event, NULL,        NULL};
+
 static void begin(int check) {
-  static const tde_key_source fake = {NULL,        NULL,       fake_unwrap, fake_describe,
-                                      fake_policy, fake_event, NULL,        NULL};
-  tde_source = fake;
   check_ms = check;
   hang_ms = delay_ms = denied = well_asked = hung_asked = hung_most = 0;
 }
@@ -204,5 +204,6 @@ int main(int argc, char **argv) {
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
+  tde_source = fake;
   return unit_main(argc, argv, tests, COUNT(tests));
 }
