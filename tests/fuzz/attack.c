@@ -171,7 +171,7 @@ static void op_shift(target *t, fuzz_reader *r) {
 static void op_sign(target *t, int sign, fuzz_reader *r) {
   size_t len, at = region_at(t, fuzz_u8(r) & 1, &len), ndoc;
   uint8_t *b = t->f->data + at;
-  fuzz_keys keys;
+  uint8_t key[TDE_KEY_BYTES];
   uint8_t sum[TDE_HASH_BYTES];
   uint32_t epoch;
 
@@ -186,9 +186,8 @@ static void op_sign(target *t, int sign, fuzz_reader *r) {
     ndoc = tde_get32le(b + 56);
     if (ndoc > TDE_DOC_MAX) return;
     if (sign) {
-      epoch = tde_get32le(b + 60);
-      fuzz_derive(b + 40, scene_dek(epoch == 2 ? 2 : 1), &keys);
-      fuzz_hmac(keys.mac, b, TDE_SLOT_MACED, b + TDE_SLOT_FIXED, ndoc, b + 64);
+      scene_header_key(b + 40, tde_get32le(b + 60), (const char *)b + TDE_SLOT_FIXED, ndoc, key);
+      fuzz_hmac(key, b, TDE_SLOT_MACED, b + TDE_SLOT_FIXED, ndoc, b + 64);
     }
     fuzz_sha256(b, 96, b + TDE_SLOT_FIXED, ndoc, b + 96);
   }

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../../ext/base/bytes.h"
 #include "../../ext/base/secret.h"
@@ -37,6 +38,28 @@ const uint8_t *scene_dek(uint32_t epoch) {
   static uint8_t dek[SCENE_EPOCHS + 1][TDE_KEY_BYTES];
   memset(dek[epoch], 0x40 + (int)epoch, TDE_KEY_BYTES);
   return dek[epoch];
+}
+
+/* Does this document have an entry for the epoch? */
+static int names_epoch(const char *doc, size_t ndoc, int epoch) {
+  char entry[40];
+  int n = snprintf(entry, sizeof(entry), "{\"epoch\":%d,\"created\"", epoch);
+
+  return memmem(doc, ndoc, entry, (size_t)n) != NULL;
+}
+
+void scene_header_key(const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const char *doc,
+                      size_t ndoc, uint8_t out[TDE_KEY_BYTES]) {
+  uint32_t current = epoch == 2 ? 2 : 1, other = 3 - current;
+  fuzz_keys keys, others;
+  uint8_t number[4];
+
+  fuzz_derive(uuid, scene_dek(current), &keys);
+  memcpy(out, keys.mac, TDE_KEY_BYTES);
+  if (!names_epoch(doc, ndoc, (int)other)) return;
+  fuzz_derive(uuid, scene_dek(other), &others);
+  tde_put32le(number, other);
+  fuzz_hmac(keys.mac, number, sizeof(number), others.mac, TDE_KEY_BYTES, out);
 }
 
 static tde_class fixed_create(void *ctx, const tde_key_params *params,
@@ -441,12 +464,13 @@ static void build_persist(scene *s) {
 }
 
 /* Puts the second DEK epoch into the header, as a key rotation would. */
-static void add_epoch(const scene *s) {
+static void add_epoch(void) {
   mem_file *f = mem_find(scene_file[SCENE_MAIN], 0);
   tde_header h[2];
   tde_slot_info info;
   int newest;
   char doc[sizeof(doc2)];
+  uint8_t key[TDE_KEY_BYTES];
 
   for (int i = 0; i < 2; i++) {
     FUZZ_ASSERT(tde_slot_parse(f->data + i * TDE_SLOT_STRIDE, &h[i], &info) == TDE_OK);
@@ -458,8 +482,9 @@ static void add_epoch(const scene *s) {
   h[newest].ndoc = sizeof(doc2) - 1;
   h[newest].epoch = 2;
   h[newest].sequence++;
-  FUZZ_ASSERT(tde_slot_build(&h[newest], s->keys[2].mac,
-                             f->data + (size_t)!newest * TDE_SLOT_STRIDE) == TDE_OK);
+  scene_header_key(h[newest].uuid, 2, doc, h[newest].ndoc, key);
+  FUZZ_ASSERT(tde_slot_build(&h[newest], key, f->data + (size_t)!newest * TDE_SLOT_STRIDE) ==
+              TDE_OK);
   h[newest].doc = NULL;
   tde_header_clear(&h[0]);
   tde_header_clear(&h[1]);
@@ -473,7 +498,7 @@ static void build_epochs(scene *s) {
   transactions(db, 0, 3);
   sqlite3_close(db);
   keep(s->older);
-  add_epoch(s);
+  add_epoch();
   FUZZ_ASSERT(scene_open(SQLITE_OPEN_READWRITE, &db) == SQLITE_OK);
   transactions(db, 3, 5);
   sqlite3_close(db);

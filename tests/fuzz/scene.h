@@ -52,6 +52,9 @@ extern const char *const scene_file[SCENE_FILES];
 void scene_setup(void);
 /* The DEK of an epoch, the same for every scene. */
 const uint8_t *scene_dek(uint32_t epoch);
+/* The key of the HMAC of a header with this document (FORMAT.md, Keys). */
+void scene_header_key(const uint8_t uuid[TDE_UUID_BYTES], uint32_t epoch, const char *doc,
+                      size_t ndoc, uint8_t out[TDE_KEY_BYTES]);
 /* Puts a scene's files into the VFS. */
 void scene_restore(const scene *s);
 
