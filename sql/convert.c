@@ -627,7 +627,7 @@ static int keep_mode(conversion *c, mode_t mode) {
 /* Owner, mode, access list and attributes of the source; plaintext is its owner's alone. */
 static int keep_access(conversion *c) {
   const char *what = "the access list of its folder can not be kept off";
-  struct stat sb;
+  struct stat sb = {0};
   char text[200];
   int source, rc = look_at_source(c, &sb, &source);
 

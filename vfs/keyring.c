@@ -1513,7 +1513,7 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   pthread_mutex_unlock(&ring_lock);
   if (newer) follow_disk(k, source, newer);
   tde_status_clear(&st);
-  act = pass_time(k, source, tde_lease_tick, &after);
+  (void)pass_time(k, source, tde_lease_tick, &after);
   if (after == TDE_ACCESS_CLOSED) {
     stop_asking(k);
     return TDE_LEASE_KEEP;

@@ -57,10 +57,6 @@ tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const cha
   return code;
 }
 
-tde_class tde_nomem(tde_status *st) {
-  return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
-}
-
 void tde_status_clear(tde_status *st) {
   if (st) memset(st, 0, sizeof *st);
 }
