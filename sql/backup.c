@@ -705,7 +705,7 @@ void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv
       if (!rc || !w->b.dek_changed) break;
     }
   }
-  if (rc) {
+  if (rc || !w) {
     tde_result_status(ctx, rc, &st);
     if (w) tde_json_free(w->b.answer);
   } else {
