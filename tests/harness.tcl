@@ -217,6 +217,25 @@ needs nm [expr {![catch {exec nm --version}]}] "no nm"
 needs shared_only [expr {![info exists ::env(LD_PRELOAD)] && ![info exists ::env(TDE_COVERAGE)]}] "the library next to an instrumented extension is instrumented, too"
 needs uncounted [expr {![info exists ::env(TDE_COVERAGE)]}] "another user can not add to the counts of coverage"
 
+# The DEK epochs of the units of a database file, counted.
+proc epochs {path {unit 4096}} {
+  set seen [dict create]
+  set bytes [read_bytes $path]
+  for {set at 65536} {$at + $unit + 48 <= [string length $bytes]} {incr at [expr {$unit + 48}]} {
+    binary scan $bytes @${at}iu e
+    dict incr seen $e
+  }
+  return $seen
+}
+
+# The decoder that shares no code with the extension: $::decode, and the constraint `decoder`.
+proc needs_decoder {} {
+  set ::decode [file join $::here decoder decode.py]
+  needs decoder [expr {$::python ne "" && ![catch {exec openssl version}]
+                     && ![catch {exec $::python $::decode selftest}]}] \
+  "decode.py needs python3, libcrypto.so and the openssl program"
+}
+
 # Runs a program; returns stdout and stderr together, and its exit status with
 # a leading "exit N" line when it is not 0. Never throws.
 proc run {args} {

@@ -9,11 +9,20 @@
 #include "../../ext/base/bytes.h"
 #include "../../ext/base/crypto.h"
 #include "../../vfs/header.h"
+#include "../../vfs/keysource.h"
 #include "unit.h"
 
 static inline void dek_of(const char *doc, uint32_t epoch, uint8_t *dek) {
   memset(dek, strrchr(doc, ' ')[1], TDE_KEY_BYTES);
   dek[0] = (uint8_t)epoch;
+}
+
+/* What every document says: its first word is the key's id, of a key service; one epoch. */
+static inline void facts_of(const char *doc, tde_key_facts *out) {
+  memset(out, 0, sizeof(*out));
+  (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
+  out->remote = out->alone = out->nepochs = 1;
+  out->epoch = out->epochs[0] = 1;
 }
 
 /* A header slot of database `id`, under this epoch alone, authenticated by its DEK; free it. */

@@ -205,16 +205,13 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
 static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
                                tde_status *st) {
   (void)ctx, (void)ndoc, (void)st;
-  memset(out, 0, sizeof(*out));
-  (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
+  facts_of(doc, out);
   (void)snprintf(out->key_version, sizeof(out->key_version), "1");
   const char *second = strchr(doc, ' ') + 1;
   (void)snprintf(out->federated_client_id, sizeof(out->federated_client_id), "%.*s",
                  strchr(second, ' ') ? (int)strcspn(second, " ") : 0, second);
-  out->remote = 1;
   out->alone = strstr(doc, "wraps") == NULL;
-  out->nepochs = 1;
-  out->epoch = out->epochs[0] = *second == '@' ? (uint32_t)(second[1] - '0') : 1;
+  if (*second == '@') out->epoch = out->epochs[0] = (uint32_t)(second[1] - '0');
   return TDE_OK;
 }
 

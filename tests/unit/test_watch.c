@@ -42,10 +42,7 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
 static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
                                tde_status *st) {
   (void)ctx, (void)ndoc, (void)st;
-  memset(out, 0, sizeof(*out));
-  (void)snprintf(out->key_id, sizeof(out->key_id), "%.*s", (int)strcspn(doc, " "), doc);
-  out->remote = out->alone = out->nepochs = 1;
-  out->epoch = out->epochs[0] = 1;
+  facts_of(doc, out);
   return TDE_OK;
 }
 
