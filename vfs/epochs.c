@@ -61,18 +61,20 @@ int tde_facts_name_epoch(const tde_key_facts *facts, uint32_t epoch) {
   return 0;
 }
 
-tde_epoch_keys *tde_epochs_any(tde_epochs *s, uint32_t epoch) {
-  for (int i = 0; i < s->n; i++) {
-    if (s->of[i].epoch == epoch) return &s->of[i];
+static const tde_epoch_keys *entry_of(const tde_epoch_keys *of, int n, uint32_t epoch) {
+  for (int i = 0; i < n; i++) {
+    if (of[i].epoch == epoch) return &of[i];
   }
   return NULL;
 }
 
+tde_epoch_keys *tde_epochs_any(tde_epochs *s, uint32_t epoch) {
+  return (tde_epoch_keys *)entry_of(s->of, s->n, epoch);
+}
+
 const tde_epoch_keys *tde_epochs_find(const tde_epochs *s, uint32_t epoch) {
-  for (int i = 0; i < s->n; i++) {
-    if (s->of[i].epoch == epoch) return s->of[i].stale ? NULL : &s->of[i];
-  }
-  return NULL;
+  const tde_epoch_keys *e = entry_of(s->of, s->n, epoch);
+  return e && !e->stale ? e : NULL;
 }
 
 /* Makes room for one more by letting go of an epoch that is not named any more. TDE_CORRUPT: all
@@ -137,13 +139,10 @@ tde_class tde_epochs_install(tde_epochs *s, const tde_key_facts *named, tde_epoc
 
 static const uint8_t *mac_key_of(const tde_epochs *s, int stale, const tde_epoch_keys *got,
                                  int ngot, uint32_t epoch) {
-  for (int i = 0; i < ngot; i++) {
-    if (got[i].epoch == epoch) return got[i].mac_key;
-  }
-  for (int i = 0; i < s->n; i++) {
-    if (s->of[i].epoch == epoch && (stale || !s->of[i].stale)) return s->of[i].mac_key;
-  }
-  return NULL;
+  const tde_epoch_keys *e = entry_of(got, ngot, epoch);
+
+  if (!e) e = entry_of(s->of, s->n, epoch);
+  return e && (stale || !e->stale) ? e->mac_key : NULL;
 }
 
 tde_class tde_epochs_header_key(const tde_epochs *s, int stale, const tde_epoch_keys *got, int ngot,
