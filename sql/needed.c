@@ -35,10 +35,6 @@ typedef struct askers {
   int n;
 } askers;
 
-static int same_name(const char *a, const char *b) {
-  return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 /* Nobody by name is the instance's default one, whose name is said where it has one: a URI that
 ** says none leaves it to the header. */
 static void add_asker(const tde_needed *k, const char *identity, const char *federated,
@@ -47,8 +43,8 @@ static void add_asker(const tde_needed *k, const char *identity, const char *fed
   const char *name = identity ? identity : id ? id->name : NULL;
 
   for (int i = 0; i < out->n; i++) {
-    if (same_name(out->who[i].identity, name) &&
-        same_name(out->who[i].federated_client_id, federated)) {
+    if (tde_same_text(out->who[i].identity, name) &&
+        tde_same_text(out->who[i].federated_client_id, federated)) {
       return;
     }
   }

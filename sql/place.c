@@ -127,6 +127,17 @@ int tde_place_is_temporary(const char *name) {
          strspn(name + n - 2 * (size_t)MARK_BYTES, "0123456789abcdef") == 2 * (size_t)MARK_BYTES;
 }
 
+int tde_place_is_beside(const char *path) {
+  size_t stem = tde_side_stem(path);
+  char *name = stem ? sqlite3_mprintf("%.*s", (int)stem, path) : NULL;
+  struct stat sb;
+  int is = name && stat(name, &sb) == 0 && S_ISREG(sb.st_mode);
+
+  if (stem && !name) return -1;
+  sqlite3_free(name);
+  return is;
+}
+
 /* *full is the caller's, as long as it need be. */
 static int resolve(const char *path, char **full, tde_status *st) {
   sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());

@@ -38,6 +38,8 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
 char *tde_place_path(const char *path);
 /* Can SQLite open the file by its temporary name, which is the longer one? */
 int tde_place_fits(const tde_place *p, tde_status *st);
+/* Is it, by its name, a part of a database that is there? -1: no memory to tell. */
+int tde_place_is_beside(const char *path);
 /* Is this such a temporary name? */
 int tde_place_is_temporary(const char *name);
 /* Makes the temporary file, empty and its user's alone (SQLite would make it for all to read),

@@ -121,20 +121,10 @@ static void choose_newer(candidate *best, const char *path, const tde_keydoc *do
   }
 }
 
-/* Is it, by its name, a part of a database that is there? */
-static int is_beside(const char *path) {
-  size_t stem = tde_side_stem(path);
-  char *name = stem ? sqlite3_mprintf("%.*s", (int)stem, path) : NULL;
-  int beside = name && is_regular(name);
-
-  sqlite3_free(name);
-  return beside;
-}
-
 /* Does it count that a file without a header may be a backup all the same, whose header is gone?
 ** A log beside its database may begin with zeros. */
 static int may_be_backup(const char *path, int unknown) {
-  return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && !is_beside(path));
+  return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && tde_place_is_beside(path) != 1);
 }
 
 /* Is this file of the folder a better choice? Only what was made as a backup counts: others

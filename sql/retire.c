@@ -196,14 +196,10 @@ static void check_open_databases(retire *r) {
 /* A file that belongs beside a database by its name may be a database, too: a backup that
 ** was renamed, say. What it is not is no news where the other one is there. */
 static void check_regular(retire *r, const char *path) {
-  size_t stem = tde_side_stem(path);
-  char *name = stem ? sqlite3_mprintf("%.*s", (int)stem, path) : NULL;
-  struct stat sb;
-  int beside = name && stat(name, &sb) == 0 && S_ISREG(sb.st_mode);
+  int beside = tde_place_is_beside(path);
 
-  r->bad |= stem && !name;
-  sqlite3_free(name);
-  check_file(r, path, NULL, beside ? BESIDE : FOUND);
+  r->bad |= beside < 0;
+  check_file(r, path, NULL, beside == 1 ? BESIDE : FOUND);
 }
 
 static void check_folder(retire *r, const char *folder, int depth);
