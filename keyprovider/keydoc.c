@@ -297,7 +297,7 @@ tde_class tde_keydoc_parse(const char *text, size_t n, tde_keydoc **out, tde_sta
                     n, TDE_KEYDOC_TEXT_MAX);
   }
   tde_keydoc *doc = calloc(1, sizeof *doc);
-  if (doc == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (doc == NULL) return tde_nomem(st);
   tde_class rc = tde_json_parse(text, n, "key document", &doc->root, st);
   if (rc == TDE_OK) rc = check_document(doc, st);
   if (rc == TDE_OK) *out = doc;
@@ -318,13 +318,13 @@ tde_class tde_keydoc_text(const tde_keydoc *doc, char **text, size_t *n, tde_sta
   *text = NULL;
   *n = 0;
   tde_json *copy = tde_json_copy(doc->root);
-  if (copy == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (copy == NULL) return tde_nomem(st);
   tde_json *events = tde_json_get(copy, "events");
   while (tde_json_count(events) > TDE_KEYDOC_EVENTS_MAX) tde_json_remove_at(events, 0);
   for (;;) {
     *text = tde_json_text(copy, n);
     if (*text == NULL) {
-      rc = tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+      rc = tde_nomem(st);
       break;
     }
     if (*n <= TDE_KEYDOC_TEXT_MAX) break;

@@ -101,7 +101,7 @@ tde_class tde_keydoc_wrap(const tde_instance *inst, const char *key_id,
   rc = tde_provider_run(wrap, full, st);
   if (rc != TDE_OK) return rc;
   uint8_t *again = tde_secret_alloc(TDE_KEY_BYTES);
-  if (again == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (again == NULL) return tde_nomem(st);
   tde_keydoc_operation(&op, TDE_OP_UNWRAP, inst, who, uuid, again);
   memcpy(op.wrapped, wrap->wrapped, wrap->nwrapped);
   op.nwrapped = wrap->nwrapped;
@@ -120,7 +120,7 @@ tde_class tde_keydoc_wrap(const tde_instance *inst, const char *key_id,
 static tde_class reparse(tde_json *root, tde_keydoc **out, tde_status *st) {
   size_t n = 0;
   char *text = tde_json_text(root, &n);
-  if (text == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (text == NULL) return tde_nomem(st);
   tde_class rc = tde_keydoc_parse(text, n, out, st);
   free(text);
   return rc;
@@ -145,7 +145,7 @@ static tde_class new_document(const tde_op *op, const tde_instance *from, const 
   failed |= tde_json_set_json(draft.root, "auto_rotation", rotation);
   failed |= tde_json_set_json(draft.root, "events", tde_json_array());
   failed |= tde_keydoc_add_event(&draft, &created);
-  tde_class rc = failed ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+  tde_class rc = failed ? tde_nomem(st)
                         : reparse(draft.root, out, st);
   tde_json_free(draft.root);
   return rc;
@@ -334,14 +334,14 @@ static tde_class has_already(const tde_key_info *info, const tde_json *e, tde_st
 tde_class tde_keydoc_list_add(tde_keydoc *doc, const tde_key_info *info, int64_t now,
                               tde_status *st) {
   tde_json *keys = list_of(doc);
-  if (keys == NULL) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (keys == NULL) return tde_nomem(st);
   const tde_json *e = entry_of(keys, info);
   if (e != NULL) return has_already(info, e, st);
   if (tde_json_append(keys, new_list_entry(info, now)) != 0) {
-    return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+    return tde_nomem(st);
   }
   size_t size = bare_size(doc);
-  if (size == 0) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (size == 0) return tde_nomem(st);
   if (size > TDE_KEYDOC_TEXT_MAX - TDE_KEYDOC_RESERVE) {
     return tde_fail(st, TDE_UNSUPPORTED, "remove keys that no backup needs (tde_remove_key)",
                     "the key list is full: the key document would be %zu bytes long, and %d of %d are "
@@ -424,7 +424,7 @@ tde_class tde_keydoc_begin_epoch(tde_keydoc *doc, const tde_op *wrap, int64_t un
             tde_json_set_int(regen, "all", units);
   failed |= tde_json_set_json(doc->root, "regeneration", regen);
   failed |= tde_json_set_int(doc->root, "epoch", next);
-  if (failed) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (failed) return tde_nomem(st);
   doc->epoch = next;
   return TDE_OK;
 }

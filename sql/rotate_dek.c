@@ -162,7 +162,7 @@ static tde_class edit_progress(void *ctx, tde_keydoc *doc, tde_status *st) {
   const progress *p = ctx;
   if (!goes_on(p->r, doc)) return TDE_OK;
   return tde_keydoc_epoch_progress(doc, p->done, p->all)
-             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+             ? tde_nomem(st)
              : TDE_OK;
 }
 
@@ -267,7 +267,7 @@ static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
                     "another process rotates the DEK at the same time");
   }
   return tde_keydoc_end_epoch(doc, (int64_t)time(NULL))
-             ? tde_fail(st, TDE_NOMEM, NULL, "out of memory")
+             ? tde_nomem(st)
              : TDE_OK;
 }
 

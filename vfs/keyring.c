@@ -975,7 +975,7 @@ static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_fac
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
   }
-  if (!note_header(k, h, facts)) return tde_fail(st, TDE_NOMEM, NULL, "out of memory");
+  if (!note_header(k, h, facts)) return tde_nomem(st);
   publish(k);
   return TDE_OK;
 }
