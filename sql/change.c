@@ -15,8 +15,10 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* How often a change is tried when others come in between. */
+/* How often a change is tried when others come in between, and the longest pause before it is
+** tried again: five seconds in all, on average. */
 #define TRIES 20
+#define PAUSE_MS_MAX 1024
 
 /* The basis is not in force any more. The message does for people alone: with a long path it is
 ** cut off before it says so. */
@@ -202,12 +204,23 @@ void tde_change_tell(const tde_change *c) {
   (void)tde_event_emit(tde_instance_audit(c->inst), &e, NULL);
 }
 
+/* Who lost to another change has its keys to learn before the next try, and would be the slower
+** one each time, were there no pause. Its length is random, so that two do not meet again. */
+static void pause_before(int try) {
+  int longest = 1 << try < PAUSE_MS_MAX ? 1 << try : PAUSE_MS_MAX;
+  uint32_t random;
+
+  sqlite3_randomness(sizeof(random), &random);
+  (void)sqlite3_sleep(1 + (int)(random % (uint32_t)longest));
+}
+
 static int run(sqlite3 *db, const char *schema, const char *event, int reading,
                tde_change_work work, void *ctx, tde_status *st) {
   tde_change c;
   int again, rc = SQLITE_BUSY;
 
   for (int i = 0; i < TRIES; i++) {
+    if (i) pause_before(i);
     rc = begin(&c, db, schema, event, reading, st);
     if (rc == SQLITE_OK) rc = work(ctx, &c, st);
     /* The next try begins with a read, which rolls a hot journal back. */
