@@ -519,7 +519,9 @@ static int is_damage(tde_class c) {
 
 /* A unit of an epoch that is not known: another process gave the database a new
 ** DEK. Only keys that verify a newer header of this very database are taken. TDE_TAMPERED:
-** nobody wrote under it; other classes: why its key is not to be had. */
+** nobody wrote under it; other classes: why its key is not to be had. The caller has a lock, and
+** keeps others waiting: what could not be learnt is asked for once, and then by the next
+** transaction, before it has one (tde_db_ask). */
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   tde_file *f = ctx;
   tde_db *db = f->db;
@@ -531,7 +533,7 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
 
   tde_status_clear(&st);
   if (epoch == 0 || !db->keys || !tde_keys_live(db->keys)) return TDE_TAMPERED;
-  if (db->unlearnt && db->unlearnt == db->last.code && tde_now_ms() < db->learn_at) {
+  if (db->unlearnt && db->unlearnt != TDE_TAMPERED && db->unlearnt == db->last.code) {
     return db->unlearnt;
   }
   facts = sqlite3_malloc64(sizeof(*facts));
@@ -542,16 +544,9 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   if (!facts) c = TDE_NOMEM;
   if (h.doc && memcmp(h.sha, db->header.sha, TDE_HASH_BYTES) != 0) {
     tde_key_params params = way_for(db, &h);
-    int64_t began = tde_now_ms();
     c = tde_keyring_follow(db->keys, &tde_source, &params, &h, 0, facts, &st);
     if (c == TDE_NOT_AUTHENTIC) c = TDE_TAMPERED; /* nobody's header */
-    if (c && c != TDE_TAMPERED) {
-      int64_t now = tde_now_ms();
-      db->last = st; /* bad_unit tells */
-      db->unlearnt = c;
-      /* The caller has a lock: whom it keeps waiting has half of the time at least. */
-      db->learn_at = now + (now - began > RETRY_MS ? now - began : RETRY_MS);
-    }
+    if (c && c != TDE_TAMPERED) db->last = st;    /* bad_unit tells */
   }
   if (c == TDE_OK) {
     db->facts = *facts;
@@ -559,6 +554,7 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
     take_header(db, &h, db->keys);
     if (!tde_db_knows(db, epoch)) c = TDE_TAMPERED;
   }
+  db->unlearnt = c;
   tde_header_clear(&h);
   sqlite3_free(facts);
   tde_slots_clear(&both);
@@ -1270,16 +1266,32 @@ static int finish_update(tde_file *f) {
   return rc;
 }
 
-int tde_db_gate(tde_file *f) {
+int tde_db_ask(tde_file *f) {
   tde_db *db = f->db;
-  int rc;
+  int rc = SQLITE_OK;
 
   if (db->state == TDE_STATE_ONLINE && db->keys) {
     /* A transaction begins: what is wrong now shows anew. */
     if (db->last.code && db->lock <= SQLITE_LOCK_SHARED) tde_status_clear(&db->last);
     check_here(db);
-    if (!tde_keys_live(db->keys)) tde_db_lose(db);
+    if (!tde_keys_live(db->keys)) {
+      tde_db_lose(db);
+    } else if (db->unlearnt) {
+      db->unlearnt = TDE_OK;
+      rc = freshen(f);
+    }
+  } else if (db->state == TDE_STATE_INACCESSIBLE &&
+             (tde_now_ms() >= db->retry_at || (db->keys && tde_keys_live(db->keys)))) {
+    rc = tde_db_load(f, 1);
   }
+  return rc;
+}
+
+int tde_db_gate(tde_file *f) {
+  tde_db *db = f->db;
+  int rc = tde_db_ask(f);
+
+  if (rc) return rc;
   if (db->state == TDE_STATE_ONLINE && db->facts.secondary) {
     rc = finish_update(f);
     if (rc) return rc;
@@ -1294,12 +1306,6 @@ int tde_db_gate(tde_file *f) {
     case TDE_STATE_DAMAGED: /* somebody may have put the file right, or the disk */
       rc = tde_db_load(f, 1);
       if (rc) return rc;
-      break;
-    case TDE_STATE_INACCESSIBLE:
-      if (tde_now_ms() >= db->retry_at || (db->keys && tde_keys_live(db->keys))) {
-        rc = tde_db_load(f, 1);
-        if (rc) return rc;
-      }
       break;
     default:
       break;

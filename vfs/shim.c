@@ -436,6 +436,13 @@ static int refuse_guest(tde_file *f) {
   return SQLITE_READONLY;
 }
 
+/* A key service that hangs must not keep a lock from others, whose keys are live. */
+static int ask_first(tde_file *f) {
+  int rc = tde_db_ask(f);
+
+  return rc == SQLITE_OK && f->db->state == TDE_STATE_INACCESSIBLE ? tde_db_report(f->db) : rc;
+}
+
 static int do_main_lock(sqlite3_file *pf, int level) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
@@ -445,6 +452,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   if (rc == SQLITE_OK && db->guest_of && !f->plain && level == SQLITE_LOCK_RESERVED) {
     rc = refuse_guest(f);
   }
+  if (rc == SQLITE_OK && before == SQLITE_LOCK_NONE && !f->plain) rc = ask_first(f);
   if (rc == SQLITE_OK) rc = tde_main_lock(f->lower, before, level);
   if (rc) return rc;
   set_lock(db, level > before ? level : before);

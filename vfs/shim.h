@@ -18,8 +18,7 @@ typedef struct tde_db {
   tde_state state;
   tde_status last;  /* why it is not accessible, or the last bad unit */
   int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
-  int64_t learn_at; /* likewise: when the DEK of an epoch that is new here may be asked for again */
-  tde_class unlearnt; /* why it was not to be had; db->last tells */
+  tde_class unlearnt; /* why the DEK of an epoch that is new here was not to be had */
   uint64_t fork;    /* of the process in which a check was last thought of */
   unsigned io_gates;
   tde_key_params params;
@@ -173,6 +172,9 @@ int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
+/* Before a transaction's first lock: what the key service may have to be asked for is asked
+** while nobody waits for this connection. SQLITE_OK does not say that the database is Online. */
+int tde_db_ask(tde_file *f);
 int tde_db_gate(tde_file *f);    /* SQLITE_OK when a transaction may begin */
 int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
 int tde_db_create(tde_file *f);  /* a new database's header, under RESERVED */
