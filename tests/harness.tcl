@@ -228,6 +228,15 @@ proc epochs {path {unit 4096}} {
   return $seen
 }
 
+# An instance with its service-managed key. To make an RSA key takes long: a test file makes what
+# its tests begin with once, and each begins with a copy.
+proc make_instance {folder} {
+  open_tde db seed.db "tde_instance=[at $folder]"
+  db eval {CREATE TABLE t(a)}
+  close_all db
+  file delete [at seed.db]
+}
+
 # The decoder that shares no code with the extension: $::decode, and the constraint `decoder`.
 proc needs_decoder {} {
   set ::decode [file join $::here decoder decode.py]

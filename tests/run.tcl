@@ -47,7 +47,7 @@ file mkdir $::env(TMPDIR)
 file attributes $::env(TMPDIR) -permissions 0711
 
 # The slow ones first, so that the two lanes end together.
-set ::slow {concurrency large differential convert pagesize}
+set ::slow {protector vault backup concurrency large differential convert pagesize}
 proc selected {} {
   set files {}
   foreach path [glob -directory $::here *.test] {
