@@ -62,13 +62,13 @@ check-race: $(CRASH_OUT)/race ## another process acts at every call of an operat
 	$(Q)$(CRASH_OUT)/race
 
 check-race-smoke: $(CRASH_OUT)/race ## the same, at some of the calls
-	$(Q)$(CRASH_OUT)/race -c 18
+	$(Q)$(CRASH_OUT)/race -c 14
 
 check-race-threads: $(CRASH_OUT)/race ## another thread does
 	$(Q)$(CRASH_OUT)/race -t
 
 check-race-threads-smoke: $(CRASH_OUT)/race ## the same, at some of the calls
-	$(Q)$(CRASH_OUT)/race -t -c 24
+	$(Q)$(CRASH_OUT)/race -t -c 18
 
 # The product as one object, its allocations and its clock renamed to those of
 # faults.c.

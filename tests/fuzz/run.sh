@@ -13,7 +13,7 @@ set -u
 out=$1 mode=$2 seconds=$3
 shift 3
 here=$(dirname "$0")
-runs=${FUZZ_RUNS:-2000} seed=${FUZZ_SEED:-1}
+runs=${FUZZ_RUNS:-1500} seed=${FUZZ_SEED:-1}
 passed=0 failed=0 skipped=0
 
 # Programs leave their scratch folder behind when they crash: all in one place.
