@@ -195,12 +195,13 @@ static void check(tde_keys *k) {
 
 static int start_thread(void);
 
-/* When the first of those that wait looks; INT64_MAX: none waits. The lock is held. */
-static int64_t first_look(void) {
+/* When the first of those that wait looks; INT64_MAX: none does in time. The clock that they nap by
+** stands still while the machine sleeps: whose time is past may nap on. The lock is held. */
+static int64_t first_look(int64_t now) {
   int64_t first = INT64_MAX;
 
   for (int i = 0; i < TDE_LANES; i++) {
-    if (watch.wake_at[i] && watch.wake_at[i] < first) first = watch.wake_at[i];
+    if (watch.wake_at[i] > now && watch.wake_at[i] < first) first = watch.wake_at[i];
   }
   return first;
 }
@@ -208,7 +209,7 @@ static int64_t first_look(void) {
 /* Somebody is to look at this time. The lock is held. */
 static void look_by(int64_t due) {
   if (due < watch.soonest) watch.soonest = due;
-  if (watch.waiting > 0 && due < first_look()) pthread_cond_signal(&watch.wake);
+  if (watch.waiting > 0 && due < first_look(tde_now_ms())) pthread_cond_signal(&watch.wake);
 }
 
 /* Sleeps until something is due, a note, or the end, and at most for so long; the lock is held. */
@@ -218,7 +219,7 @@ static void nap(int64_t due, int64_t most_ms) {
   int i = 0;
 
   if (watch.soonest < due) due = watch.soonest; /* came up after the search */
-  ms = first_look() <= due ? most_ms : due - now; /* one that looks is enough */
+  ms = first_look(now) <= due ? most_ms : due - now; /* one that looks is enough */
   if (ms > most_ms) ms = most_ms;
   if (ms < 1) ms = 1;
   t = in_ms(CLOCK_MONOTONIC, ms);

@@ -4,7 +4,9 @@
 */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "../../ext/base/crypto.h"
 #include "../../vfs/keyring.h"
@@ -57,6 +59,14 @@ static void fake_event(void *ctx, const tde_key_params *params, const tde_key_ev
 
 static const tde_key_source fake = {NULL,        NULL,       fake_unwrap, fake_describe,
                                     fake_policy, fake_event, NULL,        NULL};
+
+/* The C library's, for a machine that may have slept. */
+static _Atomic int64_t slept_ms;
+int clock_gettime(clockid_t clock, struct timespec *t) {
+  int rc = (int)syscall(SYS_clock_gettime, clock, t);
+  if (clock == CLOCK_BOOTTIME) t->tv_sec += slept_ms / 1000;
+  return rc;
+}
 
 static void begin(int check) {
   check_ms = check;
@@ -166,6 +176,20 @@ static void a_new_due_time_wakes_who_is_there(void) {
   for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
 }
 
+/* While the machine slept, keys went on growing old, but not the nap of who checks them. */
+static void after_a_sleep_who_naps_is_woken(void) {
+  tde_keys *k;
+  begin(600000);
+  k = open_one("well.example", 600);
+  CHECK(threads_become(1, 15000));
+  usleep(200000);
+  well_asked = 0;
+  slept_ms += 700000;
+  CHECK(tde_watch_kick());
+  CHECK(within(1000, &well_asked, 1));
+  tde_keyring_release(k);
+}
+
 /* A fork waits for who is inside of a library, and that is soon over: nobody is waited for who
 ** waits for a lock that the fork has. */
 static void a_fork_is_not_held_up(void) {
@@ -198,6 +222,7 @@ int main(int argc, char **argv) {
       {"many_silent_hosts_hold_up_no_other", many_silent_hosts_hold_up_no_other},
       {"opened_while_the_thread_waits", opened_while_the_thread_waits},
       {"a_new_due_time_wakes_who_is_there", a_new_due_time_wakes_who_is_there},
+      {"after_a_sleep_who_naps_is_woken", after_a_sleep_who_naps_is_woken},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
