@@ -680,8 +680,9 @@ static tde_class not_live(const tde_keys *k, tde_status *st) {
 ** transaction, at most this often. */
 #define LOCAL_RETRY_MS 1000
 
-/* What unlock does with an entry that is there, or new. */
-typedef enum plan { PLAN_ASK, PLAN_DONE, PLAN_FAIL } plan;
+/* What unlock does with an entry that is there, or new. PLAN_AGAIN: it got its DEK from somebody
+** else, for a header which may be another one: it is looked for as any live entry. */
+typedef enum plan { PLAN_ASK, PLAN_AGAIN, PLAN_FAIL } plan;
 
 /* The lock is held, and k has our reference. */
 static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *facts, int forced) {
@@ -691,7 +692,7 @@ static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *f
     while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
     if (!atomic_load(&k->live) && !forced) return PLAN_FAIL; /* the outcome waited for */
   }
-  if (atomic_load(&k->live)) return PLAN_DONE;
+  if (atomic_load(&k->live)) return PLAN_AGAIN;
   if (is_busy(k)) return PLAN_FAIL;
   if (memcmp(k->header.sha, h->sha, TDE_HASH_BYTES) != 0) {
     /* Somebody changed the keys, or revalidated. */
@@ -789,6 +790,7 @@ static int keeps_entry(tde_class c) {
   return c != TDE_NOMEM && c != TDE_CRYPTO && c != TDE_RANDOM && c != TDE_INTERNAL;
 }
 
+/* The lock is held on entry and on return. *out NULL and TDE_OK: look again. */
 static tde_class unlock_absent(const tde_key_source *source, const tde_key_params *params,
                                const tde_key_policy *policy, const tde_header *h, int forced,
                                const tde_key_facts *facts, tde_keys **out, tde_status *st) {
@@ -810,7 +812,8 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
     set_busy(k);
     link_entry(k);
   }
-  *out = k;
+  *out = p == PLAN_AGAIN ? NULL : k;
+  if (p == PLAN_AGAIN) drop_ref(k);
   if (p == PLAN_FAIL) c = not_live(k, st);
   if (p != PLAN_ASK) return c;
   pthread_mutex_unlock(&ring_lock);
@@ -920,10 +923,12 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   if (c) return c;
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
-  *out = take_live(source, params, &policy, header, forced, facts, &c, st);
-  if (*out) note_use(*out);
-  if (*out && forced) c = ask_live_now(*out, source, params, st);
-  if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
+  do {
+    *out = take_live(source, params, &policy, header, forced, facts, &c, st);
+    if (*out) note_use(*out);
+    if (*out && forced) c = ask_live_now(*out, source, params, st);
+    if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
+  } while (!*out && c == TDE_OK);
   pthread_mutex_unlock(&ring_lock);
   return c;
 }

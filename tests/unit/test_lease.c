@@ -289,6 +289,32 @@ static void one_fetch_for_many(void) {
   tde_header_clear(&h);
 }
 
+/* Who waits for another's outcome has read a header of its own, which is to verify, too. */
+static void who_waits_proves_its_header(void) {
+  tde_header h, newer, forged;
+  tde_keys *k[3] = {NULL, NULL, NULL};
+  pthread_t t;
+  void *first = NULL;
+  begin();
+  make_header(&h, 90, "key:a A", 1);
+  make_header(&newer, 90, "key:a A", 2);
+  make_header(&forged, 90, "key:a A", 3);
+  forged.mac[0] ^= 1;
+  fake.delay = 300000;
+  REQUIRE(pthread_create(&t, NULL, open_one, &h) == 0);
+  usleep(100000);
+  CHECK(unlock(&forged, 0, &k[1], NULL) == TDE_NOT_AUTHENTIC);
+  pthread_join(t, &first);
+  CHECK(first != k[1] && tde_keys_live(first));
+  fake.delay = 0;
+  CHECK(unlock(&newer, 0, &k[2], NULL) == TDE_OK && k[2] == first);
+  for (int i = 1; i < 3; i++) tde_keyring_release(k[i]);
+  tde_keyring_release(first);
+  tde_header_clear(&h);
+  tde_header_clear(&newer);
+  tde_header_clear(&forged);
+}
+
 static void another_protector_is_asked(void) {
   tde_header now, backup;
   tde_keys *a = NULL, *b = NULL;
@@ -1069,6 +1095,7 @@ int main(int argc, char **argv) {
       {"waits_out_an_outage_at_open", waits_out_an_outage_at_open},
       {"reopened_by_a_new_header", reopened_by_a_new_header},
       {"one_fetch_for_many", one_fetch_for_many},
+      {"who_waits_proves_its_header", who_waits_proves_its_header},
       {"another_protector_is_asked", another_protector_is_asked},
       {"who_asks_counts", who_asks_counts},
       {"another_instance_is_asked", another_instance_is_asked},
