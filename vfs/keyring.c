@@ -830,15 +830,14 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
 static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
                           const tde_key_params *caller, fetched *got, tde_status *st);
 
-/* A revalidation of a live entry: its protector is asked at once. The lock is held
-** on entry and on return. */
+/* A revalidation of a live entry that is not busy: its protector is asked at once. The lock is
+** held on entry and on return. */
 static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
                               const tde_key_params *caller, tde_status *st) {
   fetched got = {0};
   tde_class c;
   int counts;
 
-  while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
   set_busy(k);
   pthread_mutex_unlock(&ring_lock);
   tde_status_clear(st);
@@ -899,6 +898,24 @@ static tde_keys *take_live(const tde_key_source *source, const tde_key_params *p
   }
 }
 
+/* *out NULL: there is none, or it was lost while we waited for who asked about it. The lock is held
+** on entry and on return. */
+static tde_class unlock_live(const tde_key_source *source, const tde_key_params *params,
+                             const tde_key_policy *policy, const tde_header *h, int forced,
+                             const tde_key_facts *facts, tde_keys **out, tde_status *st) {
+  tde_class c = TDE_OK;
+  tde_keys *k = take_live(source, params, policy, h, forced, facts, &c, st);
+
+  *out = k;
+  if (k) note_use(k);
+  if (!k || !forced) return c;
+  while (is_busy(k)) pthread_cond_wait(&ring_changed, &ring_lock);
+  if (atomic_load(&k->live)) return ask_live_now(k, source, params, st);
+  *out = NULL;
+  drop_ref(k);
+  return TDE_OK;
+}
+
 tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params *params,
                              const tde_header *header, int forced, tde_key_facts *facts,
                              tde_keys **out, tde_status *st) {
@@ -924,9 +941,7 @@ tde_class tde_keyring_unlock(const tde_key_source *source, const tde_key_params 
   source->policy(source->ctx, params, &policy);
   pthread_mutex_lock(&ring_lock);
   do {
-    *out = take_live(source, params, &policy, header, forced, facts, &c, st);
-    if (*out) note_use(*out);
-    if (*out && forced) c = ask_live_now(*out, source, params, st);
+    c = unlock_live(source, params, &policy, header, forced, facts, out, st);
     if (!*out) c = unlock_absent(source, params, &policy, header, forced, facts, out, st);
   } while (!*out && c == TDE_OK);
   pthread_mutex_unlock(&ring_lock);

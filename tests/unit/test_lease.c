@@ -633,6 +633,33 @@ static void closed_until_revalidated(void) {
   tde_header_clear(&h);
 }
 
+static void *check_in_thread(void *k) {
+  CHECK(tde_keyring_check(k, &source, NULL) == TDE_LEASE_WIPE);
+  return NULL;
+}
+
+/* A revalidation that waits while a check finds the key lost brings it back. */
+static void a_revalidation_meets_a_loss(void) {
+  tde_header h;
+  tde_keys *k = NULL, *again = NULL;
+  pthread_t t;
+  begin();
+  make_header(&h, 91, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  set_answer(TDE_DENIED);
+  CHECK(check_now(k, NULL) == TDE_LEASE_KEEP);
+  fake.delay = 300000;
+  for (int i = 0; i < 200 && !tde_keyring_claim(k); i++) usleep(10000);
+  REQUIRE(pthread_create(&t, NULL, check_in_thread, k) == 0);
+  usleep(100000);
+  set_answer(TDE_OK);
+  CHECK(unlock(&h, 1, &again, NULL) == TDE_OK && again == k && tde_keys_live(k));
+  pthread_join(t, NULL);
+  tde_keyring_release(again);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
 static void closed_until_the_header_changes(void) {
   tde_header h, revalidated;
   tde_keys *k = NULL, *again = NULL;
@@ -1105,6 +1132,7 @@ int main(int argc, char **argv) {
       {"in_line_behind_a_hung_request", in_line_behind_a_hung_request},
       {"silent_hosts_leave_lanes", silent_hosts_leave_lanes},
       {"closed_until_revalidated", closed_until_revalidated},
+      {"a_revalidation_meets_a_loss", a_revalidation_meets_a_loss},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"dek_and_protector_changed_elsewhere", dek_and_protector_changed_elsewhere},
