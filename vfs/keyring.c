@@ -1439,7 +1439,9 @@ static tde_class fetch_lacking(tde_keys *k, const tde_key_source *source, const 
   return fetch(source, &params, newer, lacking, n, got, NULL);
 }
 
-/* Puts the header in force. The lock is held. */
+/* Puts the header in force, unless it would have the entry forget a DEK that is in use: the slot in
+** force may be damaged, so that an older one is the newest whole. Who uses the file tells that from
+** an older copy (tde_keyring_go_back). The lock is held. */
 static void follow_header(tde_keys *k, const tde_header *newer, const tde_key_facts *facts,
                           fetched *got) {
   tde_class c;
@@ -1448,6 +1450,7 @@ static void follow_header(tde_keys *k, const tde_header *newer, const tde_key_fa
     if (note_header(k, newer, facts)) tde_lease_reopen(&k->lease, tde_now_ms());
     return;
   }
+  if (is_ahead(k, newer, facts)) return;
   c = check_header(newer, facts, &k->epochs, got, NULL);
   for (int i = 0; c == TDE_OK && i < got->n; i++) {
     c = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);

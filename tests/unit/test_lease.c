@@ -723,6 +723,22 @@ static void dek_and_protector_changed_elsewhere(void) {
   tde_header_clear(&forged);
 }
 
+/* The slot in force is damaged, and so the older one is the newest whole: the DEK that it does not
+** know is in use, and is what the slot is repaired with. */
+static void a_check_does_not_go_back(void) {
+  tde_header h, older;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&older, 94, "key:a A", 1);
+  make_header_of(&h, 94, "key:a @2 B", 2, 2);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  CHECK(check_now(k, &older) == TDE_LEASE_KEEP);
+  CHECK(tde_keys_has(k, 2) && tde_keyring_ahead(k, &older) == 2);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&older);
+}
+
 /* What is told of a moment does not change with the time at which it is asked for. */
 static void a_moment_stays_the_same(void) {
   tde_key_report a, b;
@@ -1136,6 +1152,7 @@ int main(int argc, char **argv) {
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"dek_and_protector_changed_elsewhere", dek_and_protector_changed_elsewhere},
+      {"a_check_does_not_go_back", a_check_does_not_go_back},
       {"a_moment_stays_the_same", a_moment_stays_the_same},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
