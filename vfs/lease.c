@@ -45,6 +45,7 @@ static int64_t at_most(int64_t a, int64_t b) {
 
 static void become(tde_lease *l, tde_access a, int64_t now) {
   if (l->access == a) return;
+  if (tde_access_is_live(l->access)) l->lost_at = now;
   l->access = a;
   l->since = now;
   l->denials = 0;
@@ -69,7 +70,7 @@ void tde_lease_begin(tde_lease *l, int64_t now, const tde_key_policy *p) {
 void tde_lease_refused(tde_lease *l, tde_class c, int64_t now, const tde_key_policy *p) {
   memset(l, 0, sizeof(*l));
   l->access = tde_class_is_denial(c) ? TDE_ACCESS_LOST : TDE_ACCESS_WAITING;
-  l->checked_at = l->since = now;
+  l->checked_at = l->since = l->lost_at = now;
   plan_retry(l, now, p);
 }
 
@@ -153,5 +154,5 @@ void tde_lease_reopen(tde_lease *l, int64_t now) {
 }
 
 int64_t tde_lease_cutoff(const tde_lease *l, const tde_key_policy *p) {
-  return l->since + p->check_ms;
+  return l->lost_at + p->check_ms;
 }

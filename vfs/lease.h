@@ -47,6 +47,7 @@ typedef struct tde_lease {
   int64_t checked_at; /* the last answer */
   int64_t due_at;     /* the next check; INT64_MAX: none */
   int64_t since;      /* when this access began */
+  int64_t lost_at;    /* when the DEK went, if it is away */
   int64_t retry_ms;   /* the last pause while there is no DEK */
 } tde_lease;
 

@@ -155,6 +155,27 @@ static void checks_reach_the_window(void) {
   CHECK(l.since == 1800000);
 }
 
+/* Whatever becomes of the key after the loss, what was under way then has one interval. */
+static void the_cutoff_stays(void) {
+  tde_lease l;
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_UNREACHABLE, 0, 300000, &policy);
+  CHECK(tde_lease_tick(&l, 300000 + 86400000, &policy) == TDE_LEASE_WIPE);
+  CHECK(tde_lease_cutoff(&l, &policy) == 300000 + 86400000 + 300000);
+  tde_lease_answer(&l, TDE_DENIED, 0, l.due_at, &policy);
+  CHECK(l.access == TDE_ACCESS_LOST);
+  CHECK(tde_lease_cutoff(&l, &policy) == 300000 + 86400000 + 300000);
+  tde_lease_tick(&l, l.since + 1800000, &policy);
+  CHECK(l.access == TDE_ACCESS_CLOSED);
+  CHECK(tde_lease_cutoff(&l, &policy) == 300000 + 86400000 + 300000);
+  tde_lease_reopen(&l, l.since + 1000);
+  CHECK(tde_lease_cutoff(&l, &policy) == 300000 + 86400000 + 300000);
+  CHECK(tde_lease_answer(&l, TDE_OK, 0, 90000000, &policy) == TDE_LEASE_HEAL);
+  tde_lease_answer(&l, TDE_DENIED, 0, 90300000, &policy);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 90302000, &policy) == TDE_LEASE_WIPE);
+  CHECK(tde_lease_cutoff(&l, &policy) == 90602000); /* another loss */
+}
+
 static void waits_out_an_outage_at_open(void) {
   tde_lease l;
   tde_lease_refused(&l, TDE_UNREACHABLE, 0, &policy);
@@ -1135,6 +1156,7 @@ int main(int argc, char **argv) {
       {"grace_counts_from_the_due_check", grace_counts_from_the_due_check},
       {"closes_after_the_window", closes_after_the_window},
       {"checks_reach_the_window", checks_reach_the_window},
+      {"the_cutoff_stays", the_cutoff_stays},
       {"waits_out_an_outage_at_open", waits_out_an_outage_at_open},
       {"reopened_by_a_new_header", reopened_by_a_new_header},
       {"one_fetch_for_many", one_fetch_for_many},
