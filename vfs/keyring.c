@@ -367,7 +367,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
 typedef struct fetched {
   int n;
   tde_epoch_keys epochs[TDE_EPOCHS_MAX];
-  int64_t at; /* a good answer that another database got then; 0: now */
+  int64_t at; /* an answer that another database got then; 0: it is this one's */
 } fetched;
 
 static void fetched_clear(fetched *f) {
@@ -504,11 +504,13 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
   tde_access before;
   tde_lease_act act;
   const char *what;
+  int64_t now = tde_now_ms();
 
   pthread_mutex_lock(&ring_lock);
   before = k->lease.access;
-  /* An interval goes from when the key service said so. */
-  act = tde_lease_answer(&k->lease, c, forced, got->at ? got->at : tde_now_ms(), &k->policy);
+  /* An interval goes from when the key service said so, or did not. */
+  act = tde_lease_answer(&k->lease, c, forced, got->at && !c ? got->at : now, &k->policy);
+  if (got->at && c) tde_lease_heard(&k->lease, got->at, &k->policy);
   for (int i = 0; act == TDE_LEASE_HEAL && i < got->n; i++) {
     tde_class c2 = tde_epochs_install(&k->epochs, &k->facts, &got->epochs[i]);
     if (c2) { /* not healed after all */
@@ -1396,10 +1398,7 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
   ask_as(&params, caller);
   named = !params.as_key && recent_key(k, key);
   got->at = named && !fresh ? recent_get(key, k->policy.check_ms / 2, st) : 0;
-  if (got->at) {
-    if (st->code) got->at = 0;
-    return st->code;
-  }
+  if (got->at) return st->code;
   c = fetch(source, &params, &k->header, &k->header.epoch, 1, got, st);
   heard(k, &params, c);
   if (c == TDE_OK) c = compare(k, got, st);

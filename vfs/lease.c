@@ -113,6 +113,11 @@ tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t no
   return TDE_LEASE_KEEP;
 }
 
+void tde_lease_heard(tde_lease *l, int64_t at, const tde_key_policy *p) {
+  l->checked_at = at;
+  if (tde_access_is_live(l->access)) l->due_at = at_most(l->due_at, at + p->check_ms);
+}
+
 tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p) {
   if (l->access == TDE_ACCESS_GRACE && now - l->since >= p->grace_ms) {
     become(l, TDE_ACCESS_WAITING, now);

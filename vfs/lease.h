@@ -78,6 +78,9 @@ void tde_lease_refused(tde_lease *l, tde_class c, int64_t now, const tde_key_pol
 ** fetched may be used from now on. */
 tde_lease_act tde_lease_answer(tde_lease *l, tde_class c, int forced, int64_t now,
                                const tde_key_policy *p);
+/* The answer was an outage that another database met at this time: the next check is due an interval
+** after that. */
+void tde_lease_heard(tde_lease *l, int64_t at, const tde_key_policy *p);
 /* Time passed: WIPE when a grace is over; the heal window closes here, too. */
 tde_lease_act tde_lease_tick(tde_lease *l, int64_t now, const tde_key_policy *p);
 /* A check is due that cannot be made yet: others at the same key service are waited for. When

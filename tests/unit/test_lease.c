@@ -379,6 +379,29 @@ static void who_asks_counts(void) {
   }
 }
 
+/* An outage that another database met is as old as it was there, too. */
+static void an_outage_heard_of_is_as_old(void) {
+  tde_header h[2];
+  tde_keys *k[2];
+  begin();
+  fast = (tde_key_policy){2000, 60000, 60000, 0};
+  for (int i = 0; i < 2; i++) {
+    make_header(&h[i], (uint32_t)(92 + i), "key:out A", 1);
+    REQUIRE(unlock(&h[i], 0, &k[i], NULL) == TDE_OK);
+  }
+  usleep(2100000);
+  set_answer(TDE_UNREACHABLE);
+  asked();
+  CHECK(check_now(k[0], NULL) == TDE_LEASE_KEEP && asked() == 1);
+  usleep(500000);
+  CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP && asked() == 0);
+  CHECK(tde_keys_due(k[1]) <= tde_keys_due(k[0]));
+  for (int i = 0; i < 2; i++) {
+    tde_keyring_release(k[i]);
+    tde_header_clear(&h[i]);
+  }
+}
+
 /* A DEK that one instance's keys unwrapped is not there for another instance. */
 static void another_instance_is_asked(void) {
   tde_header h;
@@ -1163,6 +1186,7 @@ int main(int argc, char **argv) {
       {"who_waits_proves_its_header", who_waits_proves_its_header},
       {"another_protector_is_asked", another_protector_is_asked},
       {"who_asks_counts", who_asks_counts},
+      {"an_outage_heard_of_is_as_old", an_outage_heard_of_is_as_old},
       {"another_instance_is_asked", another_instance_is_asked},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
       {"derived_keys_go_with_the_key", derived_keys_go_with_the_key},
