@@ -10,8 +10,10 @@
 /* A name of the domain system and a port fit in; of two longer ones that begin alike one waits
 ** for the other. */
 #define HOST_MAX 264
-/* More silent hosts than that are forgotten in turn, and found out anew. */
-#define SILENT_KNOWN 64
+/* Silent hosts are known by hashes, in so many sets: some thousand find room. Of more in one set the
+** first are forgotten, and found out anew. Two of one hash are taken for one. */
+#define SILENT_SETS 1024
+#define SILENT_WAYS 8
 
 typedef struct host {
   size_t n; /* 0: none */
@@ -25,7 +27,7 @@ static struct {
   host host;
 } lanes[TDE_LANES];
 
-static host silent[SILENT_KNOWN];
+static uint64_t silent[SILENT_SETS][SILENT_WAYS]; /* 0: none */
 static unsigned next_silent;
 
 static host host_of(const char *key_id) {
@@ -46,16 +48,31 @@ static int same(const host *a, const host *b) {
   return a->n == b->n && memcmp(a->name, b->name, a->n) == 0;
 }
 
-static host *find_silent(const host *h) {
-  for (int i = 0; h->n && i < SILENT_KNOWN; i++) {
-    if (same(&silent[i], h)) return &silent[i];
+static uint64_t hash_of(const host *h) {
+  uint64_t x = UINT64_C(14695981039346656037); /* FNV-1a */
+
+  for (size_t i = 0; i < h->n; i++) x = (x ^ (uint8_t)h->name[i]) * UINT64_C(1099511628211);
+  return x ? x : 1;
+}
+
+/* The place of this hash in its set; of 0: a free one. NULL: there is none. */
+static uint64_t *find_silent(uint64_t hash, uint64_t what) {
+  uint64_t *set = silent[hash % SILENT_SETS];
+
+  for (int i = 0; i < SILENT_WAYS; i++) {
+    if (set[i] == what) return &set[i];
   }
   return NULL;
 }
 
+static int is_known_silent(const host *h) {
+  uint64_t hash = hash_of(h);
+  return find_silent(hash, hash) != NULL;
+}
+
 tde_lane tde_lanes_look(const char *key_id, int64_t now) {
   host h = host_of(key_id);
-  int is_silent = find_silent(&h) != NULL, others = 0;
+  int is_silent = is_known_silent(&h), others = 0;
 
   for (int i = 0; i < TDE_LANES; i++) {
     if (!lanes[i].who) continue;
@@ -74,7 +91,7 @@ void tde_lanes_enter(const void *who, const char *key_id, int64_t now) {
     lanes[i].who = who;
     lanes[i].since = now;
     lanes[i].host = host_of(key_id);
-    lanes[i].silent = find_silent(&lanes[i].host) != NULL;
+    lanes[i].silent = is_known_silent(&lanes[i].host);
     return;
   }
 }
@@ -86,12 +103,16 @@ void tde_lanes_leave(const void *who) {
 }
 
 void tde_lanes_heard(const char *key_id, tde_class c) {
-  host h = host_of(key_id), *known = find_silent(&h);
+  host h = host_of(key_id);
+  uint64_t hash = hash_of(&h), *known = find_silent(hash, hash);
 
   if (tde_class_is_outage(c)) {
-    if (!known) silent[next_silent++ % SILENT_KNOWN] = h;
+    if (known) return;
+    known = find_silent(hash, 0);
+    if (!known) known = &silent[hash % SILENT_SETS][next_silent++ % SILENT_WAYS];
+    *known = hash;
   } else if (known && (c == TDE_OK || tde_class_is_denial(c))) {
-    known->n = 0;
+    *known = 0;
   }
 }
 

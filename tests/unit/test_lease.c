@@ -10,6 +10,7 @@
 #include "../../ext/base/limits.h"
 #include "../../ext/base/secret.h"
 #include "../../vfs/keyring.h"
+#include "../../vfs/lanes.h"
 #include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
 #include "header.h"
@@ -654,6 +655,31 @@ static void silent_hosts_leave_lanes(void) {
   close_these(5, k);
 }
 
+/* Also where a thousand customers' vaults are silent. */
+static void many_silent_hosts_leave_lanes(void) {
+  enum { HOSTS = 1000 };
+  char key[HOSTS][40];
+  int stuck = 0;
+  for (int i = 0; i < HOSTS; i++) {
+    (void)snprintf(key[i], sizeof(key[i]), "https://vault-%d.example/keys/k", i);
+    tde_lanes_heard(key[i], TDE_UNREACHABLE);
+  }
+  for (int i = 0; i < TDE_LANES_SILENT; i++) {
+    CHECK(tde_lanes_look(key[i], 0) == TDE_LANE_FREE);
+    tde_lanes_enter(key[i], key[i], 0);
+  }
+  CHECK(tde_lanes_look("https://well.example/keys/k", 0) == TDE_LANE_FREE);
+  for (int i = TDE_LANES_SILENT; i < HOSTS; i++) stuck += tde_lanes_look(key[i], 0) == TDE_LANE_STUCK;
+  CHECK(stuck == HOSTS - TDE_LANES_SILENT);
+  for (int i = 0; i < TDE_LANES_SILENT; i++) tde_lanes_leave(key[i]);
+  for (int i = 0; i < HOSTS; i++) tde_lanes_heard(key[i], TDE_OK);
+  for (int i = 0; i < TDE_LANES_SILENT + 1; i++) {
+    CHECK(tde_lanes_look(key[i], 0) == TDE_LANE_FREE);
+    tde_lanes_enter(key[i], key[i], 0);
+  }
+  for (int i = 0; i < TDE_LANES_SILENT + 1; i++) tde_lanes_leave(key[i]);
+}
+
 static void closed_until_revalidated(void) {
   tde_header h;
   tde_keys *k = NULL, *again = NULL;
@@ -1193,6 +1219,7 @@ int main(int argc, char **argv) {
       {"order_of_checks", order_of_checks},
       {"in_line_behind_a_hung_request", in_line_behind_a_hung_request},
       {"silent_hosts_leave_lanes", silent_hosts_leave_lanes},
+      {"many_silent_hosts_leave_lanes", many_silent_hosts_leave_lanes},
       {"closed_until_revalidated", closed_until_revalidated},
       {"a_revalidation_meets_a_loss", a_revalidation_meets_a_loss},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
