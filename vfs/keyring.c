@@ -1285,10 +1285,23 @@ static int share_lane(const tde_keys *a, const tde_keys *b) {
   return a->facts.remote && b->facts.remote && tde_lanes_same(asked_key(a), asked_key(b));
 }
 
+/* When to look at one that is behind another in a lane: the request may go on for long, and its
+** grace or heal window may end meanwhile. */
+static int64_t behind_at(const search *s, const tde_keys *k) {
+  int64_t stuck = s->now + TDE_LANE_STUCK_MS, at = tde_lease_unasked(&k->lease, 0, &k->policy);
+  return at < stuck ? at : stuck;
+}
+
+/* Of two whose check is due one is not made now. The other one is free to be made by another thread,
+** if it does not have to wait for the first. */
+static void is_second(search *s, const tde_keys *k, const tde_keys *one, int both_ask) {
+  is_due_at(s, both_ask && share_lane(k, one) ? behind_at(s, k) : s->now);
+}
+
 /* An entry whose check is due: is it the one? */
 static void consider(search *s, tde_keys *k) {
   tde_lane lane = k->facts.remote ? tde_lanes_look(asked_key(k), s->now) : TDE_LANE_FREE;
-  int ask = lane == TDE_LANE_FREE;
+  int ask = lane == TDE_LANE_FREE, before;
 
   if (!ask) {
     int64_t at = tde_lease_unasked(&k->lease, lane == TDE_LANE_STUCK, &k->policy);
@@ -1301,8 +1314,9 @@ static void consider(search *s, tde_keys *k) {
       return;
     }
   }
-  if (s->best && !(ask && s->ask && share_lane(k, s->best))) is_due_at(s, s->now);
-  if (!goes_before(s, k, ask)) return;
+  before = goes_before(s, k, ask);
+  if (s->best) is_second(s, before ? s->best : k, before ? k : s->best, ask && s->ask);
+  if (!before) return;
   s->best = k;
   s->ask = ask;
 }

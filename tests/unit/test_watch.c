@@ -17,7 +17,7 @@
 
 /* The document: "https://HOST/keys/N B". A host whose name begins with "hung" keeps who asks
 ** waiting for hang_ms, and then did not answer. Others answer after delay_ms. */
-static atomic_int hang_ms, delay_ms, check_ms, well_asked, hung_asked, hung_now, hung_most;
+static atomic_int hang_ms, delay_ms, check_ms, grace_ms, well_asked, hung_asked, hung_now, hung_most;
 static atomic_int denied; /* by hosts that answer */
 
 static tde_class ask_hung(tde_status *st) {
@@ -50,7 +50,7 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
 
 static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
   (void)ctx, (void)params;
-  *out = (tde_key_policy){check_ms, 3600000, 1800000, 0};
+  *out = (tde_key_policy){check_ms, grace_ms, 1800000, 0};
 }
 
 static void fake_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
@@ -70,6 +70,7 @@ int clock_gettime(clockid_t clock, struct timespec *t) {
 
 static void begin(int check) {
   check_ms = check;
+  grace_ms = 3600000;
   hang_ms = delay_ms = denied = well_asked = hung_asked = hung_most = 0;
 }
 
@@ -190,6 +191,32 @@ static void after_a_sleep_who_naps_is_woken(void) {
   tde_keyring_release(k);
 }
 
+/* All that is due stands in line behind one request that hangs, of the only thread: grace ends on
+** time all the same. */
+static void grace_ends_in_line(void) {
+  tde_keys *k[4];
+  int64_t from;
+  int live;
+  begin(600000);
+  grace_ms = 1000;
+  for (uint32_t i = 0; i < COUNT(k); i++) k[i] = open_one("hung.example", 700 + i);
+  CHECK(threads_become(1, 15000));
+  usleep(200000);
+  hang_ms = 5000;
+  slept_ms += 700000;
+  from = tde_now_ms();
+  CHECK(tde_watch_kick());
+  do {
+    usleep(20000);
+    live = 0;
+    for (size_t i = 0; i < COUNT(k); i++) live += tde_keys_live(k[i]);
+  } while (live > 1 && ms_since(from) < 20000);
+  CHECK(ms_since(from) < 4000);
+  hang_ms = 0;
+  for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
+  while (hung_now) usleep(5000); /* a fork would wait for that */
+}
+
 /* A fork waits for who is inside of a library, and that is soon over: nobody is waited for who
 ** waits for a lock that the fork has. */
 static void a_fork_is_not_held_up(void) {
@@ -223,6 +250,7 @@ int main(int argc, char **argv) {
       {"opened_while_the_thread_waits", opened_while_the_thread_waits},
       {"a_new_due_time_wakes_who_is_there", a_new_due_time_wakes_who_is_there},
       {"after_a_sleep_who_naps_is_woken", after_a_sleep_who_naps_is_woken},
+      {"grace_ends_in_line", grace_ends_in_line},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
