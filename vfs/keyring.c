@@ -329,7 +329,9 @@ static void apply_policy(tde_keys *k, const tde_key_policy *policy) {
   }
 }
 
+/* Its lane is free from here on: what its thread goes on to do for it (watch.h) may take long. */
 static void end_busy(tde_keys *k) {
+  tde_lanes_leave(k);
   k->busy = k->unproved = 0;
   if (k->next_policy.check_ms) apply_policy(k, &k->next_policy);
   k->next_policy.check_ms = 0;
@@ -1305,10 +1307,8 @@ static void consider(search *s, tde_keys *k) {
 
   if (!ask) {
     int64_t at = tde_lease_unasked(&k->lease, lane == TDE_LANE_STUCK, &k->policy);
-    /* That the lane gets stuck nobody tells. */
-    if (lane == TDE_LANE_TAKEN && k->lease.access == TDE_ACCESS_LIVE) {
-      is_due_at(s, s->now + TDE_LANE_STUCK_MS);
-    }
+    /* That the lane gets stuck, or is free, nobody tells. */
+    if (lane == TDE_LANE_TAKEN) is_due_at(s, s->now + TDE_LANE_STUCK_MS);
     if (at > s->now) {
       is_due_at(s, at);
       return;
@@ -1351,7 +1351,6 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
 
 void tde_keyring_done(tde_keys *k) {
   pthread_mutex_lock(&ring_lock);
-  tde_lanes_leave(k);
   drop_ref(k);
   expire_idle();
   pthread_mutex_unlock(&ring_lock);

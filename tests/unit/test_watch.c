@@ -10,6 +10,7 @@
 
 #include "../../ext/base/crypto.h"
 #include "../../vfs/keyring.h"
+#include "../../vfs/openfiles.h"
 #include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
 #include "header.h"
@@ -49,8 +50,8 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
 }
 
 static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
-  (void)ctx, (void)params;
-  *out = (tde_key_policy){check_ms, grace_ms, 1800000, 0};
+  (void)ctx;
+  *out = (tde_key_policy){params->instance ? 600000 : check_ms, grace_ms, 1800000, 0};
 }
 
 static void fake_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
@@ -74,8 +75,10 @@ static void begin(int check) {
   hang_ms = delay_ms = denied = well_asked = hung_asked = hung_most = 0;
 }
 
+static char *path; /* of what is opened, and its instance, whose checks are rare; or NULL */
+
 static tde_keys *open_one(const char *host, uint32_t id) {
-  tde_key_params params = {0};
+  tde_key_params params = {.path = path, .instance = path};
   tde_key_facts facts;
   tde_keys *k = NULL;
   tde_header h;
@@ -217,6 +220,42 @@ static void grace_ends_in_line(void) {
   while (hung_now) usleep(5000); /* a fork would wait for that */
 }
 
+static atomic_int job_ms, jobs, job_now;
+static void slow_job(const uint8_t *uuid, const tde_key_facts *facts, const tde_key_params *about) {
+  (void)uuid, (void)facts, (void)about;
+  jobs++;
+  job_now++;
+  usleep((useconds_t)job_ms * 1000);
+  job_now--;
+}
+
+/* A database's housekeeping may wait for another host, or for a lock: those whose keys are at its own
+** host do not wait for that. */
+static void a_job_holds_up_no_check(void) {
+  static sqlite3_vfs lower;
+  static char name[] = "/nowhere/job.db";
+  tde_db db = {.opened = 2, .params.instance = name};
+  tde_file f = {.path = name, .lower_vfs = &lower, .db = &db};
+  tde_keys *k, *well;
+  begin(200);
+  tde_openfiles_add(&f);
+  tde_watch_set_job(slow_job);
+  job_ms = 6000;
+  path = name;
+  k = open_one("well.example", 800);
+  path = NULL;
+  well = open_one("well.example", 801);
+  tde_keyring_hurry(k);
+  CHECK(within(3000, &jobs, 1));
+  CHECK(ms_to_notice(well) < 4000);
+  job_ms = 0;
+  tde_watch_set_job(NULL);
+  tde_openfiles_remove(&f);
+  tde_keyring_release(k);
+  tde_keyring_release(well);
+  while (job_now) usleep(5000);
+}
+
 /* A fork waits for who is inside of a library, and that is soon over: nobody is waited for who
 ** waits for a lock that the fork has. */
 static void a_fork_is_not_held_up(void) {
@@ -251,6 +290,7 @@ int main(int argc, char **argv) {
       {"a_new_due_time_wakes_who_is_there", a_new_due_time_wakes_who_is_there},
       {"after_a_sleep_who_naps_is_woken", after_a_sleep_who_naps_is_woken},
       {"grace_ends_in_line", grace_ends_in_line},
+      {"a_job_holds_up_no_check", a_job_holds_up_no_check},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
