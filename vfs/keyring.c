@@ -1553,7 +1553,7 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
     stop_asking(k);
     return TDE_LEASE_KEEP;
   }
-  c = tde_access_is_live(after) ? ask_live(k, source, 0, NULL, &got, &st)
+  c = tde_access_is_live(after) ? ask_live(k, source, k->lease.denials > 0, NULL, &got, &st)
                                 : ask_absent(k, source, &got, &st);
   act = apply(k, source, c, 0, &got, &st);
   fetched_clear(&got);

@@ -48,14 +48,19 @@ static void become(tde_lease *l, tde_access a, int64_t now) {
   if (tde_access_is_live(l->access)) l->lost_at = now;
   l->access = a;
   l->since = now;
-  l->denials = 0;
+  if (a != TDE_ACCESS_GRACE) l->denials = 0; /* an outage does not take it back */
   l->retry_ms = 0;
+}
+
+/* The next pause: it doubles, up to a check interval. */
+static int64_t next_pause(tde_lease *l, int64_t first, const tde_key_policy *p) {
+  l->retry_ms = at_most(l->retry_ms ? 2 * l->retry_ms : first, p->check_ms);
+  return l->retry_ms;
 }
 
 /* Without a DEK: soon at first, then no more often than the checks. */
 static void plan_retry(tde_lease *l, int64_t now, const tde_key_policy *p) {
-  l->retry_ms = at_most(l->retry_ms ? 2 * l->retry_ms : RETRY_FIRST_MS, p->check_ms);
-  l->due_at = now + l->retry_ms;
+  l->due_at = now + next_pause(l, RETRY_FIRST_MS, p);
   if (l->access == TDE_ACCESS_LOST) l->due_at = at_most(l->due_at, l->since + p->heal_ms);
 }
 
@@ -92,7 +97,8 @@ static tde_lease_act answer_live(tde_lease *l, tde_class c, int64_t now, const t
     return TDE_LEASE_WIPE;
   }
   become(l, TDE_ACCESS_GRACE, at_most(now, l->due_at));
-  l->due_at = at_most(now + p->check_ms, l->since + p->grace_ms);
+  l->due_at = now + (l->denials ? next_pause(l, CONFIRM_MS, p) : p->check_ms);
+  l->due_at = at_most(l->due_at, l->since + p->grace_ms);
   return tde_lease_tick(l, now, p);
 }
 

@@ -43,12 +43,12 @@ static inline int tde_access_is_live(tde_access a) {
 typedef struct tde_lease {
   tde_access access;
   int had;            /* the DEK was live once */
-  int denials;        /* in a row, while live */
+  int denials;        /* since the last good answer, while live */
   int64_t checked_at; /* the last answer */
   int64_t due_at;     /* the next check; INT64_MAX: none */
   int64_t since;      /* when this access began */
   int64_t lost_at;    /* when the DEK went, if it is away */
-  int64_t retry_ms;   /* the last pause while there is no DEK */
+  int64_t retry_ms;   /* the last pause while there is no DEK, or a denial to be confirmed in Grace */
 } tde_lease;
 
 /* The name that people see: "Online", "Grace", "Inaccessible", "KeyLost" (of a DEK

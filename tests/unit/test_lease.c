@@ -90,6 +90,30 @@ static void denied_in_grace(void) {
   CHECK(l.access == TDE_ACCESS_LOST);
 }
 
+/* A denial that is to be confirmed meets an outage, as a throttled request: it is not forgotten, nor
+** does the question wait for a whole interval. */
+static void a_denial_outlives_an_outage(void) {
+  tde_lease l;
+  int64_t asked = 302000;
+  int n = 0;
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_DENIED, 0, 300000, &policy);
+  CHECK(tde_lease_answer(&l, TDE_THROTTLED, 0, asked, &policy) == TDE_LEASE_KEEP);
+  CHECK(l.access == TDE_ACCESS_GRACE && l.since == asked && l.due_at == asked + 2000);
+  CHECK(tde_lease_answer(&l, TDE_DENIED, 0, l.due_at, &policy) == TDE_LEASE_WIPE);
+  CHECK(l.access == TDE_ACCESS_LOST);
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_DENIED, 0, 300000, &policy);
+  for (; l.due_at < 300000 + 86400000; n++) tde_lease_answer(&l, TDE_THROTTLED, 0, l.due_at, &policy);
+  CHECK(n < 86400 / 300 + 10); /* and no more often than the checks, in the end */
+  tde_lease_begin(&l, 0, &policy);
+  tde_lease_answer(&l, TDE_DENIED, 0, 300000, &policy);
+  tde_lease_answer(&l, TDE_THROTTLED, 0, 302000, &policy);
+  tde_lease_answer(&l, TDE_OK, 0, 304000, &policy);
+  tde_lease_answer(&l, TDE_THROTTLED, 0, 604000, &policy);
+  CHECK(l.due_at == 904000); /* nothing is to be confirmed any more */
+}
+
 static void heals_within_the_window(void) {
   tde_lease l;
   tde_lease_refused(&l, TDE_DENIED, 1000, &policy);
@@ -397,6 +421,31 @@ static void an_outage_heard_of_is_as_old(void) {
   usleep(500000);
   CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP && asked() == 0);
   CHECK(tde_keys_due(k[1]) <= tde_keys_due(k[0]));
+  for (int i = 0; i < 2; i++) {
+    tde_keyring_release(k[i]);
+    tde_header_clear(&h[i]);
+  }
+}
+
+/* What others hear does not stand for a denial's confirmation. */
+static void who_was_denied_asks_itself(void) {
+  tde_header h[2];
+  tde_keys *k[2];
+  begin();
+  fast = (tde_key_policy){1000, 60000, 60000, 0};
+  for (int i = 0; i < 2; i++) {
+    make_header(&h[i], (uint32_t)(95 + i), "key:out A", 1);
+    REQUIRE(unlock(&h[i], 0, &k[i], NULL) == TDE_OK);
+  }
+  usleep(1050000);
+  set_answer(TDE_DENIED);
+  CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP);
+  set_answer(TDE_UNREACHABLE);
+  CHECK(check_now(k[0], NULL) == TDE_LEASE_KEEP);
+  set_answer(TDE_DENIED);
+  asked();
+  tde_keyring_hurry(k[1]);
+  CHECK(check_now(k[1], NULL) == TDE_LEASE_WIPE && asked() == 1);
   for (int i = 0; i < 2; i++) {
     tde_keyring_release(k[i]);
     tde_header_clear(&h[i]);
@@ -1200,6 +1249,7 @@ int main(int argc, char **argv) {
       {"outage_has_grace", outage_has_grace},
       {"outage_over", outage_over},
       {"denied_in_grace", denied_in_grace},
+      {"a_denial_outlives_an_outage", a_denial_outlives_an_outage},
       {"heals_within_the_window", heals_within_the_window},
       {"in_line_grace_goes_on", in_line_grace_goes_on},
       {"grace_counts_from_the_due_check", grace_counts_from_the_due_check},
@@ -1213,6 +1263,7 @@ int main(int argc, char **argv) {
       {"another_protector_is_asked", another_protector_is_asked},
       {"who_asks_counts", who_asks_counts},
       {"an_outage_heard_of_is_as_old", an_outage_heard_of_is_as_old},
+      {"who_was_denied_asks_itself", who_was_denied_asks_itself},
       {"another_instance_is_asked", another_instance_is_asked},
       {"loss_wipes_and_heals", loss_wipes_and_heals},
       {"derived_keys_go_with_the_key", derived_keys_go_with_the_key},
