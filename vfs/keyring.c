@@ -688,6 +688,12 @@ static tde_class not_live(const tde_keys *k, tde_status *st) {
 ** else, for a header which may be another one: it is looked for as any live entry. */
 typedef enum plan { PLAN_ASK, PLAN_AGAIN, PLAN_FAIL } plan;
 
+/* What needs a network is asked for by a thread, if there can be one. */
+static int may_ask_again(const tde_keys *k, int64_t now) {
+  if (k->facts.remote) return now >= k->lease.due_at && !tde_watch_kick();
+  return now >= k->lease.due_at || now - k->lease.checked_at >= LOCAL_RETRY_MS;
+}
+
 /* The lock is held, and k has our reference. */
 static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *facts, int forced) {
   int first = k->lease.checked_at == 0;
@@ -710,10 +716,7 @@ static plan plan_absent(tde_keys *k, const tde_header *h, const tde_key_facts *f
     int64_t now = tde_now_ms();
     (void)tde_lease_tick(&k->lease, now, &k->policy);
     publish(k);
-    if (facts->remote || k->lease.access == TDE_ACCESS_CLOSED ||
-        (now < k->lease.due_at && now - k->lease.checked_at < LOCAL_RETRY_MS)) {
-      return PLAN_FAIL;
-    }
+    if (k->lease.access == TDE_ACCESS_CLOSED || !may_ask_again(k, now)) return PLAN_FAIL;
   }
   set_busy(k);
   return PLAN_ASK;
