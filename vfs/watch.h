@@ -24,8 +24,9 @@ int tde_watch_kick(void);
 
 /* What is to be done for an open database beside checks (a new version of its
 ** protector, the instance's new default protector): called from a thread of the
-** watch, with no lock held, after each check that went well, if this process has the
-** database open for writing. Set once at start-up. */
+** watch, with no lock held, after each check that left the database its key (also in Grace: who
+** can not reach a key service may move away from it), if this process has the database open for
+** writing. Set once at start-up. */
 typedef void (*tde_watch_job)(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
                               const tde_key_params *params);
 void tde_watch_set_job(tde_watch_job job);
