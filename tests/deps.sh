@@ -64,5 +64,5 @@ echo "deps: installing$missing"
 apt install -y --no-install-recommends $missing ||
   { apt update && apt install -y --no-install-recommends $missing; } ||
   { tail -n 20 "$log" >&2
-    echo "deps: failed; run: $as_root apt-get update && $as_root apt-get install -y$missing" >&2
+    echo "deps: failed; run, as root or with sudo: apt-get update && apt-get install -y$missing" >&2
     exit 1; }
