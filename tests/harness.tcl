@@ -279,6 +279,8 @@ def tde(name, params='', **kw):
     return sqlite3.connect(uri, uri=True, **kw)
 }
 set ::env(TDE_SO_PATH) $::so
+# What a script has printed is out, also when it ends by os._exit.
+set ::env(PYTHONUNBUFFERED) 1
 
 proc py_file {script} {
   set path [at "script-[incr ::py_count].py"]
