@@ -63,9 +63,11 @@ $(BUILD)/static/%.o: %.c $(BUILD)/flags
 	$(Q)$(CC) $(CFLAGS) -DSQLITE_CORE=1 -MMD -MP -c $< -o $@
 
 # nodelete: a load that fails half-way is undone by dlclose, with a VFS, threads and exit handlers
-# in place.
+# in place. Bsymbolic: SQLite loads into the global scope, where another copy's entry points, for
+# another SQLite of the process, may stand first.
 $(BUILD)/tde.so: $(OBJ) ext/tde.map $(BUILD)/flags
-	$(Q)$(CC) -shared $(LDFLAGS) -Wl,--version-script=ext/tde.map -Wl,-z,nodelete -o $@ $(OBJ) $(LIBS)
+	$(Q)$(CC) -shared $(LDFLAGS) -Wl,--version-script=ext/tde.map -Wl,-z,nodelete \
+	  -Wl,-Bsymbolic-functions -o $@ $(OBJ) $(LIBS)
 	@echo "built $@"
 
 # One object, whose hidden names are local: only the public API can meet the

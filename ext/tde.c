@@ -68,9 +68,34 @@ static int start(char **error) {
   return rc;
 }
 
+/* All here calls one SQLite, and the VFS stands in the list of one. A process may have several: a
+** module of the host's with one compiled in, and another one's. */
+static int is_our_host(const sqlite3_api_routines *api) {
+#ifdef SQLITE_CORE
+  (void)api;
+  return 1;
+#else
+  static const sqlite3_api_routines *host;
+  const sqlite3_api_routines *none = NULL;
+
+  return __atomic_compare_exchange_n(&host, &none, api, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) ||
+         none == api;
+#endif
+}
+
+static int refuse_host(char **error, const sqlite3_api_routines *api) {
+  if (error) {
+    *error = api->mprintf("tde: this file serves another SQLite of the process already; give this "
+                          "one (%s) a copy of the file, under another name (no link)",
+                          api->libversion());
+  }
+  return SQLITE_ERROR;
+}
+
 EXPORT int sqlite3_tde_init(sqlite3 *db, char **error, const sqlite3_api_routines *api) {
   int rc;
 
+  if (!is_our_host(api)) return refuse_host(error, api);
   SQLITE_EXTENSION_INIT2(api);
   (void)api;
   rc = start(error);
