@@ -59,6 +59,7 @@ static int start(char **error) {
   if (rc == SQLITE_OK) tde_watch_set_job(tde_change_job);
   if (rc == SQLITE_OK) tde_vfs_ask_of_new(tde_attach_check);
   if (rc == SQLITE_OK) tde_vfs_ask_of_guest(tde_attach_vacuum_check);
+  if (rc == SQLITE_OK) tde_vfs_answer_pragma(tde_sql_pragma);
   if (rc == SQLITE_OK) rc = sqlite3_auto_extension((void (*)(void))on_connection);
   if (rc && error && !*error) {
     *error = sqlite3_mprintf("tde: could not start: %s%s%s",

@@ -295,45 +295,64 @@ static int put_other(tde_json *j, sqlite3 *db, const char *schema) {
                                   : "has no file of its own; what SQLite writes of it is plain");
 }
 
+static int put_file(tde_json *j, tde_file *f) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_key_report report;
+  int bad = 0;
+
+  if (!info) return 1;
+  memset(&report, 0, sizeof(report));
+  tde_file_info_get(f, TDE_REFRESH_KEEP, info);
+  bad |= tde_json_set_text(j, "state", state_of(f, info, &report));
+  bad |= tde_json_set_text(j, "path", info->path);
+  bad |= tde_json_set_text(j, "lower_vfs", info->lower_vfs);
+  if (info->facts.key_id[0]) bad |= put_keys(j, info);
+  if (report.checked_at || report.since) bad |= put_lease(j, &report);
+  bad |= put_document(j, f, info);
+  bad |= tde_json_set_int(j, "format", info->format_version);
+  bad |= tde_json_set_int(j, "sequence", (int64_t)info->sequence);
+  bad |= tde_json_set_int(j, "unit_size", info->unit_size);
+  bad |= put_slots(j, info);
+  bad |= put_counters(j, &info->counters);
+  bad |= put_error(j, &info->last);
+  bad |= tde_json_set_json(j, "last_answer", tde_events_last_answer(info->uuid));
+  sqlite3_free(info);
+  return bad;
+}
+
 static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = schema_of(argc, argv);
-  tde_file_info *info;
   tde_json *j;
   tde_file *f;
-  int bad = 0;
+  int bad;
 
   if (no_such_schema(ctx, schema)) return;
-  info = sqlite3_malloc64(sizeof(*info));
-  if (!info) {
-    sqlite3_result_error_nomem(ctx);
-    return;
-  }
   j = tde_json_object();
   f = file_of(db, schema);
-  if (!f) {
-    bad |= put_other(j, db, schema);
-  } else {
-    tde_key_report report;
-    memset(&report, 0, sizeof(report));
-    tde_file_info_get(f, TDE_REFRESH_KEEP, info);
-    bad |= tde_json_set_text(j, "state", state_of(f, info, &report));
-    bad |= tde_json_set_text(j, "path", info->path);
-    bad |= tde_json_set_text(j, "lower_vfs", info->lower_vfs);
-    if (info->facts.key_id[0]) bad |= put_keys(j, info);
-    if (report.checked_at || report.since) bad |= put_lease(j, &report);
-    bad |= put_document(j, f, info);
-    bad |= tde_json_set_int(j, "format", info->format_version);
-    bad |= tde_json_set_int(j, "sequence", (int64_t)info->sequence);
-    bad |= tde_json_set_int(j, "unit_size", info->unit_size);
-    bad |= put_slots(j, info);
-    bad |= put_counters(j, &info->counters);
-    bad |= put_error(j, &info->last);
-    bad |= tde_json_set_json(j, "last_answer", tde_events_last_answer(info->uuid));
-  }
+  bad = f ? put_file(j, f) : put_other(j, db, schema);
   bad |= tde_json_set_bool(j, "memory_locked", tde_secret_locked());
-  sqlite3_free(info);
   tde_result_json(ctx, j, bad);
+}
+
+int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out) {
+  tde_json *j;
+  char *text;
+  size_t n;
+  int bad;
+
+  if (sqlite3_stricmp(name, "tde_status") != 0) return SQLITE_NOTFOUND;
+  if (value) {
+    *out = sqlite3_mprintf("PRAGMA tde_status takes no value; use PRAGMA SCHEMA.tde_status");
+    return *out ? SQLITE_MISUSE : SQLITE_NOMEM;
+  }
+  j = tde_json_object();
+  bad = put_file(j, f) | tde_json_set_bool(j, "memory_locked", tde_secret_locked());
+  text = bad ? NULL : tde_json_text(j, &n);
+  tde_json_free(j);
+  if (text) *out = sqlite3_mprintf("%s", text);
+  free(text);
+  return *out ? SQLITE_OK : SQLITE_NOMEM;
 }
 
 /* ---- tde_verify([schema]) ---- */

@@ -5,7 +5,7 @@
 #ifndef TDE_SQL_FUNCTIONS_H
 #define TDE_SQL_FUNCTIONS_H
 
-#include "sqlite3ext.h"
+#include "../vfs/tdevfs.h"
 
 /* Registers every function of the table in functions.c. Returns an SQLite
 ** code; *error (may be NULL) gets a message of sqlite3_malloc. */
@@ -19,6 +19,10 @@ int tde_sql_is_registered(sqlite3 *db);
 ** says tde_functions=off. SQLITE_ERROR: it says something else than on or off, or the name of a
 ** file that is another VFS's says that it is to be encrypted. */
 int tde_sql_on_open(sqlite3 *db, char **error);
+
+/* PRAGMA tde_status: what the function says of the database. SQLite of today reads the schema before
+** any SELECT, which fails without the key: then no function can be called. */
+int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out);
 
 /* sqlite3_open_v2, for who knows that the file is plain whatever its name says. */
 int tde_sql_open_plain(const char *name, sqlite3 **db, int flags, const char *vfs);

@@ -543,6 +543,28 @@ static int is_plain_main(const tde_file *f, const char *main) {
                  : strcmp(sqlite3_vfs_find(NULL)->zName, TDE_VFS_NAME) != 0;
 }
 
+static tde_answer_pragma answer_pragma;
+
+void tde_vfs_answer_pragma(tde_answer_pragma answer) {
+  __atomic_store_n(&answer_pragma, answer, __ATOMIC_RELEASE);
+}
+
+static int control_pragma(tde_file *f, char **arg) {
+  tde_answer_pragma answer = __atomic_load_n(&answer_pragma, __ATOMIC_ACQUIRE);
+
+  if (!answer || f->no_pragmas || sqlite3_strnicmp(arg[1], "tde_", 4) != 0) return SQLITE_NOTFOUND;
+  return answer(f, arg[1], arg[2], &arg[0]);
+}
+
+/* What the main database's name says of functions counts for all that the connection attaches. */
+static void heed_functions(tde_file *f, const char *main) {
+  const char *v = NULL;
+
+  if (!main) main = f->path; /* it is being opened just now */
+  if (main && main[0]) v = sqlite3_uri_parameter(main, "tde_functions");
+  f->no_pragmas = v && strcmp(v, "off") == 0;
+}
+
 /* SQLite has opened the file for this connection. */
 static void take_connection(tde_file *f, sqlite3 *connection) {
   tde_ask_of_new ask = __atomic_load_n(&ask_of_new, __ATOMIC_ACQUIRE);
@@ -570,6 +592,7 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     return SQLITE_OK;
   }
   if (op == SQLITE_FCNTL_VFSNAME) return control_vfsname(f, (char **)arg);
+  if (op == SQLITE_FCNTL_PDB) heed_functions(f, sqlite3_db_filename(*(sqlite3 **)arg, "main"));
   if (f->plain) return LOWER(f)->xFileControl(f->lower, op, arg);
   switch (op) {
     case SQLITE_FCNTL_SIZE_HINT:
@@ -900,7 +923,13 @@ static int main_unlock(sqlite3_file *pf, int level) {
   return leave(m, do_main_unlock(pf, level));
 }
 static int main_control(sqlite3_file *pf, int op, void *arg) {
-  tde_file *m = enter(pf);
+  tde_file *m;
+
+  if (op == SQLITE_FCNTL_PRAGMA) {
+    int rc = control_pragma(file_of(pf), arg);
+    if (rc != SQLITE_NOTFOUND) return rc;
+  }
+  m = enter(pf);
   return leave(m, do_main_control(pf, op, arg));
 }
 static int main_shm_map(sqlite3_file *pf, int region, int size, int extend, void volatile **out) {

@@ -118,6 +118,7 @@ struct tde_file {
   atomic_int use;                  /* 1: a thread is inside of a method; see below */
   tde_role role;
   int plain;               /* passed through as it is */
+  int no_pragmas;          /* its connection is without functions, and so without these */
   const char *path;        /* SQLite's; NULL for a temp file */
   sqlite3_int64 mmap_size; /* as PRAGMA mmap_size set it */
   sqlite3_vfs *lower_vfs;

@@ -77,6 +77,11 @@ void tde_vfs_ask_of_new(tde_ask_of_new ask);
 ** VFS's that it has attached. Where the answer is not TDE_OK, st says why, and it may not. */
 typedef tde_class (*tde_ask_of_guest)(sqlite3 *db, const char *path, tde_status *st);
 void tde_vfs_ask_of_guest(tde_ask_of_guest ask);
+/* Answers a PRAGMA that begins with tde_, of a database of this VFS, on a connection that is not without
+** functions: *out is of sqlite3_malloc, the row, or what the error says. SQLITE_NOTFOUND: it is
+** none of these. SQLite asks before it reads the schema. */
+typedef int (*tde_answer_pragma)(tde_file *f, const char *name, const char *value, char **out);
+void tde_vfs_answer_pragma(tde_answer_pragma answer);
 /* Are the tde_ parameters of a database's file name (sqlite3_db_filename) such as there are, each
 ** once and with a value? TDE_MISUSE names the first that is not. */
 tde_class tde_uri_check(const char *name, tde_status *st);
