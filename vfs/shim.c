@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
@@ -1263,7 +1264,33 @@ static const char *shim_next_syscall(sqlite3_vfs *v, const char *name) {
   return BASE_CALL(xNextSystemCall, name);
 }
 
+/* TDE_LOG=stderr: for programs that can not set SQLite's log, as most languages' bindings can
+** not. Of an open that fails there is no connection to ask. */
+static int log_to_stderr;
+
+static tde_class read_log_setting(tde_status *st) {
+  const char *v = secure_getenv("TDE_LOG");
+
+  if (v && v[0] && strcmp(v, "stderr") != 0) {
+    return tde_fail(st, TDE_MISUSE, "unset TDE_LOG, or set it to stderr",
+                    "TDE_LOG=%.100s: has no such value", v);
+  }
+  log_to_stderr = v && v[0];
+  return TDE_OK;
+}
+
+/* One call, so that lines of several threads and processes do not mix. */
+static void write_stderr(const char *line) {
+  char text[1300];
+  int n = snprintf(text, sizeof(text), "tde: %s\n", line);
+
+  if (n > 0 && (size_t)n < sizeof(text) && write(STDERR_FILENO, text, (size_t)n) < 0) {
+    return; /* there is nobody left to tell */
+  }
+}
+
 static void log_to_sqlite(tde_level level, const char *line) {
+  if (log_to_stderr) write_stderr(line);
   sqlite3_log(level == TDE_LOG_ERROR    ? SQLITE_ERROR
               : level == TDE_LOG_NOTICE ? SQLITE_NOTICE
                                         : SQLITE_WARNING,
@@ -1303,7 +1330,8 @@ static tde_class prepare(const tde_key_source *source, tde_status *st) {
 
   tde_source = *source;
   tde_log_set_sink(log_to_sqlite);
-  c = tde_crypto_init(st);
+  c = read_log_setting(st);
+  if (c == TDE_OK) c = tde_crypto_init(st);
   if (c) {
     tde_log_status(TDE_LOG_ERROR, NULL, st);
     return c;
