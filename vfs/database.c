@@ -1274,9 +1274,7 @@ int tde_db_ask(tde_file *f) {
     /* A transaction begins: what is wrong now shows anew. */
     if (db->last.code && db->lock <= SQLITE_LOCK_SHARED) tde_status_clear(&db->last);
     check_here(db);
-    if (!tde_keys_live(db->keys)) {
-      tde_db_lose(db);
-    } else if (db->unlearnt) {
+    if (db->unlearnt && tde_keys_live(db->keys)) {
       db->unlearnt = TDE_OK;
       rc = freshen(f);
     }
@@ -1289,9 +1287,9 @@ int tde_db_ask(tde_file *f) {
 
 int tde_db_gate(tde_file *f) {
   tde_db *db = f->db;
-  int rc = tde_db_ask(f);
+  int rc;
 
-  if (rc) return rc;
+  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
   if (db->state == TDE_STATE_ONLINE && db->facts.secondary) {
     rc = finish_update(f);
     if (rc) return rc;

@@ -673,12 +673,19 @@ static int main_close(sqlite3_file *pf) {
   return close_main(f);
 }
 
+/* A lock of the wal-index keeps nobody from the file: both in one. */
+static int may_begin(tde_file *f) {
+  int rc = tde_db_ask(f);
+
+  return rc ? rc : tde_db_gate(f);
+}
+
 /* Shared memory: the wal-index passes through; the gate stands here, too,
 ** since a WAL connection keeps its SHARED lock between transactions. */
 static int do_main_shm_map(sqlite3_file *pf, int region, int size, int extend,
                            void volatile **out) {
   tde_file *f = file_of(pf);
-  int rc = f->plain ? SQLITE_OK : tde_db_gate(f);
+  int rc = f->plain ? SQLITE_OK : may_begin(f);
   if (rc) return rc;
   rc = f->plain ? LOWER(f)->xShmMap(f->lower, region, size, extend, out)
                 : tde_index_map(f, region, size, extend, out);
@@ -699,7 +706,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   int rc;
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
-    rc = f->db->shm_locks ? tde_db_io_gate(f) : tde_db_gate(f);
+    rc = f->db->shm_locks ? tde_db_io_gate(f) : may_begin(f);
     if (rc == SQLITE_OK && f->db->guest_of && offset == TDE_SHM_WRITE) rc = refuse_guest(f);
     if (rc) return rc;
   }

@@ -176,7 +176,7 @@ int tde_db_load(tde_file *f, int wait);
 /* Before a transaction's first lock: what the key service may have to be asked for is asked
 ** while nobody waits for this connection. SQLITE_OK does not say that the database is Online. */
 int tde_db_ask(tde_file *f);
-int tde_db_gate(tde_file *f);    /* SQLITE_OK when a transaction may begin */
+int tde_db_gate(tde_file *f);    /* ... and after it: SQLITE_OK when a transaction may begin */
 int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
 int tde_db_create(tde_file *f);  /* a new database's header, under RESERVED */
 int tde_db_fix_unit(tde_file *f, int64_t first_write);
