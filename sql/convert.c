@@ -419,6 +419,18 @@ static int open_copy(conversion *c, const char *params, int flags) {
 
 /* ---- the source ---- */
 
+/* Before it is locked for writing: SQLite makes page 1 of a database that has none then. Nobody
+** else writes from here on: with locking_mode=EXCLUSIVE the lock of this read stays. */
+static int count_pages(conversion *c) {
+  int rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
+
+  if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
+  if (rc) return fail_read(c, rc);
+  if (c->pages) return SQLITE_OK;
+  return fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
+              "holds nothing");
+}
+
 /* Opens the source so that nobody else can use it. */
 static int open_source(conversion *c, const char *arg) {
   int rc = connect_source(c, arg);
@@ -435,16 +447,8 @@ static int open_source(conversion *c, const char *arg) {
   ** whoever else has it open is noticed. */
   rc = exec(c, c->from, "PRAGMA locking_mode=EXCLUSIVE", "can not be locked");
   if (rc == SQLITE_OK) rc = empty_log(c);
-  if (rc == SQLITE_OK && !c->from_backup) rc = lock_source(c);
-  if (rc) return rc;
-  rc = pragma_int(c->from, "PRAGMA page_count", &c->pages);
-  if (rc == SQLITE_OK) rc = pragma_int(c->from, "PRAGMA page_size", &c->page_size);
-  if (rc) return fail_read(c, rc);
-  if (c->pages == 0) {
-    rc = fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
-              "holds nothing");
-  }
-  return rc;
+  if (rc == SQLITE_OK) rc = count_pages(c);
+  return rc == SQLITE_OK && !c->from_backup ? lock_source(c) : rc;
 }
 
 /* What is replaced must be the source, and all there is: another connection would go on with
