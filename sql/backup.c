@@ -430,16 +430,20 @@ static int holds_nothing(const tde_change *c, tde_status *st) {
   return SQLITE_ERROR;
 }
 
+/* No chains: what a secondary has may be older than what another one has. */
+static int is_primary(const tde_change *c, const char *remedy, tde_status *st) {
+  if (!tde_keydoc_is_secondary(c->doc)) return SQLITE_OK;
+  tde_fail(st, TDE_MISUSE, remedy, "%s: is a secondary itself", c->info->path);
+  return SQLITE_MISUSE;
+}
+
 static int may_have_another(tde_change *c, tde_status *st) {
   tde_json *list = living(c->doc, "");
   size_t n = tde_json_count(list);
+  int rc = is_primary(c, "create it from the primary", st);
 
   tde_json_free(list);
-  if (tde_keydoc_is_secondary(c->doc)) {
-    tde_fail(st, TDE_MISUSE, "create it from the primary", "%s: is a secondary itself",
-             c->info->path);
-    return SQLITE_MISUSE;
-  }
+  if (rc) return rc;
   if (c->info->unit_size == 0) return holds_nothing(c, st); /* which its secondaries share */
   return n < SECONDARIES_MAX ? SQLITE_OK : tde_class_rc(too_many(c->info->path, n, st));
 }
@@ -634,8 +638,9 @@ static tde_json *sync_answer(const sync_work *w) {
 static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   sync_work *w = ctx;
   listing l = {.of = c->info->path, .path = w->path};
-  int settled, rc = ready(c, &settled, st);
+  int settled, rc = is_primary(c, "sync it from the primary", st);
 
+  if (rc == SQLITE_OK) rc = ready(c, &settled, st);
   if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
   if (rc == SQLITE_OK) {
     const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
