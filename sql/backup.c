@@ -642,6 +642,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
 
   if (rc == SQLITE_OK) rc = ready(c, &settled, st);
   if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
+  if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) {
     const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
     w->src.db = w->b.db;

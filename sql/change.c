@@ -174,7 +174,7 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
   int rc = SQLITE_OK;
 
   fill(c, &m.e, key ? key : &c->protector, NULL);
-  if (c->event) rc = tde_class_rc(tde_event_announce(audit, &m.e, st));
+  if (c->event && !c->announced) rc = tde_class_rc(tde_event_announce(audit, &m.e, st));
   if (rc == SQLITE_OK) rc = tde_file_update_header(c->f, mutate, &m, both, st);
   if (rc == SQLITE_OK && c->event) (void)tde_event_emit(audit, &m.e, NULL);
   return rc;
@@ -190,11 +190,14 @@ static void tell_failure(const tde_change *c, const tde_status *st) {
   (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
 }
 
-int tde_change_announce(const tde_change *c, tde_status *st) {
+int tde_change_announce(tde_change *c, tde_status *st) {
   tde_event e;
+  int rc;
 
   fill(c, &e, &c->protector, NULL);
-  return tde_class_rc(tde_event_announce(tde_instance_audit(c->inst), &e, st));
+  rc = tde_class_rc(tde_event_announce(tde_instance_audit(c->inst), &e, st));
+  c->announced = rc == SQLITE_OK;
+  return rc;
 }
 
 void tde_change_tell(const tde_change *c) {

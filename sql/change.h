@@ -25,6 +25,7 @@ typedef struct tde_change {
   tde_key_info subject; /* what a failure is about; at first the protector */
   int stale;            /* another change came in between: everything is done again */
   int tried_again;      /* by itself, later: that somebody uses the database is no event */
+  int announced;        /* the audit knows that it begins */
 } tde_change;
 
 /* Makes a change: reads the basis, lets work do what it does, and begins again when
@@ -38,9 +39,9 @@ int tde_change_run(sqlite3 *db, const char *schema, const char *event, tde_chang
 ** no commit, but may tell of its success. */
 int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, tde_change_work work,
                            void *ctx, tde_status *st);
-/* Before and after what stands in no header: see tde_event_announce; the event of its
-** success. */
-int tde_change_announce(const tde_change *c, tde_status *st);
+/* Before and after what stands in no header, or is done before it stands in one: see
+** tde_event_announce; the event of its success. */
+int tde_change_announce(tde_change *c, tde_status *st);
 void tde_change_tell(const tde_change *c);
 
 /* For work: edits the document in force. loose: what the edit rests on is not the
