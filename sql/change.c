@@ -39,6 +39,11 @@ static void touch(sqlite3 *db, const char *schema) {
   sqlite3_free(sql);
 }
 
+static int fail_read_only(const char *path, tde_status *st) {
+  tde_fail(st, TDE_MISUSE, "open it for writing", "%s: the database is read-only", path);
+  return SQLITE_READONLY;
+}
+
 static int check_state(const tde_change *c, int reading, tde_status *st) {
   const tde_file_info *i = c->info;
 
@@ -47,10 +52,7 @@ static int check_state(const tde_change *c, int reading, tde_status *st) {
     return SQLITE_READONLY;
   }
   if (i->state == TDE_STATE_ONLINE && (reading || !tde_file_read_only(c->f))) return SQLITE_OK;
-  if (i->state == TDE_STATE_ONLINE) {
-    tde_fail(st, TDE_MISUSE, "open it for writing", "%s: the database is read-only", i->path);
-    return SQLITE_READONLY;
-  }
+  if (i->state == TDE_STATE_ONLINE) return fail_read_only(i->path, st);
   if (i->last.code) {
     *st = i->last;
     return tde_class_rc(i->last.code);
@@ -75,27 +77,31 @@ static int is_query_only(sqlite3 *db) {
 
 /* A change is of the file that has the name now, and no part of a transaction: a ROLLBACK
 ** would not undo it. */
-static int may_change(const tde_change *c, tde_status *st) {
+static int may_change(sqlite3 *db, const char *schema, const char *path, tde_status *st) {
   int moved = 0;
 
-  if (is_query_only(c->db)) {
+  if (is_query_only(db)) {
     tde_fail(st, TDE_MISUSE, "PRAGMA query_only=0, if that is meant to change",
-             "%s: PRAGMA query_only is on, under which this connection changes nothing",
-             c->info->path);
+             "%s: PRAGMA query_only is on, under which this connection changes nothing", path);
     return SQLITE_READONLY;
   }
-  if (sqlite3_txn_state(c->db, c->schema) == SQLITE_TXN_WRITE) {
+  if (sqlite3_txn_state(db, schema) == SQLITE_TXN_WRITE) {
     tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
-             "%s: this connection has an open write transaction", c->info->path);
+             "%s: this connection has an open write transaction", path);
     return SQLITE_MISUSE;
   }
-  if (sqlite3_file_control(c->db, c->schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK &&
-      moved) {
+  if (sqlite3_file_control(db, schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
     tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
-             "%s: the file was moved, replaced or deleted since it was opened", c->info->path);
+             "%s: the file was moved, replaced or deleted since it was opened", path);
     return SQLITE_READONLY_DBMOVED;
   }
   return SQLITE_OK;
+}
+
+int tde_change_allowed(sqlite3 *db, const char *schema, tde_file *f, const char *path,
+                       tde_status *st) {
+  if (tde_file_read_only(f)) return fail_read_only(path, st);
+  return may_change(db, schema ? schema : "main", path, st);
 }
 
 static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
@@ -117,7 +123,7 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   touch(db, c->schema);
   tde_file_info_get(c->f, 1, c->info);
   rc = check_state(c, reading, st);
-  if (rc == SQLITE_OK && !reading) rc = may_change(c, st);
+  if (rc == SQLITE_OK && !reading) rc = may_change(db, c->schema, c->info->path, st);
   if (rc) return rc;
   text = tde_file_keydoc(c->f, &n);
   cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;

@@ -44,6 +44,11 @@ int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, t
 int tde_change_announce(tde_change *c, tde_status *st);
 void tde_change_tell(const tde_change *c);
 
+/* What tde_change_run asks first, for an empty database, which it does not take: may this
+** connection change it? An SQLite code. */
+int tde_change_allowed(sqlite3 *db, const char *schema, tde_file *f, const char *path,
+                       tde_status *st);
+
 /* For work: edits the document in force. loose: what the edit rests on is not the
 ** protector. both: see tde_file_update_header. key: what the event is about, NULL:
 ** the protector. On success the event is in the header, and in the audit sink. */

@@ -99,7 +99,8 @@ void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv)
     mode = "inherit";
     rc = tde_change_follow(db, schema, &out, &st);
   } else if (is_new(f, info)) {
-    rc = create_under(f, key, &st);
+    rc = tde_change_allowed(db, schema, f, info->path, &st);
+    if (rc == SQLITE_OK) rc = create_under(f, key, &st);
     if (rc == SQLITE_OK) rc = protector_in_force(f, &out, &st);
   } else {
     rc = tde_change_protector(db, schema, key, "set-protector", &out, &st);
