@@ -16,6 +16,7 @@
 
 #include "../ext/base/secret.h"
 #include "shim.h"
+#include "slots.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -56,9 +57,13 @@ static int view_file(sqlite3_file *lower, int journal, uint8_t *b, tde_log_view 
   return rc == SQLITE_OK ? view_prefix(b, journal, (uint64_t)size, out) : rc;
 }
 
-static int view_path(const char *path, sqlite3_vfs *vfs, int journal, uint8_t *b,
-                     tde_log_view *out) {
-  const char *name = tde_name_of(path, journal ? "-journal" : "-wal");
+static const char *suffix_of(int journal) {
+  return journal ? "-journal" : "-wal";
+}
+
+/* The log of this name (tde_name_of), which is freed; NULL: no memory. */
+static int view_named(const char *name, sqlite3_vfs *vfs, int journal, uint8_t *b,
+                      tde_log_view *out) {
   int kind = journal ? SQLITE_OPEN_MAIN_JOURNAL : SQLITE_OPEN_WAL, there = 0, rc = SQLITE_NOMEM;
   sqlite3_file *lower = NULL;
 
@@ -77,7 +82,8 @@ int tde_log_peek(const char *path, const char *vfs, int journal, tde_log_view *o
   sqlite3_vfs *v = sqlite3_vfs_find(vfs ? vfs : tde_vfs_base_name());
 
   memset(out, 0, sizeof(*out));
-  return v ? view_path(path, v, journal, b, out) : SQLITE_CANTOPEN;
+  if (!v) return SQLITE_CANTOPEN;
+  return view_named(tde_name_as_opened(v, path, suffix_of(journal)), v, journal, b, out);
 }
 
 int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
@@ -87,7 +93,7 @@ int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
 
   memset(out, 0, sizeof(*out));
   tde_file_enter(f);
-  rc = view_path(f->path, f->lower_vfs, journal, b, out);
+  rc = view_named(tde_name_of(f->path, suffix_of(journal)), f->lower_vfs, journal, b, out);
   if (rc == SQLITE_OK && out->stamped && db->keys &&
       tde_keys_mac_key(db->keys, out->epoch, mac_key) == TDE_OK) {
     tde_class c = tde_prefix_check_mac(b, mac_key);

@@ -85,14 +85,13 @@ tde_class tde_slots_newest(const tde_slots *both, tde_header *out) {
   return c;
 }
 
-/* The name of a file as it is opened: links are followed, as SQLite does. */
-static const char *resolve(sqlite3_vfs *v, const char *path) {
+const char *tde_name_as_opened(sqlite3_vfs *v, const char *path, const char *suffix) {
   char *full = sqlite3_malloc64((sqlite3_uint64)v->mxPathname + 1);
   const char *name = NULL;
 
   if (!full) return NULL;
   if ((v->xFullPathname(v, path, v->mxPathname + 1, full) & 0xff) == SQLITE_OK) path = full;
-  name = tde_name_of(path, "");
+  name = tde_name_of(path, suffix);
   sqlite3_free(full);
   return name;
 }
@@ -210,7 +209,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
   if (!v) return SQLITE_CANTOPEN;
   memset(&counters, 0, sizeof(counters));
   tde_slots_init(&both);
-  name = resolve(v, path);
+  name = tde_name_as_opened(v, path, "");
   if (name) rc = may_look(name, unknown);
   if (rc == SQLITE_OK) {
     lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);

@@ -27,6 +27,10 @@ int tde_newest_of(const tde_class c[2], const tde_header h[2]);
 ** is whole. TDE_NOMEM: which one is the newest is not known. */
 tde_class tde_slots_newest(const tde_slots *both, tde_header *out);
 
+/* The name of a file as it is opened, and what is put behind it: links are followed, as SQLite
+** does. Freed with tde_name_free; NULL: no memory. */
+const char *tde_name_as_opened(sqlite3_vfs *v, const char *path, const char *suffix);
+
 /* Writes one slot; with verify, syncs and reads it back. */
 int tde_slot_write(tde_file *f, const tde_header *h, int slot, tde_keys *keys, int verify);
 /* The first header of a file. The magic is durable before anything else, so
