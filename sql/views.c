@@ -289,8 +289,11 @@ static tde_json *encryption_row(const tde_view_db *v) {
   return NULL;
 }
 
+/* Adds what there is to see of one database. True: it failed, st tells unless there was no memory. */
+typedef int (*add_rows)(tde_json *list, const tde_view_db *v, tde_status *st);
+
 /* The schemas of the connection that the shim has, into list. */
-static int each_schema(sqlite3 *db, int (*one)(tde_json *, const tde_view_db *), tde_json *list) {
+static int each_schema(sqlite3 *db, add_rows one, tde_json *list, tde_status *why) {
   sqlite3_stmt *stmt = NULL;
   int bad = sqlite3_prepare_v2(db, "PRAGMA database_list", -1, &stmt, NULL) != SQLITE_OK;
 
@@ -299,29 +302,29 @@ static int each_schema(sqlite3 *db, int (*one)(tde_json *, const tde_view_db *),
     tde_status st;
     tde_view_db v;
     tde_status_clear(&st);
-    if (schema && tde_view_open(&v, db, schema, &st) == SQLITE_OK) bad = one(list, &v);
+    if (schema && tde_view_open(&v, db, schema, &st) == SQLITE_OK) bad = one(list, &v, why);
     if (schema) tde_view_close(&v);
   }
   (void)sqlite3_finalize(stmt);
   return bad;
 }
 
-static int add_encryption(tde_json *list, const tde_view_db *v) {
+static int add_encryption(tde_json *list, const tde_view_db *v, tde_status *st) {
+  (void)st;
   return tde_json_append(list, encryption_row(v));
 }
 
 /* The rows that `one` makes of a source, or of every schema. */
-static tde_json *rows_of(sqlite3 *db, const char *source,
-                         int (*one)(tde_json *, const tde_view_db *), tde_status *st) {
+static tde_json *rows_of(sqlite3 *db, const char *source, add_rows one, tde_status *st) {
   tde_json *list = tde_json_array();
   tde_view_db v;
   int bad = !list;
 
   if (!source) {
-    bad |= each_schema(db, one, list);
+    bad |= each_schema(db, one, list, st);
   } else {
     int rc = tde_view_open(&v, db, source, st);
-    if (rc == SQLITE_OK) bad |= one(list, &v);
+    if (rc == SQLITE_OK) bad |= one(list, &v, st);
     if (rc) bad = 1;
     tde_view_close(&v);
   }
@@ -336,9 +339,18 @@ static tde_json *rows_encryption_keys(sqlite3 *db, const char *const *argv, tde_
 
 /* ---- tde_log_info([source]), tde_log_stats([source]) ---- */
 
-static int look_at_log(const tde_view_db *v, int journal, tde_log_view *log) {
-  if (v->f) return tde_file_log(v->f, journal, log);
-  return tde_log_peek(v->path, NULL, journal, log);
+/* An error must not pass for "there is none". */
+static int look_at_log(const tde_view_db *v, int journal, tde_log_view *log, tde_status *st) {
+  int rc = v->f ? tde_file_log(v->f, journal, log) : tde_log_peek(v->path, NULL, journal, log);
+
+  if (rc == SQLITE_NOMEM) {
+    tde_nomem(st);
+  } else if (rc) {
+    tde_fail(st, TDE_IO, "check that file, and its permissions",
+             "%.300s: its %s can not be looked at (%s)", v->path, journal ? "-journal" : "-wal",
+             sqlite3_errstr(rc));
+  }
+  return rc;
 }
 
 static tde_json *log_row(const tde_view_db *v, int journal, const tde_log_view *log) {
@@ -372,14 +384,13 @@ static tde_json *log_row(const tde_view_db *v, int journal, const tde_log_view *
   return NULL;
 }
 
-static int add_logs(tde_json *list, const tde_view_db *v) {
+static int add_logs(tde_json *list, const tde_view_db *v, tde_status *st) {
   int bad = 0;
 
   for (int journal = 0; journal < 2 && !bad; journal++) {
     tde_log_view log;
-    if (look_at_log(v, journal, &log) == SQLITE_OK && log.exists) {
-      bad = tde_json_append(list, log_row(v, journal, &log));
-    }
+    bad = look_at_log(v, journal, &log, st);
+    if (!bad && log.exists) bad = tde_json_append(list, log_row(v, journal, &log));
   }
   return bad;
 }
@@ -396,16 +407,16 @@ static const char *holdup(const tde_log_view *wal, const tde_log_view *journal) 
   return "NOTHING";
 }
 
-static int add_log_stats(tde_json *list, const tde_view_db *v) {
+static int add_log_stats(tde_json *list, const tde_view_db *v, tde_status *st) {
   char stamped[2 * TDE_THUMB_SHOWN + 1], current[2 * TDE_THUMB_SHOWN + 1], holders[256] = "";
   tde_log_view wal, journal;
   tde_json *row = tde_json_object();
   tde_key_info p;
   int bad = tde_keydoc_protector(v->doc, &p, NULL) != TDE_OK, old;
 
-  if (look_at_log(v, 0, &wal) || look_at_log(v, 1, &journal)) {
+  if (look_at_log(v, 0, &wal, st) || look_at_log(v, 1, &journal, st)) {
     tde_json_free(row);
-    return 0;
+    return 1;
   }
   tde_hex(wal.thumbprint, TDE_THUMB_SHOWN, stamped);
   tde_hex(p.thumbprint, TDE_THUMB_SHOWN, current);
@@ -489,10 +500,11 @@ static int add_recent(tde_json *list, const uint8_t *uuid) {
 }
 
 /* The header's events, then those of this process that the header has not. */
-static int add_events(tde_json *list, const tde_view_db *v) {
+static int add_events(tde_json *list, const tde_view_db *v, tde_status *st) {
   const tde_json *kept = tde_json_get(tde_keydoc_json(v->doc), "events");
   int bad = 0;
 
+  (void)st;
   for (size_t i = 0; !bad && i < tde_json_count(kept); i++) {
     bad = tde_json_append(list, event_row(tde_json_at(kept, i), v->path, "header"));
   }

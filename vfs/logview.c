@@ -57,6 +57,12 @@ static int view_file(sqlite3_file *lower, int journal, uint8_t *b, tde_log_view 
   return rc == SQLITE_OK ? view_prefix(b, journal, (uint64_t)size, out) : rc;
 }
 
+/* To open a FIFO may last for ever. */
+static int is_other(const char *name) {
+  struct stat sb;
+  return stat(name, &sb) == 0 && !S_ISREG(sb.st_mode);
+}
+
 static const char *suffix_of(int journal) {
   return journal ? "-journal" : "-wal";
 }
@@ -68,8 +74,13 @@ static int view_named(const char *name, sqlite3_vfs *vfs, int journal, uint8_t *
   sqlite3_file *lower = NULL;
 
   if (name) rc = vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there);
+  if (rc == SQLITE_OK && there && is_other(name)) rc = SQLITE_CANTOPEN;
   if (rc == SQLITE_OK && there) {
     lower = tde_lower_open(vfs, name, kind | SQLITE_OPEN_READONLY, NULL, &rc);
+    /* Whoever used it last may have removed it meanwhile. */
+    if (!lower && vfs->xAccess(vfs, name, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK && !there) {
+      rc = SQLITE_OK;
+    }
   }
   if (lower) rc = view_file(lower, journal, b, out);
   (void)tde_lower_close(lower);
