@@ -170,8 +170,9 @@ static int still_same_epochs(backup_work *w, tde_change *c, tde_status *st) {
 
 /* Writes the file under its temporary name; it is the caller's to publish. */
 static int write_raw(raw_copy *k, tde_status *st) {
-  int rc = write_once(k, st);
+  int rc = tde_place_fits(&k->place, 0, st);
 
+  if (rc == SQLITE_OK) rc = write_once(k, st);
   if (rc == SQLITE_OK) {
     rc = still_same_epochs(k->w, k->c, st);
     if (rc) (void)tde_place_remove(&k->place, k->place.temp);

@@ -488,7 +488,7 @@ static int name_target(conversion *c, const char *out) {
     rc = fail(c, SQLITE_READONLY, TDE_MISUSE, "make the file writable, or name another file for it",
               "can only be read: others may write while it is replaced");
   }
-  if (rc == SQLITE_OK) rc = tde_place_fits(&c->place, &c->st);
+  if (rc == SQLITE_OK) rc = tde_place_fits(&c->place, 1, &c->st);
   return rc == SQLITE_OK && c->in_place ? check_alone(c) : rc;
 }
 

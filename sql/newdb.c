@@ -159,7 +159,7 @@ static int note_origin(void *ctx, tde_change *c, tde_status *st) {
 
 int tde_newdb_make(tde_newdb *n, tde_place *place, tde_status *st) {
   sqlite3 *to = NULL;
-  int rc = tde_place_fits(place, st);
+  int rc = tde_place_fits(place, 1, st);
 
   if (rc == SQLITE_OK) {
     rc = open_new(n, place->temp, "",

@@ -185,20 +185,20 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
   return check(p, exists_ok, st);
 }
 
-int tde_place_fits(const tde_place *p, tde_status *st) {
+int tde_place_fits(const tde_place *p, int opened, tde_status *st) {
   sqlite3_vfs *vfs = sqlite3_vfs_find(tde_vfs_base_name());
   const char *slash = strrchr(p->temp, '/');
-  int added = (int)(strlen(p->temp) - strlen(p->target)), most;
+  int added = (int)(strlen(p->temp) - strlen(p->target)), more = opened ? added : 0, most;
 
   if (!vfs) return SQLITE_ERROR;
   most = vfs->mxPathname - (int)sizeof("-journal") + 1; /* SQLite, of what it opens */
-  if ((int)strlen(p->temp) <= most && strlen(slash ? slash + 1 : p->temp) <= NAME_MAX) {
+  if ((int)strlen(p->target) + more <= most && strlen(slash ? slash + 1 : p->temp) <= NAME_MAX) {
     return SQLITE_OK;
   }
   tde_fail(st, TDE_MISUSE, "choose a shorter path",
-           "too long for the temporary file beside it, for which a path may have %d bytes, and its "
+           "too long for %sthe temporary file beside it, for which a path may have %d bytes, and its "
            "last part %d: %s",
-           most - added, NAME_MAX - added, p->target);
+           opened ? "" : "SQLite, or for ", most - more, NAME_MAX - added, p->target);
   return SQLITE_CANTOPEN;
 }
 

@@ -36,8 +36,9 @@ int tde_place_begin(tde_place *p, const char *path, int exists_ok, tde_status *s
 /* The full path of a target, for who tells of it; as it is where it can not be resolved. The
 ** caller's; NULL: no memory. */
 char *tde_place_path(const char *path);
-/* Can SQLite open the file by its temporary name, which is the longer one? */
-int tde_place_fits(const tde_place *p, tde_status *st);
+/* Can SQLite open the file by its name, and, where it does so (opened), by the temporary one, which
+** is the longer one? */
+int tde_place_fits(const tde_place *p, int opened, tde_status *st);
 /* Is it, by its name, a part of a database that is there? -1: no memory to tell. */
 int tde_place_is_beside(const char *path);
 /* Is this such a temporary name? */
