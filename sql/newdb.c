@@ -33,6 +33,7 @@ static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
 
 static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
   int busy = (rc & 0xff) == SQLITE_BUSY, corrupt = (rc & 0xff) == SQLITE_CORRUPT;
+  int unopened = (rc & 0xff) == SQLITE_CANTOPEN;
   int err = (rc & 0xff) == SQLITE_FULL ? ENOSPC : db ? sqlite3_system_errno(db) : 0;
 
   ask_file(db, "main", st);
@@ -40,7 +41,8 @@ static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
     tde_fail(st, busy ? TDE_BUSY : TDE_IO,
              busy      ? "try again when it is not in use"
              : corrupt ? "the source is cut short or damaged: name another backup, or take one"
-                       : tde_errno_remedy(err, "check the disk"),
+                       : tde_errno_remedy(err, unopened ? "check the path, and the permissions of the folder"
+                                                        : "check the disk"),
              "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));
   }
   return rc;

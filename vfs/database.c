@@ -1214,7 +1214,7 @@ int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance,
                        tde_file **out) {
   const char *params[] = {"tde_instance", instance, NULL};
   tde_file *f = sqlite3_malloc64(sizeof(*f));
-  int rc = SQLITE_NOMEM;
+  int rc = SQLITE_NOMEM, opened = 0;
 
   *out = f;
   if (!f) return rc;
@@ -1223,8 +1223,11 @@ int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance,
   f->lower_vfs = vfs;
   f->path = sqlite3_create_filename(path, "", "", instance ? 1 : 0, params);
   if (!f->path) return rc;
-  f->lower = tde_lower_open(vfs, f->path, SQLITE_OPEN_MAIN_DB | flags, NULL, &rc);
-  return f->lower ? tde_db_open(f, f->path, flags) : rc;
+  f->lower = tde_lower_open(vfs, f->path, SQLITE_OPEN_MAIN_DB | flags, &opened, &rc);
+  if (!f->lower) return rc;
+  /* What can only be read is opened so, and the first write would be an I/O error. */
+  if (flags & ~opened & SQLITE_OPEN_READWRITE) return SQLITE_READONLY;
+  return tde_db_open(f, f->path, flags);
 }
 
 void tde_db_close_beside(tde_file *f) {
