@@ -588,6 +588,22 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
   return cls;
 }
 
+static int fail_secondary(const char *path, int rc, tde_status *st) {
+  if (rc == SQLITE_NOMEM) {
+    tde_nomem(st);
+  } else if (rc == SQLITE_NOTADB) {
+    tde_fail(st, TDE_MISUSE, "create it with tde_create_secondary()",
+             "%s: is no secondary, nor any encrypted database", path);
+  } else if (rc == SQLITE_CORRUPT) {
+    tde_fail(st, TDE_DAMAGED_HEADER, "remove it, and create it anew with tde_create_secondary()",
+             "%s: its header is damaged, or of a newer format", path);
+  } else {
+    tde_fail(st, TDE_IO, "check its name and permissions; tde_create_secondary() makes a new one",
+             "%s: the secondary cannot be read (%s)", path, sqlite3_errstr(rc));
+  }
+  return rc;
+}
+
 /* Reads the secondary's header, and prepares what it will need. */
 static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_peek peek;
@@ -595,15 +611,7 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_class cls;
   int rc = tde_header_peek(w->path, c->info->lower_vfs, &peek);
 
-  if (rc == SQLITE_NOMEM) {
-    tde_nomem(st);
-    return rc;
-  }
-  if (rc) {
-    tde_fail(st, TDE_MISUSE, "create it with tde_create_secondary()", "%s: is no secondary (%s)",
-             w->path, sqlite3_errstr(rc));
-    return rc;
-  }
+  if (rc) return fail_secondary(w->path, rc, st);
   cls = tde_keydoc_parse(peek.doc, peek.ndoc, &there, st);
   if (cls == TDE_OK && memcmp(peek.uuid, c->info->uuid, TDE_UUID_BYTES) != 0) {
     cls = tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
