@@ -67,15 +67,8 @@ typedef struct protector_change {
 /* A key version with so many bytes of its thumbprint: TDE_THUMB_BYTES as instance.json holds it.
 ** NULL: no memory. */
 static tde_json *key_object(const tde_key_info *info, size_t nthumb) {
-  char thumb[2 * TDE_THUMB_BYTES + 1];
   tde_json *e = tde_json_object();
-  tde_hex(info->thumbprint, nthumb, thumb);
-  int failed = tde_json_set_text(e, "key_id", info->base_id) |
-               tde_json_set_text(e, "version", info->version) |
-               tde_json_set_text(e, "type", info->type) |
-               tde_json_set_text(e, "thumbprint", thumb) |
-               tde_json_set_int(e, "created", info->created);
-  if (!failed) return e;
+  if (!(tde_key_put(e, info, nthumb) | tde_json_set_int(e, "created", info->created))) return e;
   tde_json_free(e);
   return NULL;
 }

@@ -56,6 +56,10 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
                             const tde_keydoc_asker *asker, const uint8_t uuid[TDE_UUID_BYTES],
                             uint8_t *dek, tde_keydoc **out, tde_status *st);
 
+/* The members by which a key version is told everywhere: key_id, version, type, and so many bytes of
+** its thumbprint. True: no memory. */
+int tde_key_put(tde_json *obj, const tde_key_info *info, size_t nthumb);
+
 /* Unwraps the DEK of one epoch through its provider into dek (secret memory).
 ** Its wraps are tried newest first; when all fail, st tells of the last one
 ** tried, except that a failure which may pass (an outage, memory, I/O) is never

@@ -21,14 +21,17 @@
 
 /* ---- parts ---- */
 
-/* The members that a wrap and a key-list entry share. */
-static int put_key(tde_json *obj, const tde_key_info *info) {
+int tde_key_put(tde_json *obj, const tde_key_info *info, size_t nthumb) {
   char thumb[2 * TDE_THUMB_BYTES + 1];
-  tde_hex(info->thumbprint, TDE_THUMB_BYTES, thumb);
+  tde_hex(info->thumbprint, nthumb, thumb);
   return tde_json_set_text(obj, "key_id", info->base_id) |
          tde_json_set_text(obj, "version", info->version) |
-         tde_json_set_text(obj, "type", info->type) | tde_json_set_text(obj, "thumbprint", thumb) |
-         tde_json_set_int(obj, "created", info->created);
+         tde_json_set_text(obj, "type", info->type) | tde_json_set_text(obj, "thumbprint", thumb);
+}
+
+/* The members that a wrap and a key-list entry share. */
+static int put_key(tde_json *obj, const tde_key_info *info) {
+  return tde_key_put(obj, info, TDE_THUMB_BYTES) | tde_json_set_int(obj, "created", info->created);
 }
 
 /* An array of one. */

@@ -80,14 +80,6 @@ static int ready(tde_change *c, int *settled, tde_status *st) {
   return SQLITE_OK;
 }
 
-static int put_key(tde_json *j, const tde_key_info *key) {
-  char thumb[2 * TDE_THUMB_SHOWN + 1];
-
-  tde_hex(key->thumbprint, TDE_THUMB_SHOWN, thumb);
-  return tde_json_set_text(j, "key_id", key->base_id) |
-         tde_json_set_text(j, "version", key->version) | tde_json_set_text(j, "thumbprint", thumb);
-}
-
 /* ---- a copy of records, with a document that fits it ---- */
 
 typedef struct backup_work {
@@ -203,7 +195,7 @@ static tde_json *backup_answer(const raw_copy *k, int64_t now) {
             tde_json_set_int(j, "bytes", (int64_t)k->r.size) |
             tde_json_set_int(j, "units", (int64_t)k->r.units) | tde_view_set_time(j, "time", now);
 
-  bad |= put_key(j, k->key ? k->key : &k->c->protector);
+  bad |= tde_key_put(j, k->key ? k->key : &k->c->protector, TDE_THUMB_SHOWN);
   if (!bad) return j;
   tde_json_free(j);
   return NULL;

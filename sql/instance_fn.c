@@ -8,6 +8,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../keyprovider/instance_edit.h"
+#include "../keyprovider/keydoc.h"
 #include "../vfs/tdevfs.h"
 #include "result.h"
 #include "subject.h"
@@ -96,19 +97,14 @@ void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_valu
 }
 
 static void answer_key(sqlite3_context *ctx, const tde_key_info *k, tde_class c, tde_status *st) {
-  char thumb[2 * TDE_THUMB_SHOWN + 1];
   tde_json *j;
-  int bad;
 
   if (c) {
     tde_result_status(ctx, c == TDE_MISUSE ? SQLITE_MISUSE : SQLITE_ERROR, st);
     return;
   }
   j = tde_json_object();
-  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
-  bad = tde_json_set_text(j, "key_id", k->base_id) | tde_json_set_text(j, "version", k->version) |
-        tde_json_set_text(j, "type", k->type) | tde_json_set_text(j, "thumbprint", thumb);
-  tde_result_json(ctx, j, bad);
+  tde_result_json(ctx, j, tde_key_put(j, k, TDE_THUMB_SHOWN));
 }
 
 void tde_sql_instance_add_key(sqlite3_context *ctx, int argc, sqlite3_value **argv) {

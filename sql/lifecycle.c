@@ -28,17 +28,9 @@ static int bad_argument(sqlite3_context *ctx, const char *what, const char *reme
   return 1;
 }
 
-static int put_key(tde_json *j, const tde_key_info *k) {
-  char thumb[2 * TDE_THUMB_SHOWN + 1];
-
-  tde_hex(k->thumbprint, TDE_THUMB_SHOWN, thumb);
-  return tde_json_set_text(j, "key_id", k->base_id) | tde_json_set_text(j, "version", k->version) |
-         tde_json_set_text(j, "type", k->type) | tde_json_set_text(j, "thumbprint", thumb);
-}
-
 static void answer_key(sqlite3_context *ctx, const tde_key_info *k, const char *mode) {
   tde_json *j = tde_json_object();
-  int bad = put_key(j, k);
+  int bad = tde_key_put(j, k, TDE_THUMB_SHOWN);
 
   if (mode) bad |= tde_json_set_text(j, "mode", mode);
   tde_result_json(ctx, j, bad);

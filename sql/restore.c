@@ -296,16 +296,13 @@ static int prepare(restore *r, const char *source, tde_status *st) {
 /* ---- tde_restore_check(source [, options]) ---- */
 
 static tde_json *needed_row(const restore *r, const tde_needed_key *k) {
-  char hex[2 * TDE_THUMB_SHOWN + 1], remedy[320] = "";
+  char remedy[320] = "";
   tde_json *j = tde_json_object();
   const tde_status *why = k->as[0] ? &k->asked : &k->tried;
   int ok = k->as[0] && k->was_asked && k->asked.code == TDE_OK, bad;
 
   if (!k->as[0]) tde_needed_remedy(&r->keys, k, remedy, sizeof(remedy));
-  tde_hex(k->info.thumbprint, TDE_THUMB_SHOWN, hex);
-  bad = tde_json_set_text(j, "key_id", k->info.base_id) |
-        tde_json_set_text(j, "version", k->info.version) |
-        tde_json_set_text(j, "type", k->info.type) | tde_json_set_text(j, "thumbprint", hex) |
+  bad = tde_key_put(j, &k->info, TDE_THUMB_SHOWN) |
         tde_json_set_text(j, "found_as", k->as[0] ? k->as : NULL) |
         tde_json_set_text(j, "found_in", k->where) |
         tde_json_set_text(j, "state",
