@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,8 @@ struct tde_keys {
   tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
   int idle;
   int64_t idle_since; /* ms; when idle */
+  tde_turn turn;      /* see stand */
+  tde_line *line;     /* for the lanes, while it is not linked */
   tde_epochs epochs;
 };
 
@@ -73,7 +76,6 @@ static void after_fork(void) {
 static void in_child(void) {
   /* Waiters of the parent do not exist here. */
   pthread_cond_init(&ring_changed, NULL);
-  tde_lanes_clear();
   pthread_mutex_unlock(&ring_lock);
 }
 static void ring_init(void) {
@@ -94,6 +96,8 @@ static void link_entry(tde_keys *k) {
   if (k->next) k->next->prev = k;
   buckets[b] = k;
   k->linked = 1;
+  tde_lanes_bring(k->line);
+  k->line = NULL;
 }
 
 static void unlink_entry(tde_keys *k) {
@@ -105,6 +109,8 @@ static void unlink_entry(tde_keys *k) {
   }
   if (k->next) k->next->prev = k->prev;
   k->linked = 0;
+  tde_lanes_step_out(&k->turn);
+  k->line = tde_lanes_take_away();
 }
 
 static void idle_enter(tde_keys *k) {
@@ -220,12 +226,62 @@ static void free_entry(tde_keys *k) {
   forget_other(k);
   tde_header_clear(&k->header);
   tde_key_params_clear(&k->params);
+  free(k->line);
   free(k);
 }
 
 /* ---- state; the lock is held ---- */
 
-/* Keeps the atomics and the counts in step with the lease. */
+static int is_busy(tde_keys *k) {
+  /* Its thread is one of the parent: nobody will finish it here. */
+  if (k->busy && k->busy_fork != tde_fork_generation()) k->busy = 0;
+  return k->busy;
+}
+
+/* Are its checks made, and in time? Not without users; and in a forked child not before it is
+** used there: what the parent had open would be asked for in every child. */
+static int is_attended(const tde_keys *k, uint64_t process) {
+  return k->refs > 0 && !k->unproved && k->used_in == process;
+}
+
+/* Whose key it is that a check asks for. */
+static const char *asked_key(const tde_keys *k) {
+  return k->params.as_key ? k->params.as_key : k->facts.key_id;
+}
+
+static int64_t later(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+/* Who was denied once is to hear soon whether that is so. One whose check is not due is not passed
+** over either. */
+static tde_turn_times turn_times(const tde_keys *k) {
+  const tde_lease *l = &k->lease;
+  int64_t pass = tde_lease_unasked(l, 0, &k->policy);
+  tde_turn_times t = {l->due_at, l->denials > 0 && tde_class_is_denial(k->last.code), pass, 0};
+
+  if (pass == INT64_MAX) {
+    t.pass = tde_lease_unasked(l, 1, &k->policy);
+    t.if_stuck = 1;
+  }
+  t.pass = later(t.pass, t.ask);
+  return t;
+}
+
+/* Its place in the line for checks is kept in step: to be called after any change of the lease, the
+** policy, the users, the header or its key, and of who is busy with it. */
+static void stand(tde_keys *k) {
+  tde_turn_times t;
+
+  if (!k->linked || !is_attended(k, tde_fork_generation()) || is_busy(k) || !k->header.doc) {
+    tde_lanes_step_out(&k->turn);
+    return;
+  }
+  t = turn_times(k);
+  tde_lanes_stand(&k->turn, k->facts.remote ? asked_key(k) : NULL, &t);
+}
+
+/* Keeps the atomics, the counts and the place in line in step with the lease. */
 static void publish(tde_keys *k) {
   int now_live = tde_access_is_live(k->lease.access), was = atomic_load(&k->live);
 
@@ -234,6 +290,7 @@ static void publish(tde_keys *k) {
   atomic_store(&k->live, now_live);
   if (k->header.doc && k->refs > 0) tde_watch_note(k->lease.due_at, k->facts.remote);
   live_count += now_live - was;
+  stand(k);
 }
 
 /* An entry is in use again, or in a forked child, where no thread of the parent's is. */
@@ -245,11 +302,13 @@ static void take_ref(tde_keys *k) {
   k->refs++;
   k->used_in = tde_fork_generation();
   idle_leave(k);
+  stand(k);
 }
 
 /* Without users only a live entry is of use. */
 static void drop_ref(tde_keys *k) {
   if (--k->refs > 0) return;
+  stand(k);
   if (k->linked && atomic_load(&k->live)) {
     idle_enter(k);
     return;
@@ -308,33 +367,32 @@ int tde_keyring_count(void) {
   return n;
 }
 
-static int is_busy(tde_keys *k) {
-  /* Its thread is one of the parent: nobody will finish it here. */
-  if (k->busy && k->busy_fork != tde_fork_generation()) k->busy = 0;
-  return k->busy;
-}
-
 static void set_busy(tde_keys *k) {
   k->busy = 1;
   k->busy_fork = tde_fork_generation();
+  stand(k);
 }
 
 static void apply_policy(tde_keys *k, const tde_key_policy *policy) {
   int64_t due = k->lease.checked_at + policy->check_ms;
+  int other = memcmp(&k->policy, policy, sizeof(*policy)) != 0;
 
   k->policy = *policy;
   if (tde_access_is_live(k->lease.access) && due < k->lease.due_at) {
     k->lease.due_at = due;
     publish(k);
+  } else if (other) {
+    stand(k);
   }
 }
 
 /* Its lane is free from here on: what its thread goes on to do for it (watch.h) may take long. */
 static void end_busy(tde_keys *k) {
-  tde_lanes_leave(k);
+  tde_lanes_leave(&k->turn);
   k->busy = k->unproved = 0;
   if (k->next_policy.check_ms) apply_policy(k, &k->next_policy);
   k->next_policy.check_ms = 0;
+  stand(k);
   pthread_cond_broadcast(&ring_changed);
 }
 
@@ -360,6 +418,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   k->facts = *facts;
   atomic_store(&k->remote, facts->remote);
   tde_epochs_outdate(&k->epochs, h->epoch, facts);
+  stand(k);
   return 1;
 }
 
@@ -532,7 +591,7 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
   what = act_name(before, k->lease.access);
   publish(k);
   pthread_mutex_unlock(&ring_lock);
-  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k, k->params.path);
   tell(source, &k->params, what, k->uuid, &k->facts, c ? st : NULL);
   pthread_mutex_lock(&ring_lock);
   end_busy(k);
@@ -554,12 +613,6 @@ static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *p
 static int same_way(const tde_key_params *a, const tde_key_params *b) {
   return tde_same_text(a->as_key, b->as_key) && tde_same_text(a->as_identity, b->as_identity) &&
          tde_same_text(a->as_federated, b->as_federated);
-}
-
-/* Are its checks made, and in time? Not without users; and in a forked child not before it is
-** used there: what the parent had open would be asked for in every child. */
-static int is_attended(const tde_keys *k, uint64_t process) {
-  return k->refs > 0 && !k->unproved && k->used_in == process;
 }
 
 /* Nobody looked after it, and its check is overdue: its key is asked before it is used. And who
@@ -648,7 +701,9 @@ static tde_keys *new_entry(const uint8_t *uuid, const tde_key_params *params,
   tde_keys *k = calloc(1, sizeof(*k));
 
   if (!k) return NULL;
-  if (!copy_params(&k->params, params)) {
+  k->line = tde_lanes_new_line();
+  if (!k->line || !copy_params(&k->params, params)) {
+    free(k->line);
     free(k);
     return NULL;
   }
@@ -808,6 +863,7 @@ static tde_class unlock_absent(const tde_key_source *source, const tde_key_param
   if (k) {
     take_ref(k);
     *(is_busy(k) ? &k->next_policy : &k->policy) = *policy;
+    stand(k);
     p = plan_absent(k, h, facts, forced);
   } else {
     k = new_entry(h->uuid, params, policy);
@@ -879,7 +935,7 @@ static tde_class prove(tde_keys *k, const tde_key_source *source, const tde_key_
   tell(source, &k->params, "unwrap", k->uuid, &k->facts, c ? st : NULL);
   if (tde_class_is_denial(c)) {
     (void)settle_first(k, c, &got, st);
-    tde_openfiles_wipe(k);
+    tde_openfiles_wipe(k, k->params.path);
   } else {
     (void)apply(k, source, c, 0, &got, st);
   }
@@ -996,15 +1052,17 @@ static void confirm_epochs(tde_keys *k, const tde_header *h, const tde_key_facts
 /* Takes a header that the entry's keys verify. The lock is held. */
 static tde_class take_header(tde_keys *k, const tde_header *h, const tde_key_facts *facts,
                              int proved, tde_status *st) {
+  int taken;
+
   /* Busy: the next check takes it. */
   if (is_busy(k) || (!proved && is_older(k, h))) return TDE_OK;
   if (!proved && k->header.doc && !same_protector(&k->facts, facts)) {
     /* Nobody asked this protector yet: soon. */
     k->lease.due_at = tde_now_ms();
   }
-  if (!note_header(k, h, facts)) return tde_nomem(st);
+  taken = note_header(k, h, facts);
   publish(k);
-  return TDE_OK;
+  return taken ? TDE_OK : tde_nomem(st);
 }
 
 tde_class tde_keyring_follow(tde_keys *keys, const tde_key_source *source,
@@ -1255,101 +1313,23 @@ void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
 
 /* ---- checks ---- */
 
-/* Whose key it is that a check asks for. */
-static const char *asked_key(const tde_keys *k) {
-  return k->params.as_key ? k->params.as_key : k->facts.key_id;
-}
-
-/* A search for the check that is to be made first. */
-typedef struct search {
-  int64_t now;
-  int64_t next;   /* when something else is due */
-  tde_keys *best; /* NULL: none yet */
-  int ask;        /* its key service, that is: else it stands in line, and is passed over */
-} search;
-
-static void is_due_at(search *s, int64_t at) {
-  if (at < s->next) s->next = at;
-}
-
-/* Who was denied once is to hear soon whether that is so. */
-static int is_confirming(const tde_keys *k) {
-  return k->lease.denials > 0 && tde_class_is_denial(k->last.code);
-}
-
-/* Passing over takes no time. */
-static int goes_before(const search *s, const tde_keys *k, int ask) {
-  if (!s->best) return 1;
-  if (ask != s->ask) return s->ask;
-  if (is_confirming(k) != is_confirming(s->best)) return is_confirming(k);
-  return k->lease.due_at < s->best->lease.due_at;
-}
-
-/* Have two of them one lane? */
-static int share_lane(const tde_keys *a, const tde_keys *b) {
-  return a->facts.remote && b->facts.remote && tde_lanes_same(asked_key(a), asked_key(b));
-}
-
-/* When to look at one that is behind another in a lane: the request may go on for long, and its
-** grace or heal window may end meanwhile. */
-static int64_t behind_at(const search *s, const tde_keys *k) {
-  int64_t stuck = s->now + TDE_LANE_STUCK_MS, at = tde_lease_unasked(&k->lease, 0, &k->policy);
-  return at < stuck ? at : stuck;
-}
-
-/* Of two whose check is due one is not made now. The other one is free to be made by another thread,
-** if it does not have to wait for the first. */
-static void is_second(search *s, const tde_keys *k, const tde_keys *one, int both_ask) {
-  is_due_at(s, both_ask && share_lane(k, one) ? behind_at(s, k) : s->now);
-}
-
-/* An entry whose check is due: is it the one? */
-static void consider(search *s, tde_keys *k) {
-  tde_lane lane = k->facts.remote ? tde_lanes_look(asked_key(k), s->now) : TDE_LANE_FREE;
-  int ask = lane == TDE_LANE_FREE, before;
-
-  if (!ask) {
-    int64_t at = tde_lease_unasked(&k->lease, lane == TDE_LANE_STUCK, &k->policy);
-    /* That the lane gets stuck, or is free, nobody tells. */
-    if (lane == TDE_LANE_TAKEN) is_due_at(s, s->now + TDE_LANE_STUCK_MS);
-    if (at > s->now) {
-      is_due_at(s, at);
-      return;
-    }
-  }
-  before = goes_before(s, k, ask);
-  if (s->best) is_second(s, before ? s->best : k, before ? k : s->best, ask && s->ask);
-  if (!before) return;
-  s->best = k;
-  s->ask = ask;
-}
-
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
-  search s = {now, INT64_MAX, NULL, 0};
-  uint64_t process = tde_fork_generation();
+  tde_turn *t;
+  tde_keys *k = NULL;
 
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
   expire_idle();
-  for (unsigned b = 0; b < BUCKETS; b++) {
-    for (tde_keys *k = buckets[b]; k; k = k->next) {
-      if (!is_attended(k, process) || is_busy(k) || !k->header.doc) continue;
-      if (k->lease.due_at <= now) {
-        consider(&s, k);
-      } else {
-        is_due_at(&s, k->lease.due_at);
-      }
-    }
+  t = tde_lanes_first(now, ask);
+  if (t) {
+    k = (tde_keys *)((char *)t - offsetof(tde_keys, turn));
+    if (*ask) tde_lanes_enter(t, now);
+    set_busy(k);
+    take_ref(k);
   }
-  if (s.best) {
-    take_ref(s.best);
-    set_busy(s.best);
-    if (s.ask && s.best->facts.remote) tde_lanes_enter(s.best, asked_key(s.best), now);
-  }
+  *next_due = tde_lanes_next(now);
   pthread_mutex_unlock(&ring_lock);
-  *next_due = s.next;
-  *ask = s.ask;
-  return s.best;
+  return k;
 }
 
 void tde_keyring_done(tde_keys *k) {
@@ -1508,7 +1488,7 @@ static tde_lease_act pass_time(tde_keys *k, const tde_key_source *source,
   *after = k->lease.access;
   publish(k);
   pthread_mutex_unlock(&ring_lock);
-  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k, k->params.path);
   tell(source, &k->params, act_name(before, *after), k->uuid, &k->facts, &k->last);
   return act;
 }
@@ -1613,18 +1593,35 @@ static int add_instance(policies *p, const char *instance) {
   return 1;
 }
 
-/* The instances of the buckets from `from` on, as many as fit in. Returns where it ended:
-** behind the last bucket that is in as a whole, and at least behind the first. The lock
-** is held. */
-static unsigned collect_instances(policies *p, unsigned from) {
-  unsigned b = from;
+/* Of ten thousand entries so many buckets hold some hundred: openers are let in between. */
+#define SLICE 256
 
-  for (; b < BUCKETS; b++) {
+static unsigned end_of_slice(unsigned from, unsigned to) {
+  return to - from < SLICE ? to : from + SLICE;
+}
+
+/* The instances of these buckets, as many as fit in. Returns where it ended: behind the last bucket
+** that is in as a whole. The lock is held. */
+static unsigned collect_slice(policies *p, unsigned from, unsigned to) {
+  for (unsigned b = from; b < to; b++) {
     for (const tde_keys *k = buckets[b]; k; k = k->next) {
-      if (!add_instance(p, k->params.instance)) return b > from ? b : b + 1;
+      if (!add_instance(p, k->params.instance)) return b;
     }
   }
-  return b;
+  return to;
+}
+
+/* ... of all from `from` on; and it ends behind that one at least. */
+static unsigned collect_instances(policies *p, unsigned from) {
+  unsigned b = from, end;
+
+  do {
+    end = end_of_slice(b, BUCKETS);
+    pthread_mutex_lock(&ring_lock);
+    b = collect_slice(p, b, end);
+    pthread_mutex_unlock(&ring_lock);
+  } while (b == end && b < BUCKETS);
+  return b > from ? b : from + 1;
 }
 
 /* Those whose instances were not collected wait for their checks, which read the policy,
@@ -1649,16 +1646,16 @@ unsigned tde_keyring_refresh_policies(const tde_key_source *source, unsigned fro
 
   if (!p) return 0;
   pthread_once(&ring_once, ring_init);
-  pthread_mutex_lock(&ring_lock);
   to = collect_instances(p, from);
-  pthread_mutex_unlock(&ring_lock);
   for (int i = 0; i < p->n; i++) {
     tde_key_params params = {.instance = p->of[i].instance};
     source->policy(source->ctx, &params, &p->of[i].policy);
   }
-  pthread_mutex_lock(&ring_lock);
-  apply_policies(p, from, to);
-  pthread_mutex_unlock(&ring_lock);
+  for (unsigned b = from; b < to; b += SLICE) {
+    pthread_mutex_lock(&ring_lock);
+    apply_policies(p, b, end_of_slice(b, to));
+    pthread_mutex_unlock(&ring_lock);
+  }
   for (int i = 0; i < p->n; i++) free(p->of[i].instance);
   free(p);
   return to < BUCKETS ? to : 0;
@@ -1685,6 +1682,7 @@ int tde_keyring_use_here(tde_keys *keys, int may_ask) {
   if (mine) {
     set_busy(keys);
   } else {
+    stand(keys);
     note_use(keys);
   }
   pthread_mutex_unlock(&ring_lock);

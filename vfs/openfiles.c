@@ -135,30 +135,19 @@ tde_file *tde_openfiles_owner(const char *name) {
   return f;
 }
 
-/* The next main database in use with these keys, whose thread is kept out until
-** tde_file_leave; NULL at the end. *bucket and *after say where the search goes
-** on. The lock is held. */
-static tde_file *next_with(const tde_keys *keys, unsigned *bucket, tde_file *after) {
-  for (;; (*bucket)++, after = NULL) {
-    tde_file *f;
-    if (*bucket >= BUCKETS) return NULL;
-    for (f = after ? after->next_open : buckets[*bucket]; f; f = f->next_open) {
-      if (!tde_file_try_enter(f)) continue; /* its own thread is at work */
-      if (f->db && f->db->keys == keys) return f;
-      tde_file_leave(f);
-    }
-  }
+/* Its own thread is kept out meanwhile; where that is at work, it wipes by itself. */
+static void wipe_idle(tde_file *f, const tde_keys *keys) {
+  if (!tde_file_try_enter(f)) return;
+  if (f->db && f->db->keys == keys && !tde_db_in_transaction(f->db)) tde_db_wipe(f->db);
+  tde_file_leave(f);
 }
 
-void tde_openfiles_wipe(const tde_keys *keys) {
-  unsigned bucket = 0;
-  tde_file *f = NULL;
+void tde_openfiles_wipe(const tde_keys *keys, const char *path) {
+  size_t n = path ? strlen(path) : 0;
 
+  if (!path) return;
   pthread_mutex_lock(&list_lock);
-  while ((f = next_with(keys, &bucket, f)) != NULL) {
-    if (!tde_db_in_transaction(f->db)) tde_db_wipe(f->db);
-    tde_file_leave(f);
-  }
+  for (tde_file *f = find(path, n, NULL); f; f = find(path, n, f)) wipe_idle(f, keys);
   pthread_mutex_unlock(&list_lock);
 }
 

@@ -18,9 +18,9 @@ void tde_openfiles_remove(tde_file *f);
 ** on one path it is the one whose own file name stands beside this one. */
 tde_file *tde_openfiles_owner(const char *name);
 
-/* The keys are lost: wipes what connections derived from them, except where a
-** transaction or a call is under way; those connections do it themselves. */
-void tde_openfiles_wipe(const tde_keys *keys);
+/* The keys of the file at this path (NULL: of none) are lost: wipes what connections derived from
+** them, except where a transaction or a call is under way; those connections do it themselves. */
+void tde_openfiles_wipe(const tde_keys *keys, const char *path);
 
 /* The instances of connections that hold a lock or have this file open: at most n, each
 ** once. Returns how many; each is the caller's (sqlite3_free). */

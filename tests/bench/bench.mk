@@ -104,3 +104,12 @@ profile: all $(BENCH_OUT)/workloads ## where the time of WORKLOAD=name goes: cal
 .PHONY: bench-callgrind
 bench-callgrind: all $(BENCH_OUT)/workloads ## instruction counts of the workloads against those checked in (3 %)
 	$(Q)CC="$(CC)" python3 tests/bench/callgrind.py --build $(BUILD) $(CALLGRIND_ARGS)
+
+# What the checks of many open databases cost the process itself.
+$(BENCH_OUT)/micro_checks: tests/bench/micro_checks.c $(STATIC_OBJ)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -DSQLITE_CORE=1 -I. $(LDFLAGS) -o $@ $^ -lsqlite3 $(LIBS)
+
+.PHONY: bench-checks
+bench-checks: $(BENCH_OUT)/micro_checks ## what a check costs by the number of open databases (seconds)
+	$(Q)$(BENCH_OUT)/micro_checks
