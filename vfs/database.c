@@ -465,6 +465,7 @@ static int load(tde_file *f, int wait, int forced) {
   if (db->state == TDE_STATE_NOT_ENCRYPTED && db->plain_allowed) {
     db->state = TDE_STATE_PLAIN;
     f->plain = 1;
+    tde_status_clear(&db->last); /* it is as whoever opened it allows it to be */
   }
   return SQLITE_OK;
 }
