@@ -87,6 +87,8 @@ static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const 
   return rc;
 }
 
+#define CUT_SHORT "it is cut short or damaged: name another one, or a backup"
+
 /* What the shim says of its side, when that is the cause. */
 static int shim_says(conversion *c, sqlite3 *db) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
@@ -96,7 +98,8 @@ static int shim_says(conversion *c, sqlite3 *db) {
   if (info && db && sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) {
-      (void)tde_fail(&c->st, info->last.code, info->last.remedy, "%s%s%s: %s", c->verb,
+      (void)tde_fail(&c->st, info->last.code,
+                     info->last.code == TDE_TRUNCATED ? CUT_SHORT : info->last.remedy, "%s%s%s: %s", c->verb,
                      c->source ? " " : "", c->source ? c->source : "", info->last.message);
       said = 1;
     }
@@ -124,7 +127,7 @@ static int fail_db(conversion *c, sqlite3 *db, int rc, const char *what) {
     case SQLITE_NOTADB:
       return fail(c, rc, TDE_MISUSE, "name an SQLite database", text);
     case SQLITE_CORRUPT:
-      return fail(c, rc, TDE_IO, "it is cut short or damaged: name another one, or a backup", text);
+      return fail(c, rc, TDE_IO, CUT_SHORT, text);
     case SQLITE_MISUSE:
       return fail(c, rc, TDE_MISUSE,
                   "a URI parameter or its value does not exist; README.md lists them", text);

@@ -18,7 +18,9 @@ SQLITE_EXTENSION_INIT3
 #define BUSY_SECONDS 5
 #define BUSY_NAP_MS 20
 
-/* What the database's file says of its last failure. */
+#define CUT_SHORT "the source is cut short or damaged: name another backup, or take one"
+
+/* What the database's file says of its last failure; of a source the remedy is another one. */
 static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
   tde_file *f = NULL;
@@ -27,6 +29,7 @@ static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
       sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) *st = info->last;
+    if (st->code == TDE_TRUNCATED) (void)sqlite3_snprintf(sizeof(st->remedy), st->remedy, CUT_SHORT);
   }
   sqlite3_free(info);
 }
@@ -40,7 +43,7 @@ static int explain(sqlite3 *db, int rc, const char *what, tde_status *st) {
   if (st->code == TDE_OK) {
     tde_fail(st, busy ? TDE_BUSY : TDE_IO,
              busy      ? "try again when it is not in use"
-             : corrupt ? "the source is cut short or damaged: name another backup, or take one"
+             : corrupt ? CUT_SHORT
                        : tde_errno_remedy(err, unopened ? "check the path, and the permissions of the folder"
                                                         : "check the disk"),
              "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(rc));

@@ -1463,7 +1463,7 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TRUNCATED) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends before %s unit %llu, which the WAL counts on", tde_path_of(f),
+             "%s: the file ends before %s unit %llu, which the database counts on", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TORN) {
     tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
