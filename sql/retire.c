@@ -42,6 +42,8 @@ typedef struct retire {
   const tde_instance *inst;
   tde_json *needed;    /* by whom, and why */
   tde_json *unchecked; /* what could not be looked at, and why */
+  size_t open_unchecked; /* of those the first, which are open */
+  int unlike;          /* what to do about a file that is nothing known is said */
   int known;           /* somebody has heard of the key */
   int bad;             /* out of memory */
 } retire;
@@ -112,8 +114,9 @@ static void check_doc(retire *r, const char *path, const tde_keydoc *doc, const 
   }
 }
 
-/* Why a file that is no database to be seen may be one all the same. */
-static const char *why_unknown(const char *path, int unknown) {
+/* Why a file that is no database to be seen may be one all the same. A folder may hold hundreds of
+** binaries: what to do is said of the first. */
+static const char *why_unknown(retire *r, const char *path, int unknown) {
   if (unknown >= TDE_UNKNOWN_INDEX) {
     return "was not opened, for it is, or is named as, the wal-index of a database: rename it if "
            "it is a database or a backup, else remove it if nothing uses it";
@@ -121,6 +124,7 @@ static const char *why_unknown(const char *path, int unknown) {
   if (tde_place_is_temporary(path)) {
     return "a copy that is being made, or was cut short: remove it if nobody makes it any more";
   }
+  if (r->unlike++) return "neither a database nor a text, either";
   return "neither a database nor a text: an encrypted database whose header is damaged looks so; "
          "move it out of the folder if it is none";
 }
@@ -135,6 +139,20 @@ static int counts(int unknown, int how) {
   return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && how == FOUND);
 }
 
+/* Is it said already of a database that is open, and in the folder? */
+static int is_said(const retire *r, const char *path, const char *error) {
+  for (size_t i = 0; i < r->open_unchecked; i++) {
+    const tde_json *one = tde_json_at(r->unchecked, i);
+    const char *of = tde_json_get_text(one, "path"), *said = tde_json_get_text(one, "error");
+    if (of && said && strcmp(of, path) == 0 && strcmp(said, error) == 0) return 1;
+  }
+  return 0;
+}
+
+static void not_checked(retire *r, const char *path, const char *error) {
+  if (!is_said(r, path, error)) add(r, r->unchecked, path, "error", error);
+}
+
 static void check_file(retire *r, const char *path, const char *vfs, int how) {
   tde_view_db v;
   tde_status st;
@@ -146,9 +164,9 @@ static void check_file(retire *r, const char *path, const char *vfs, int how) {
     check_doc(r, path, v.doc, "");
     if (v.other) check_doc(r, path, v.other, " in its other header slot");
   } else if (rc != SQLITE_NOTADB) {
-    add(r, r->unchecked, path, "error", st.code ? st.message : sqlite3_errstr(rc));
+    not_checked(r, path, st.code ? st.message : sqlite3_errstr(rc));
   } else if (counts(v.head.unknown, how)) {
-    add(r, r->unchecked, path, "error", why_unknown(path, v.head.unknown));
+    not_checked(r, path, why_unknown(r, path, v.head.unknown));
   }
   tde_view_close(&v);
 }
@@ -189,6 +207,7 @@ static void check_open_databases(retire *r) {
     }
   }
   tde_open_databases_free(list, n);
+  r->open_unchecked = tde_json_count(r->unchecked);
 }
 
 /* ---- the folder ---- */
@@ -342,8 +361,12 @@ static int exists(const retire *r, tde_status *st) {
   return look_up(r, r->key, &info, st) == TDE_OK;
 }
 
-/* sb: of where, if that is given. */
-static void look(retire *r, const char *where, const struct stat *sb) {
+/* By the paths that SQLite has for what is open, however the folder was named. sb: of where, if
+** that is given. */
+static void look(retire *r, const char *named, const struct stat *sb) {
+  char *real = named ? realpath(named, NULL) : NULL;
+  const char *where = real ? real : named;
+
   check_instance(r);
   learn_material(r);
   check_open_databases(r);
@@ -355,6 +378,7 @@ static void look(retire *r, const char *where, const struct stat *sb) {
     add(r, r->unchecked, where, "error", "is neither a folder nor a file");
   }
   check_open_documents(r); /* at last: a reason that is in the file says more */
+  free(real);
 }
 
 static void answer(sqlite3_context *ctx, retire *r) {
