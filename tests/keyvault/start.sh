@@ -10,6 +10,14 @@ server=$1 state=$2
 shift 2
 mkdir -p "$state"
 state=$(cd "$state" && pwd)
+# One server a folder: of two, one's keys would stand beside the other's ports. The lock is the
+# server's, too, and goes with it.
+exec 9>>"$state/lock"
+if command -v flock >/dev/null && ! flock -n 9; then
+  echo "a test key server runs already with its state in $state: use that one, end it (Ctrl-C where it was" \
+    "started, or curl -X POST of /admin/quit), or give this one another folder (make keyvault BUILD=...)" >&2
+  exit 1
+fi
 rm -f "$state/ready.json"
 "$server" --state "$state" --config "$(dirname "$0")/sample.json" "$@" &
 pid=$!
