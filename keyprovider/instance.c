@@ -864,7 +864,7 @@ tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id,
   int is_smk = by_word || (nbase > 0 && strncmp(key_id, inst->smk, nbase) == 0 &&
                            (key_id[nbase] == 0 || key_id[nbase] == '/'));
   if (is_smk && !inst->service_managed) {
-    return tde_fail(st, TDE_MISCONFIGURED,
+    return tde_fail(st, TDE_MISUSE,
                     "name a key of your own, or let the instance use the service-managed key "
                     "(tde_instance_set_protector('service-managed'))",
                     "the instance's protector is a customer's key: a single database cannot be put "

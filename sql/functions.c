@@ -44,6 +44,11 @@ char *tde_result_text(int rc, const tde_status *st) {
   return text;
 }
 
+int tde_result_code(int rc, const tde_status *st) {
+  if (rc != SQLITE_OK && rc != SQLITE_ERROR) return rc;
+  return st->code ? tde_class_rc(st->code) : SQLITE_ERROR;
+}
+
 void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
   char *text = rc == SQLITE_NOMEM ? NULL : tde_result_text(rc, st);
 
@@ -52,7 +57,7 @@ void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st) {
     return;
   }
   sqlite3_result_error(ctx, text, -1);
-  sqlite3_result_error_code(ctx, rc ? rc : SQLITE_ERROR);
+  sqlite3_result_error_code(ctx, tde_result_code(rc, st));
   sqlite3_free(text);
 }
 

@@ -22,7 +22,7 @@ static void answer(sqlite3_context *ctx, const char *path, tde_class c, tde_stat
 
   if (c == TDE_OK) c = tde_instance_open(path, 0, &inst, st);
   if (c) {
-    tde_result_status(ctx, c == TDE_MISUSE ? SQLITE_MISUSE : SQLITE_ERROR, st);
+    tde_result_status(ctx, tde_class_rc(c), st);
     return;
   }
   j = tde_instance_describe(inst);
@@ -50,6 +50,7 @@ static int is_there(sqlite3_context *ctx, const char *path, int named, const cha
   }
   if (c == TDE_OK && key && strcmp(key, TDE_SERVICE_MANAGED) != 0) {
     c = tde_key_id_parse(key, &remote, &st);
+    if (c) c = st.code = TDE_MISUSE; /* the argument is no key's id */
     old |= !remote && strcmp(key, "local:smk") != 0;
   }
   if (c == TDE_OK && old) c = tde_instance_open(path, 0, &inst, &st);
@@ -100,7 +101,7 @@ static void answer_key(sqlite3_context *ctx, const tde_key_info *k, tde_class c,
   tde_json *j;
 
   if (c) {
-    tde_result_status(ctx, c == TDE_MISUSE ? SQLITE_MISUSE : SQLITE_ERROR, st);
+    tde_result_status(ctx, tde_class_rc(c), st);
     return;
   }
   j = tde_json_object();

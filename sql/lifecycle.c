@@ -28,6 +28,16 @@ static int bad_argument(sqlite3_context *ctx, const char *what, const char *reme
   return 1;
 }
 
+/* What is to be a key's id is none. */
+static int bad_key_id(sqlite3_context *ctx, const char *key) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  if (tde_subject_key_id(key, &st)) return 0;
+  tde_result_status(ctx, SQLITE_MISUSE, &st);
+  return 1;
+}
+
 static void answer_key(sqlite3_context *ctx, const tde_key_info *k, const char *mode) {
   tde_json *j = tde_json_object();
   int bad = tde_key_put(j, k, TDE_THUMB_SHOWN);
@@ -80,6 +90,7 @@ void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv)
                            "name a key, e.g. https://VAULT.vault.azure.net/keys/NAME")) {
     return;
   }
+  if (strcmp(key, "inherit") != 0 && bad_key_id(ctx, key)) return;
   tde_status_clear(&st);
   f = tde_subject_file(db, schema, &st);
   info = f ? sqlite3_malloc64(sizeof(*info)) : NULL;
@@ -190,6 +201,7 @@ static void list_function(sqlite3_context *ctx, int argc, sqlite3_value **argv, 
   int rc;
 
   if (!w.key && bad_argument(ctx, "the key is NULL", "name a key id or a thumbprint")) return;
+  if (adding && bad_key_id(ctx, w.key)) return;
   rc = tde_change_run(sqlite3_context_db_handle(ctx), tde_arg_text(argc, argv, 1),
                       adding ? "add-key" : "remove-key", change_list, &w, &st);
   if (rc) {
@@ -395,6 +407,7 @@ void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }
+  if (key && bad_key_id(ctx, key)) return;
   f = tde_subject_file(db, schema, &st);
   if (f) rc = tde_file_revalidate(f, key, &st);
   /* A read-only database has nothing to say. */

@@ -9,6 +9,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../vfs/tdevfs.h"
+#include "subject.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -60,7 +61,8 @@ static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status
     if (!tde_json_is_text(v)) return bad(st, name, "is no text", "give it as text");
     if (!tde_json_get_text(o->json, name)[0]) return bad(st, name, "is empty", "leave it out");
     *texts[i].to = tde_json_get_text(o->json, name);
-    return SQLITE_OK;
+    if (texts[i].to != &o->protector || tde_subject_key_id(o->protector, st)) return SQLITE_OK;
+    return SQLITE_MISUSE;
   }
   if (strcmp(name, "keys") == 0) {
     if (!are_texts(v)) {

@@ -13,7 +13,11 @@
 ** (sqlite3_free). NULL: out of memory. */
 char *tde_result_text(int rc, const tde_status *st);
 
-/* An SQL error with message and remedy. rc: the SQLite code to carry. */
+/* The SQLite code that an error carries: rc, or where that says nothing (SQLITE_ERROR) what the
+** class stands for. */
+int tde_result_code(int rc, const tde_status *st);
+
+/* An SQL error with message and remedy. rc: the SQLite code to carry, as tde_result_code has it. */
 void tde_result_status(sqlite3_context *ctx, int rc, const tde_status *st);
 
 /* The error that SQLite itself has for a wrong number of arguments. */

@@ -70,6 +70,15 @@ int tde_is_thumbprint(const char *key) {
          strspn(key, "0123456789abcdefABCDEF") == n;
 }
 
+int tde_subject_key_id(const char *key, tde_status *st) {
+  int remote;
+
+  /* This word is no key's id, but says which key: who takes it or not tells by itself. */
+  if (strcmp(key, TDE_SERVICE_MANAGED) == 0 || tde_key_id_parse(key, &remote, st) == TDE_OK) return 1;
+  st->code = TDE_MISUSE;
+  return 0;
+}
+
 int tde_subject_key(const char *key, tde_status *st) {
   char base[TDE_KEY_ID_MAX], version[128];
   const tde_provider *p;

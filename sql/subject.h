@@ -30,6 +30,9 @@ int tde_is_thumbprint(const char *key);
 /* Does this name a key: the id of some provider's, or a thumbprint? False with st set. */
 int tde_subject_key(const char *key, tde_status *st);
 
+/* Can this be meant as a key's id? False with st set: the argument is wrong, and no key. */
+int tde_subject_key_id(const char *key, tde_status *st);
+
 /* Is this a URI where a path is wanted? Then st is set. */
 int tde_is_uri(const char *path, tde_status *st);
 

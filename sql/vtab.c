@@ -151,7 +151,7 @@ static int table_filter(sqlite3_vtab_cursor *base, int given, const char *ignore
   if (!st.code || st.code == TDE_NOMEM) return SQLITE_NOMEM;
   sqlite3_free(base->pVtab->zErrMsg);
   base->pVtab->zErrMsg = tde_result_text(SQLITE_ERROR, &st);
-  return SQLITE_ERROR;
+  return tde_result_code(SQLITE_ERROR, &st);
 }
 
 static int table_next(sqlite3_vtab_cursor *base) {
