@@ -651,6 +651,18 @@ static tde_step on_list(tde_op *op, const tde_reply *reply, tde_request *req, td
   return a->page[0] != 0 ? call_vault(op, req, st) : TDE_STEP_DONE;
 }
 
+/* A token is refused without a challenge that tells who gives another: RFC 6750 section 3 asks for
+** error="invalid_token" alone, and continuous access evaluation names claims and no resource. What
+** is known of the vault serves. It is a denial all the same: the vault has answered. */
+static tde_step without_challenge(tde_op *op, const tde_reply *reply, tde_request *req,
+                                  tde_status *st) {
+  const az *a = op->state;
+  tde_challenge challenge;
+  if (tde_challenge_get(op->instance, a->key.host, &challenge)) return get_token(op, &challenge, req, st);
+  refused(op, reply, st);
+  return TDE_STEP_FAILED;
+}
+
 /* A challenge: the first answer, or a token that is not accepted (any more). */
 static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *req,
                              tde_status *st) {
@@ -665,13 +677,10 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     a->tried_again = 1;
   }
   const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
-  if (a->flow != NULL && header == NULL &&
-      tde_challenge_get(op->instance, a->key.host, &challenge)) {
-    return get_token(op, &challenge, req, st);
-  }
   const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
-  if (tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "", &challenge, st) !=
-      TDE_OK) {
+  tde_class rc = tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "", &challenge, st);
+  if (rc == TDE_CORRUPT && a->flow != NULL) return without_challenge(op, reply, req, st);
+  if (rc != TDE_OK) {
     st->http_status = reply->status;
     return TDE_STEP_FAILED;
   }

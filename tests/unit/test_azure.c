@@ -899,6 +899,25 @@ static void refused_token(void) {
   CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_DENIED && wire.n == 3);
 }
 
+/* A 401 to a token is a denial, whatever its challenge lacks: as an outage it would keep the DEK for
+** the grace. */
+static void refused_token_claims(void) {
+  static const char claims[] =
+      "Bearer realm=\"\", authorization_uri=\"https://login.example/common/oauth2/authorize\", "
+      "error=\"insufficient_claims\", claims=\"eyJhIjp7fX0=\"";
+  const step all[] = {DENY, TOKEN, {401, "", claims}, TOKEN, {401, "", claims}, TOKEN};
+  const step once[] = {DENY, TOKEN, {401, "", "Bearer error=\"invalid_token\""}, TOKEN,
+                       {200, UNWRAP_REPLY, NULL}};
+  tde_op op;
+  forget();
+  script(all, 6);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED && wire.n == 5);
+  CHECK(last.http_status == 401);
+  forget();
+  script(once, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
+}
+
 /* ---- tokens ---- */
 
 static void token_replies(void) {
@@ -1484,6 +1503,7 @@ int main(int argc, char **argv) {
       {"bad_version_lists", bad_version_lists},
       {"endless_lists", endless_lists},
       {"refused_token", refused_token},
+      {"refused_token_claims", refused_token_claims},
       {"token_replies", token_replies},
       {"renewal", renewal},
       {"renewal_of_an_assertion", renewal_of_an_assertion},
