@@ -46,7 +46,7 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
                              size_t *ndoc, tde_status *st) {
   const tde_instance *inst;
   tde_keydoc *kd = NULL;
-  tde_keydoc_asker who = {params->identity, params->federated_client_id};
+  tde_keydoc_asker who = {params->identity, params->federated_client_id, 0};
   tde_class c = open_for_new(params, &inst, st);
 
   *doc = NULL;
@@ -117,15 +117,18 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
 
   (void)ctx;
   if (c == TDE_OK) c = instance_of(params, kd, &inst, st);
-  if (c == TDE_OK && params->as_key) {
+  if (c == TDE_OK) {
     tde_keydoc_asker_of(kd, &who);
+    who.patient = !params->insist;
+  }
+  if (c == TDE_OK && params->as_key) {
     if (params->as_identity || params->as_federated) {
       who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);
       who.federated_client_id = params->as_federated;
     }
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
   } else if (c == TDE_OK) {
-    c = tde_keydoc_unwrap(kd, inst, epoch, uuid, dek, st);
+    c = tde_keydoc_unwrap_as(kd, inst, &who, NULL, epoch, uuid, dek, st);
     if (c) explain_identity(kd, inst, st);
   }
   tde_keydoc_free(kd);

@@ -37,6 +37,9 @@
 #define BACKOFF_BASE_MS 200
 #define BACKOFF_CAP_MS 4000
 #define RETRY_AFTER_CAP_MS 10000
+#define HOLD_MAX_MS 60000    /* a host is left alone for no longer, whatever it asks for */
+#define HOLDS 32             /* hosts that it is known of */
+#define HOST_MAX 264         /* bytes of a host's name with its port, and a NUL */
 #define IMDS_HOST "169.254.169.254"
 #define IMDS_PATH "/metadata/identity/oauth2/token"
 
@@ -457,6 +460,70 @@ static CURLcode try_once(const exchange *x, inbox *in, int *status) {
   return rc;
 }
 
+/* ---- hosts that asked to be left alone ----
+**
+** Many databases may have their keys in one vault. Where it answers with a Retry-After that is not
+** waited for, the next one's check would ask it again, and be counted against it. A request that
+** somebody makes by hand is sent all the same, and what is answered to it ends the wait. */
+
+typedef struct hold {
+  char host[HOST_MAX];
+  int status;      /* that it asked with */
+  int64_t until;   /* tde_boot_ms(); 0: free */
+} hold;
+
+static hold holds[HOLDS]; /* under the pool's mutex */
+
+static void host_of(const char *url, char out[HOST_MAX]) {
+  const char *from = strstr(url, "://");
+  from = from != NULL ? from + 3 : url;
+  snprintf(out, HOST_MAX, "%.*s", (int)strcspn(from, "/?"), from);
+}
+
+/* This host's place, or else the one that is free first. */
+static hold *hold_place(const char *host) {
+  hold *first = &holds[0];
+  for (int i = 0; i < HOLDS; i++) {
+    if (holds[i].until != 0 && strcmp(holds[i].host, host) == 0) return &holds[i];
+    if (holds[i].until < first->until) first = &holds[i];
+  }
+  return first;
+}
+
+/* After a reply. asked: what its Retry-After names, in ms; -1: none. */
+static void hold_note(const char *url, int status, int64_t asked) {
+  char host[HOST_MAX];
+  host_of(url, host);
+  pool_lock();
+  hold *h = hold_place(host);
+  if ((status == 429 || status == 503) && asked > 0) {
+    memcpy(h->host, host, sizeof host);
+    h->status = status;
+    h->until = tde_boot_ms() + (asked < HOLD_MAX_MS ? asked : HOLD_MAX_MS);
+  } else if (strcmp(h->host, host) == 0) {
+    h->until = 0;
+  }
+  pool_unlock();
+}
+
+/* TDE_OK: nothing keeps this request from being sent. */
+static tde_class hold_check(const char *url, tde_status *st) {
+  char host[HOST_MAX];
+  int64_t left = 0;
+  int status = 0;
+  host_of(url, host);
+  pool_lock();
+  const hold *h = hold_place(host);
+  if (strcmp(h->host, host) == 0) left = h->until - tde_boot_ms(), status = h->status;
+  pool_unlock();
+  if (left <= 0) return TDE_OK;
+  if (st != NULL) st->http_status = status;
+  return tde_fail(st, status == 429 ? TDE_THROTTLED : TDE_UNREACHABLE,
+                  "wait, or have it asked at once: tde_revalidate()",
+                  "%.200s is busy (%d), and wants to be left alone for %lld more seconds", host, status,
+                  (long long)(left + 999) / 1000);
+}
+
 /* ---- retries ---- */
 
 static int retry_status(int status) {
@@ -524,10 +591,8 @@ static int wait_to_retry(const exchange *x, const inbox *in, int try) {
 }
 
 static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_status *st) {
-  char host[128] = "";
-  const char *from = strstr(x->req->url, "://");
-  from = from != NULL ? from + 3 : x->req->url;
-  snprintf(host, sizeof host, "%.*s", (int)strcspn(from, "/?"), from);
+  char host[HOST_MAX];
+  host_of(x->req->url, host);
   if (in->nomem || rc == CURLE_OUT_OF_MEMORY) return tde_nomem(st);
   if (in->too_large) {
     return tde_fail(st, TDE_CORRUPT, "check what answers at this address",
@@ -581,6 +646,7 @@ static tde_class run(exchange *x, tde_reply *reply, tde_status *st) {
     return c;
   }
   in->body[in->n] = 0;
+  hold_note(x->req->url, status, retry_after_ms(in));
   *reply = (tde_reply){status, in->body, in->n, reply_header, reply_release, in};
   return TDE_OK;
 }
@@ -594,6 +660,7 @@ tde_class tde_http_send(const tde_op *op, const tde_request *req, tde_reply *rep
   pool_lock(); /* the library is started before its first use, whatever that is */
   pool_unlock();
   tde_class rc = tde_http_url_check(op, req->url, &x.plain, st);
+  if (rc == TDE_OK && op != NULL && op->patient) rc = hold_check(req->url, st);
   if (rc != TDE_OK) return rc;
   int most = x.cloud != NULL ? x.cloud->total_ms : 30000;
   x.deadline = tde_boot_ms() + (req->max_ms > 0 && req->max_ms < most ? req->max_ms : most);

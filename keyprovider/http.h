@@ -15,7 +15,9 @@
 **    request can shorten. A whole operation has twice that time (provider.h).
 **  - At most TDE_HTTP_TRIES tries, full-jitter back-off between them, for a
 **    failed connection, a timeout, and the status 429, 500, 502, 503, 504.
-**    Retry-After is honoured as far as the deadline allows.
+**    Retry-After is honoured as far as the deadline allows; one of 429 and 503 that is
+**    not waited for keeps patient operations (provider.h) from that host until then,
+**    for a minute at most: TDE_THROTTLED or TDE_UNREACHABLE, nothing is sent.
 **  - A reply of at most TDE_HTTP_BODY_MAX bytes, and headers of at most
 **    TDE_HTTP_HEADERS_MAX; both are wiped when released.
 ** Requests are such that sending one twice does no harm (a key is read, or a

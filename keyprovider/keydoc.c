@@ -379,6 +379,7 @@ void tde_keydoc_operation(tde_op *op, tde_op_kind kind, const tde_instance *inst
   op->instance = inst;
   op->identity = who->identity;
   op->federated_client_id = who->federated_client_id;
+  op->patient = who->patient;
   op->dek = dek;
   memcpy(op->context, uuid, TDE_UUID_BYTES);
 }
@@ -387,6 +388,7 @@ void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out) {
   const tde_json *identity = tde_json_get(doc->root, "identity");
   out->identity = tde_json_get_text(identity, "name");
   out->federated_client_id = tde_json_get_text(identity, "federated_client_id");
+  out->patient = 0;
 }
 
 /* as: the id to ask under, NULL: the wrap's own. until: when all wraps must have been tried. */

@@ -26,6 +26,7 @@ typedef struct tde_keydoc tde_keydoc;
 typedef struct tde_keydoc_asker {
   const char *identity;
   const char *federated_client_id;
+  int patient; /* as in tde_op */
 } tde_keydoc_asker;
 
 /* Bounds of a document, in bytes of text and in entries. The text fits a header

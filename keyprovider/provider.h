@@ -104,6 +104,7 @@ typedef struct tde_op {
   tde_key_info info;
   tde_key_info *versions;         /* newest first; the caller frees it with free() */
   size_t nversions;               /* at least 1 after a success */
+  int patient;                    /* not sent to a host that asked to be left alone until later */
   int64_t until;                  /* tde_boot_ms() at which several operations must have ended; 0: none */
   int64_t deadline;               /* set by the driver: tde_boot_ms() at which it all must have ended */
   void *state;                    /* the provider's own, freed by its finish() */

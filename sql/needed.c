@@ -190,7 +190,7 @@ static int is_opaque(const tde_key_info *info) {
 static void try_opaque(const tde_needed *k, tde_needed_key *key, const tde_key_info *info,
                        const char *where) {
   char full[TDE_KEY_ID_MAX];
-  tde_keydoc_asker who = {NULL, NULL};
+  tde_keydoc_asker who = {NULL, NULL, 0};
   tde_status st;
   tde_class c;
 

@@ -832,6 +832,7 @@ static tde_class ask_all(tde_keys *k, const tde_key_source *source, int forced,
 
   tde_status_clear(st);
   ask_as(&params, caller);
+  params.insist = forced;
   c = fetch_all(k, source, &params, &got, st);
   heard(k, &params, c);
   if (c) st->code = c;
@@ -1392,6 +1393,7 @@ static tde_class ask_live(tde_keys *k, const tde_key_source *source, int fresh,
   int named;
 
   ask_as(&params, caller);
+  params.insist = fresh;
   named = !params.as_key && recent_key(k, key);
   got->at = named && !fresh ? recent_get(key, k->policy.check_ms / 2, st) : 0;
   if (got->at) return st->code;

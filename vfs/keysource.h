@@ -27,6 +27,7 @@ typedef struct tde_key_params {
   char *federated_client_id; /* tde_federated_client_id=, likewise */
   /* Asks under this key id, as this identity where one is named. */
   char *as_key, *as_identity, *as_federated;
+  int insist; /* asks also while the key service wants to be left alone (Retry-After) */
 } tde_key_params;
 
 /* What the key document says, without any key. */

@@ -187,6 +187,7 @@ typedef struct answer {
 static int fresh_connection;
 
 static int max_ms, op_ms; /* of the next request, and left for its operation; 0: no such bound */
+static int patient;       /* the next operation is */
 
 static answer ask(const tde_instance *inst, const char *method, const char *url) {
   tde_op op;
@@ -198,6 +199,7 @@ static answer ask(const tde_instance *inst, const char *method, const char *url)
   memset(&reply, 0, sizeof reply);
   memset(&a, 0, sizeof a);
   op.instance = inst;
+  op.patient = patient;
   if (op_ms > 0) op.deadline = tde_boot_ms() + op_ms;
   if (fresh_connection) tde_http_drop_pool();
   CHECK(tde_request_begin(&req, method, url, NULL) == TDE_OK);
@@ -326,6 +328,36 @@ static void retries(void) {
   a = ask_port(plain(), "GET", s.port);
   CHECK(a.rc == TDE_OK && a.status == 429 && s.requests == 1 && ms_now() - t < 900);
   server_stop(&s);
+}
+
+/* A host that asked for more than is waited for is left alone by all who can wait. */
+static void left_alone(void) {
+  static const char *const script[] = {
+      "HTTP/1.1 429 Slow\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n", OK_REPLY,
+      "HTTP/1.1 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n", OK_REPLY};
+  static const char *const other[] = {OK_REPLY};
+  server s, b;
+  server_start(&s, NULL, script, 4);
+  server_start(&b, NULL, other, 1);
+  patient = 1;
+  CHECK(ask_port(plain(), "GET", s.port).status == 429 && s.requests == 1);
+  answer a = ask_port(plain(), "GET", s.port);
+  CHECK(a.rc == TDE_THROTTLED && a.st.http_status == 429 && s.requests == 1);
+  CHECK(strstr(a.st.message, "for 60 more seconds") != NULL && strstr(a.st.remedy, "tde_revalidate") != NULL);
+  CHECK(ask_port(plain(), "GET", b.port).status == 200);
+  /* By hand it is asked; what it answers then counts for all. */
+  patient = 0;
+  CHECK(ask_port(plain(), "GET", s.port).status == 200 && s.requests == 2);
+  patient = 1;
+  max_ms = 500; /* no time for another try */
+  CHECK(ask_port(plain(), "GET", s.port).status == 503 && s.requests == 3);
+  a = ask_port(plain(), "GET", s.port);
+  CHECK(a.rc == TDE_UNREACHABLE && a.st.http_status == 503 && s.requests == 3);
+  usleep(2100000);
+  CHECK(ask_port(plain(), "GET", s.port).status == 200 && s.requests == 4);
+  patient = max_ms = 0;
+  server_stop(&s);
+  server_stop(&b);
 }
 
 static void no_redirect(void) {
@@ -622,11 +654,12 @@ static void signals_as_found(void) {
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"url_policy", url_policy},   {"exchange_and_reuse", exchange_and_reuse},
-      {"retries", retries},         {"no_redirect", no_redirect},
-      {"deadlines", deadlines},     {"bad_replies", bad_replies},
-      {"sizes", sizes},             {"tls", tls},
-      {"no_proxy", no_proxy},       {"threads", threads},
-      {"forked", forked},           {"signals_as_found", signals_as_found},
+      {"retries", retries},         {"left_alone", left_alone},
+      {"no_redirect", no_redirect}, {"deadlines", deadlines},
+      {"bad_replies", bad_replies}, {"sizes", sizes},
+      {"tls", tls},                 {"no_proxy", no_proxy},
+      {"threads", threads},         {"forked", forked},
+      {"signals_as_found", signals_as_found},
   };
   snprintf(root_dir, sizeof root_dir, "/tmp/tde-http-XXXXXX");
   if (mkdtemp(root_dir) == NULL || tde_crypto_init(NULL) != TDE_OK) return 1;
