@@ -28,6 +28,14 @@ static tde_class announce(const tde_instance *inst, const tde_keydoc *kd, const 
   return tde_event_announce(tde_instance_audit(inst), &e, st);
 }
 
+/* What the file system refuses is no answer of a key service: whoever watches for denials must not
+** take it for a revocation. */
+static tde_class no_denial(tde_class c, tde_status *st) {
+  if (c != TDE_DENIED) return c;
+  if (st) st->code = TDE_MISCONFIGURED;
+  return TDE_MISCONFIGURED;
+}
+
 /* A missing instance is made for a new database, but not where it cannot have the key, or
 ** where that is none. */
 static tde_class open_for_new(const tde_key_params *params, const tde_instance **inst,
@@ -38,7 +46,8 @@ static tde_class open_for_new(const tde_key_params *params, const tde_instance *
 
   /* No id, but why it can not be had is for the instance to say. */
   if (key && strcmp(key, TDE_SERVICE_MANAGED) != 0) c = tde_key_id_parse(key, &make, st);
-  return c == TDE_OK ? tde_instance_open(params->instance, make, inst, st) : c;
+  if (c == TDE_OK) c = no_denial(tde_instance_open(params->instance, make, inst, st), st);
+  return c;
 }
 
 static tde_class wire_create(void *ctx, const tde_key_params *params,
