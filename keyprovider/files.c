@@ -41,9 +41,8 @@ static tde_class os_fail(tde_status *st, int err, const char *what, const char *
     return tde_fail(st, TDE_IO, "look who may write to its folder",
                     "cannot %s %s: it was replaced meanwhile", what, path);
   }
-  const char *remedy = err == ENOSPC || err == EDQUOT ? "make room on the disk"
-                                                      : "check the disk and the file system";
-  return tde_fail(st, TDE_IO, remedy, "cannot %s %s: %s", what, path, text);
+  return tde_fail(st, TDE_IO, tde_errno_remedy(err, "check the disk and the file system"),
+                  "cannot %s %s: %s", what, path, text);
 }
 
 void tde_file_mark_of(const struct stat *sb, tde_file_mark *out) {

@@ -333,7 +333,10 @@ static tde_class scan_versions(const char *dir, const char *name, take_version t
   DIR *d = opendir(path);
   if (d == NULL && (errno == ENOENT || errno == ENOTDIR)) return key_missing(dir, name, "", st);
   if (d == NULL) {
-    return tde_fail(st, errno == EACCES ? TDE_DENIED : TDE_IO, NULL, "cannot list %s", path);
+    int err = errno, refused = err == EACCES;
+    return tde_fail(st, refused ? TDE_DENIED : TDE_IO,
+                    tde_errno_remedy(err, refused ? "give this process's user access to it" : "check the disk"),
+                    "cannot list %s: %s", path, strerror(err));
   }
   const char *entry;
   int more = 1;

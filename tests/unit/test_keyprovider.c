@@ -904,6 +904,11 @@ static void local_cache_keeps_parse_away(void) {
     for (int i = 0; i < 1000; i++) CHILD_REQUIRE(get_smk(inst, &st) == TDE_OK);
     tde_local_drop_cache();
     CHILD_REQUIRE(get_smk(inst, &st) == TDE_IO);
+    /* The cause and its remedy are told, not the disk's. */
+    CHILD_REQUIRE(strstr(st.message, "Too many open files") != NULL && strstr(st.remedy, "ulimit -n") != NULL);
+    tde_key_info info;
+    CHILD_REQUIRE(tde_local_latest(tde_instance_dir(inst), "smk", &info, &st) == TDE_IO);
+    CHILD_REQUIRE(strstr(st.message, "Too many open files") != NULL && strstr(st.remedy, "ulimit -n") != NULL);
     _exit(0);
   }
   CHECK(child_ok(pid));
