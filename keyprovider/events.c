@@ -264,11 +264,19 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
 
 /* ---- the file ---- */
 
+static const char *remedy_of(int err) {
+  switch (err) {
+    case ENOENT: return "make the folder that the audit file is to be in, or name another file";
+    case ELOOP: return "name the file that the symbolic link leads to (tde_instance_set_audit)";
+    case EWOULDBLOCK: return "find who keeps it locked (fuser), and let it go";
+    default: return tde_errno_remedy(err, "check the permissions of the audit file and of its folder");
+  }
+}
+
 static tde_class file_failed(const tde_audit *a, const char *what, tde_status *st) {
-  return tde_fail(st, TDE_IO,
-                  errno == ENOENT ? "make the folder that the audit file is to be in, or name another file"
-                                  : "make room and check the permissions of the audit file's folder",
-                  "the audit file %.300s %s: %s", a->file, what, strerror(errno));
+  int err = errno;
+  return tde_fail(st, TDE_IO, remedy_of(err), "the audit file %.300s %s: %s", a->file, what,
+                  err == EWOULDBLOCK ? "another process has it locked" : strerror(err));
 }
 
 /* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at. After

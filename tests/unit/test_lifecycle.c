@@ -625,6 +625,7 @@ static void an_audit_that_can_not_be_written(void) {
   REQUIRE(symlink(other, path) == 0);
   CHECK(tde_event_announce(&a, &e, &st) == TDE_IO && strstr(st.message, path) != NULL);
   CHECK(stat(other, &sb) != 0); /* not written through it */
+  CHECK(strstr(st.remedy, "symbolic link") != NULL);
   REQUIRE(unlink(path) == 0 && mkdir(path, 0700) == 0);
   CHECK(tde_event_emit(&a, &e, &st) == TDE_IO && strstr(st.remedy, "permissions") != NULL);
   (void)snprintf(a.file, sizeof a.file, "/dev/null");
@@ -632,6 +633,13 @@ static void an_audit_that_can_not_be_written(void) {
   a = audit_at(path, "begins.log");
   a.required = 1;
   CHECK(tde_event_announce(&a, &e, &st) == TDE_OK && count_lines(&a) == 1);
+  /* Who hangs on to the lock keeps nobody for ever, and is named as the cause. */
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  REQUIRE(fd >= 0 && flock(fd, LOCK_EX) == 0);
+  CHECK(tde_event_emit(&a, &e, &st) == TDE_IO && strstr(st.message, "has it locked") != NULL);
+  CHECK(strstr(st.remedy, "locked") != NULL && strstr(st.remedy, "permissions") == NULL);
+  close(fd);
+  CHECK(tde_event_emit(&a, &e, &st) == TDE_OK && count_lines(&a) == 2);
 }
 
 /* What an outage leaves of a first line is an audit's; the lines that follow are whole. */
