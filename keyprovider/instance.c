@@ -584,7 +584,7 @@ static void give_away(int fd, const char *path) {
 }
 
 /* Takes the lock file, or gives up: then the work is merely done twice.
-** Returns a descriptor or -1. */
+** Returns a descriptor, or -1 with errno; EWOULDBLOCK: another process has it. */
 static int lock_take(const char *dir) {
   char path[FILE_PATH_MAX];
   snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);
@@ -594,7 +594,9 @@ static int lock_take(const char *dir) {
   for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
     struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
     if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
+      int err = errno;
       close(fd);
+      errno = err;
       return -1;
     }
     nanosleep(&nap, NULL);
@@ -764,6 +766,17 @@ tde_class tde_instance_change_fits(const char *path, tde_instance_edit change, v
   return rc;
 }
 
+static tde_class not_locked(const char *dir, int err, tde_status *st) {
+  int refused = err == EACCES || err == EPERM || err == EROFS;
+  if (err == EWOULDBLOCK || err == EINTR) {
+    return tde_fail(st, TDE_BUSY, "try again", "the instance %s is being changed by another process", dir);
+  }
+  return tde_fail(st, refused ? TDE_DENIED : TDE_IO,
+                  tde_errno_remedy(err, refused ? "give this process's user the right to write there"
+                                                : "check the disk and the file system"),
+                  "the instance %s cannot be changed: its lock file cannot be had: %s", dir, strerror(err));
+}
+
 tde_class tde_instance_change(const char *path, tde_instance_edit change, void *ctx,
                               tde_status *st) {
   const tde_instance *inst;
@@ -772,11 +785,7 @@ tde_class tde_instance_change(const char *path, tde_instance_edit change, void *
   tde_class rc = tde_instance_open(path, 1, &inst, st);
   if (rc != TDE_OK) return rc;
   int lock = lock_take(inst->dir);
-  if (lock < 0) {
-    return tde_fail(st, TDE_BUSY, "try again; check the permissions of the directory",
-                    "the instance %s is being changed by another process, or cannot be locked",
-                    inst->dir);
-  }
+  if (lock < 0) return not_locked(inst->dir, errno, st);
   snprintf(file, sizeof file, "%s/" INSTANCE_FILE, inst->dir);
   rc = edit(file, change, ctx, &text, &n, st);
   if (rc == TDE_OK) rc = tde_file_replace(inst->dir, INSTANCE_FILE, text, n, st);

@@ -61,8 +61,9 @@ tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);
 typedef tde_class (*tde_instance_edit)(void *ctx, tde_json *root, tde_status *st);
 /* Changes the file: change works under the lock file; the result
 ** must be a valid instance, and replaces the file in one step. An instance that does
-** not exist is made first. TDE_BUSY: another process holds the lock. On failure the
-** file is unchanged. instance_edit.h has the changes that people make. */
+** not exist is made first. TDE_BUSY: another process holds the lock; TDE_DENIED: this one
+** may not write there. On failure the file is unchanged. instance_edit.h has the changes
+** that people make. */
 tde_class tde_instance_change(const char *path, tde_instance_edit change, void *ctx,
                               tde_status *st);
 /* Before an instance is made for a change: would a new one take it? TDE_OK, too, where one

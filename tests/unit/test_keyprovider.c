@@ -1397,6 +1397,12 @@ static void as_ordinary_user(void) {
     CHILD_REQUIRE(chmod(path, 0600) == 0 && tde_instance_open(made, 1, &inst, &st) == TDE_OK);
     /* An instance that may be read and not written works. */
     CHILD_REQUIRE(chmod(made, 0500) == 0 && tde_instance_open(made, 1, &inst, &st) == TDE_OK);
+    /* To change it is denied, whether it has its lock file or came without. Nobody else is blamed. */
+    CHILD_REQUIRE(tde_instance_set_policy(made, "check_interval_s", 5, &st) == TDE_DENIED);
+    snprintf(path, sizeof path, "%s/.lock", made);
+    CHILD_REQUIRE(chmod(made, 0700) == 0 && unlink(path) == 0 && chmod(made, 0500) == 0);
+    CHILD_REQUIRE(tde_instance_set_policy(made, "check_interval_s", 5, &st) == TDE_DENIED);
+    CHILD_REQUIRE(strstr(st.message, "Permission denied") != NULL && strstr(st.message, "another process") == NULL);
     _exit(0);
   }
   CHECK(child_ok(pid));
