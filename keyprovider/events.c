@@ -478,12 +478,19 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
   }
 }
 
+/* A line of a new file is durable with the file's name. Some file systems sync no folders. */
+static int sync_new(const tde_audit *a, int64_t before) {
+  if (!a->sync || before != 0 || tde_file_sync_parent(a->file) == 0) return 0;
+  return errno == EINVAL || errno == ENOTSUP ? 0 : -1;
+}
+
 static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_status *st) {
   int fd = -1;
   tde_class rc = a->own ? not_a_log(a, OWN, st) : open_with_room(a, n, &fd, st);
   if (rc != TDE_OK) return rc;
   int64_t before = lseek(fd, 0, SEEK_END);
-  int failed = write_line(fd, line, n, ends_torn(fd, before), a->sync), saved = errno;
+  int failed = write_line(fd, line, n, ends_torn(fd, before), a->sync) != 0 || sync_new(a, before) != 0;
+  int saved = errno;
   if (failed && before >= 0 && ftruncate(fd, before) != 0) {
     tde_log(TDE_LOG_WARNING, "the audit file %s may end with half a line", a->file);
   }

@@ -372,6 +372,13 @@ tde_class tde_dir_make(const char *path, tde_status *st) {
   return rc;
 }
 
+int tde_file_sync_parent(const char *path) {
+  char room[TDE_PATH_MAX + 128];
+  const char *name;
+  int dirfd = open_parent(path, room, &name);
+  return dirfd < 0 ? -1 : closing(dirfd, sync_parent(dirfd));
+}
+
 int tde_dir_next(DIR *d, const char **name) {
   struct dirent *e;
   do {

@@ -63,6 +63,10 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
 ** Other users' stay. 0, or -1 with errno. */
 int tde_file_adopt(int fd, const char *path);
 
+/* Makes a new entry durable in its folder; nothing is done where that may not be read. 0, or -1
+** with errno. */
+int tde_file_sync_parent(const char *path);
+
 /* The next name in a directory, less "." and "..": 1 and *name, good until the next call; 0: there
 ** is none; -1 with errno: the rest cannot be read, which readdir(3) alone does not tell. */
 int tde_dir_next(DIR *d, const char **name);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "ext/base/crypto.h"
@@ -611,6 +612,34 @@ static void a_rotation_that_another_fills(void) {
   CHECK(count_lines(&a) > 0);
 }
 
+static int folder_syncs; /* since it was set to 0 */
+
+/* Stands before the C library's. */
+int fsync(int fd) {
+  struct stat sb;
+  folder_syncs += fstat(fd, &sb) == 0 && S_ISDIR(sb.st_mode);
+  return (int)syscall(SYS_fsync, fd);
+}
+
+/* "sync": what is durable is the line, and the name that its file has. */
+static void an_audit_that_is_synced(void) {
+  char path[PATH_BYTES];
+  tde_audit a = audit_at(path, "sync.log");
+  tde_event e = event_of(uuid, "local:k", NULL);
+  for (int sync = 0; sync < 2; sync++) {
+    a.sync = sync;
+    folder_syncs = 0;
+    CHECK(tde_event_emit(&a, &e, NULL) == TDE_OK && folder_syncs == sync);
+    CHECK(tde_event_emit(&a, &e, NULL) == TDE_OK && folder_syncs == sync);
+    REQUIRE(unlink(path) == 0);
+  }
+  /* A rotation makes a new one, too. */
+  for (int i = 0; i < 3; i++) CHECK(tde_event_emit(&a, &e, NULL) == TDE_OK);
+  folder_syncs = 0;
+  a.max_bytes = 1;
+  CHECK(tde_event_emit(&a, &e, NULL) == TDE_OK && folder_syncs == 1);
+}
+
 static void an_audit_that_can_not_be_written(void) {
   char path[PATH_BYTES], other[PATH_BYTES];
   tde_audit a = audit_at(path, "pipe");
@@ -729,6 +758,7 @@ int main(int argc, char **argv) {
       {"a_line_of_the_audit", a_line_of_the_audit},
       {"processes_rotate_the_audit", processes_rotate_the_audit},
       {"a_rotation_that_another_fills", a_rotation_that_another_fills},
+      {"an_audit_that_is_synced", an_audit_that_is_synced},
       {"an_audit_that_can_not_be_written", an_audit_that_can_not_be_written},
       {"an_audit_whose_first_line_is_torn", an_audit_whose_first_line_is_torn},
       {"audit_settings", audit_settings},
