@@ -74,6 +74,7 @@ struct tde_instance {
 typedef struct place {
   const char *dir;
   tde_file_mark mark;
+  int settled;                         /* the mark tells it from every later state */
   const tde_instance *current;
   const tde_instance *all;
   struct place *next;
@@ -473,7 +474,31 @@ static tde_class parse_file(const char *text, size_t n, const char *file, tde_js
   return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
 }
 
-/* Reads and checks the file; *out is the caller's until published. */
+/* ---- the registry ---- */
+
+static place *place_of(const char *dir) {
+  for (place *p = registry.first; p != NULL; p = p->next) {
+    if (strcmp(p->dir, dir) == 0) return p;
+  }
+  return NULL;
+}
+
+/* The published state of the same directory and content, or NULL. The lock is held. */
+static const tde_instance *same_content(const place *p, const tde_instance *inst) {
+  const tde_instance *same = p != NULL ? p->all : NULL;
+  while (same != NULL && !tde_equal(same->digest, inst->digest, TDE_HASH_BYTES)) same = same->older;
+  return same;
+}
+
+static int is_published(const tde_instance *inst) {
+  registry_lock();
+  int found = same_content(place_of(inst->dir), inst) != NULL;
+  registry_unlock();
+  return found;
+}
+
+/* Reads and checks the file; *out is the caller's until published. Of a content that is published
+** it has the digest alone, by which that state is found. */
 static tde_class load(const char *dir, const char *file, tde_instance **out, tde_file_mark *mark,
                       tde_status *st) {
   char *text = NULL;
@@ -491,12 +516,14 @@ static tde_class load(const char *dir, const char *file, tde_instance **out, tde
     rc = tde_nomem(st);
     goto done;
   }
+  if (tde_sha256(text, n, inst->digest) != TDE_OK) {
+    rc = tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash %s", file);
+    goto done;
+  }
+  if (is_published(inst)) goto done;
   rc = parse_file(text, n, file, &root, st);
   if (rc == TDE_OK) rc = read_root(root, file, inst, st);
   if (rc == TDE_OK) find_unknown(root, file, inst);
-  if (rc == TDE_OK && tde_sha256(text, n, inst->digest) != TDE_OK) {
-    rc = tde_fail(st, TDE_CRYPTO, NULL, "the crypto library failed to hash %s", file);
-  }
 done:
   tde_json_free(root);
   tde_secret_free(text);
@@ -505,13 +532,15 @@ done:
   return rc;
 }
 
-/* ---- the registry ---- */
+/* Change times are as coarse as the kernel's tick, on some file systems two seconds: what is
+** written in place that soon after another change may have the same mark. Such a file is read
+** again until its change is older. */
+#define COARSEST_NS 2000000000LL
 
-static place *place_of(const char *dir) {
-  for (place *p = registry.first; p != NULL; p = p->next) {
-    if (strcmp(p->dir, dir) == 0) return p;
-  }
-  return NULL;
+static int is_settled(const tde_file_mark *mark, const struct timespec *read_at) {
+  int64_t s = (int64_t)read_at->tv_sec - mark->ctime.tv_sec;
+  if (s < -10 || s > 10) return 1; /* or by another machine's clock, which may never catch up */
+  return s * 1000000000 + read_at->tv_nsec - mark->ctime.tv_nsec >= COARSEST_NS;
 }
 
 /* The published state that was read from this very file, or NULL. */
@@ -519,15 +548,15 @@ static const tde_instance *known(const char *dir, const tde_file_mark *mark) {
   const tde_instance *inst = NULL;
   registry_lock();
   const place *p = place_of(dir);
-  if (p != NULL && tde_file_mark_equal(&p->mark, mark)) inst = p->current;
+  if (p != NULL && p->settled && tde_file_mark_equal(&p->mark, mark)) inst = p->current;
   registry_unlock();
   return inst;
 }
 
 /* Publishes inst, or the state with the same content that is published
 ** already; takes inst over in every case. */
-static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const tde_instance **out,
-                         tde_status *st) {
+static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const struct timespec *read_at,
+                         const tde_instance **out, tde_status *st) {
   place *fresh = calloc(1, sizeof *fresh);
   if (fresh == NULL) {
     instance_free(inst);
@@ -542,8 +571,7 @@ static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const td
     p->next = registry.first;
     registry.first = p;
   }
-  const tde_instance *same = p->all;
-  while (same != NULL && !tde_equal(same->digest, inst->digest, TDE_HASH_BYTES)) same = same->older;
+  const tde_instance *same = same_content(p, inst);
   if (same == NULL) {
     inst->older = p->all;
     p->all = inst;
@@ -553,6 +581,7 @@ static tde_class publish(tde_instance *inst, const tde_file_mark *mark, const td
   p->current = same;
   *out = same;
   p->mark = *mark;
+  p->settled = is_settled(mark, read_at);
   registry_unlock();
   free(fresh);
   instance_free(inst);
@@ -671,6 +700,7 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
                             tde_status *st) {
   char dir[DIR_MAX], file[FILE_PATH_MAX];
   struct stat sb;
+  struct timespec read_at;
   tde_file_mark mark;
   tde_instance *inst = NULL;
   *out = NULL;
@@ -685,13 +715,14 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
     rc = make_instance(dir, file, st);
     if (rc != TDE_OK) return rc;
   }
+  clock_gettime(CLOCK_REALTIME, &read_at);
   rc = load(dir, file, &inst, &mark, st);
   if (rc == TDE_MISSING) {
     return tde_fail(st, TDE_MISSING, NAME_IT " to the directory that holds it",
                     "there is no instance at %s", dir);
   }
   if (rc != TDE_OK) return rc;
-  return publish(inst, &mark, out, st);
+  return publish(inst, &mark, &read_at, out, st);
 }
 
 const tde_instance *tde_instance_last_seen(const char *path) {

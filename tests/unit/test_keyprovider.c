@@ -1273,6 +1273,34 @@ static void instance_changes(void) {
   CHECK(unlink(path) == 0 && tde_instance_open(dir, 0, &three, NULL) == TDE_MISSING);
 }
 
+/* Where times of change are coarse (here: by the kernel's tick) each of two changes in place that
+** follow one another at once is noticed, though nothing but the content differs. */
+static void instance_changes_at_once(void) {
+  char dir[PATH_BYTES], path[PATH_BYTES + 32], text[200];
+  fresh_dir(dir, "at-once");
+  snprintf(path, sizeof path, "%s/instance.json", dir);
+  pid_t pid = fork_child();
+  if (pid == 0) {
+    const tde_instance *inst = NULL;
+    /* Where mounts are not to be had it is one of a fine clock, as likely as not. */
+    if (unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+        mount("none", dir, "ramfs", 0, NULL) == 0) {
+      CHILD_REQUIRE(chmod(dir, 0700) == 0);
+    }
+    for (int i = 0; i < 100; i++) {
+      snprintf(text, sizeof text, "{\"version\":1,\"default_protector\":\"local:k%03d\"}", i);
+      CHILD_REQUIRE(put_file(path, text, 0600) == 0 && tde_instance_open(dir, 0, &inst, NULL) == TDE_OK);
+      CHILD_REQUIRE(strncmp(strchr(text, 'k'), tde_instance_protector(inst) + 6, 4) == 0);
+    }
+    /* Once that is some time ago the file is not read any more. */
+    usleep(2100000);
+    CHILD_REQUIRE(tde_instance_open(dir, 0, &inst, NULL) == TDE_OK && no_descriptors());
+    CHILD_REQUIRE(tde_instance_open(dir, 0, &inst, NULL) == TDE_OK);
+    _exit(0);
+  }
+  CHECK(child_ok(pid));
+}
+
 /* n processes at once. With lock_broken, the lock file cannot be had: then the
 ** link alone decides, and each makes a key pair. */
 static void race(const char *name, int n, int lock_broken) {
@@ -2225,8 +2253,8 @@ int main(int argc, char **argv) {
       {"instance_bad_files", instance_bad_files},
       {"instance_permissions", instance_permissions},
       {"instance_changes", instance_changes},
-      {"instance_race", instance_race},
-      {"instance_race_unlocked", instance_race_unlocked},
+      {"instance_changes_at_once", instance_changes_at_once},
+      {"instance_race", instance_race},           {"instance_race_unlocked", instance_race_unlocked},
       {"instance_interrupted", instance_interrupted},
       {"instance_killed", instance_killed},
       {"as_ordinary_user", as_ordinary_user},
