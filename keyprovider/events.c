@@ -458,7 +458,10 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
       unlock(fd);
       return not_a_log(a, "holds something else than an audit", st);
     }
-    if (sb.st_size == 0) adopt(a, fd, &sb);
+    if (sb.st_size == 0) {
+      tde_file_unmask(fd, 0200);
+      adopt(a, fd, &sb);
+    }
     if (sb.st_size == 0 || sb.st_size + (int64_t)n <= a->max_bytes) {
       *out = fd;
       return TDE_OK;

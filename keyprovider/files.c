@@ -372,6 +372,13 @@ tde_class tde_dir_make(const char *path, tde_status *st) {
   return rc;
 }
 
+void tde_file_unmask(int fd, mode_t need) {
+  struct stat sb;
+  if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode) || sb.st_size != 0 || sb.st_nlink != 1) return;
+  /* Where it cannot be done the next one to open it says so. */
+  if ((sb.st_mode & need) != need && sb.st_uid == geteuid()) (void)fchmod(fd, 0600);
+}
+
 int tde_file_sync_parent(const char *path) {
   char room[TDE_PATH_MAX + 128];
   const char *name;

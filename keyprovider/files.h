@@ -63,6 +63,10 @@ tde_class tde_file_replace(const char *dir, const char *name, const char *text, 
 ** Other users' stay. 0, or -1 with errno. */
 int tde_file_adopt(int fd, const char *path);
 
+/* Of an empty file that was just made: its owner's rights do not depend on the host's umask. need:
+** those without which it could not be opened again. */
+void tde_file_unmask(int fd, mode_t need);
+
 /* Makes a new entry durable in its folder; nothing is done where that may not be read. 0, or -1
 ** with errno. */
 int tde_file_sync_parent(const char *path);

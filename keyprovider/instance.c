@@ -619,6 +619,7 @@ static int lock_take(const char *dir) {
   snprintf(path, sizeof path, "%s/" LOCK_FILE, dir);
   int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
   if (fd < 0) return -1;
+  tde_file_unmask(fd, 0600);
   give_away(fd, path);
   for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
     struct timespec nap = {0, LOCK_NAP_MS * 1000000L};

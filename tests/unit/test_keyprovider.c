@@ -1056,7 +1056,7 @@ static void folders_that_can_not_be_synced(void) {
 /* A umask that takes rights from the owner: of a daemon, say, that is to make no programs. */
 static void folders_under_an_odd_umask(void) {
   static const mode_t masks[] = {0177, 0777};
-  char dir[PATH_BYTES], path[PATH_BYTES + 8];
+  char dir[PATH_BYTES], path[PATH_BYTES + 16];
   const tde_instance *inst = NULL;
   struct stat sb;
   tde_status st;
@@ -1069,10 +1069,13 @@ static void folders_under_an_odd_umask(void) {
     CHECK(stat(path, &sb) == 0 && (sb.st_mode & 07777) == 0700);
   }
   snprintf(path, sizeof path, "%s/inst", dir);
-  mode_t old = umask(0177);
+  mode_t old = umask(0377);
   CHECK(tde_instance_open(path, 1, &inst, &st) == TDE_OK);
   umask(old);
   CHECK(stat(path, &sb) == 0 && (sb.st_mode & 07777) == 0700);
+  /* Nor would a lock be of use that its maker cannot open again. */
+  snprintf(path, sizeof path, "%s/inst/.lock", dir);
+  CHECK(stat(path, &sb) == 0 && (sb.st_mode & 07777) == 0600);
 }
 
 /* ---- instance ---- */
