@@ -311,15 +311,30 @@ static void unlock_target(tde_file *to) {
   to->db->lock = SQLITE_LOCK_NONE;
 }
 
+/* Where the secondary ends. What an earlier update that was cut short has put behind that counts
+** for nothing, and does not say that the disk has room there. */
+static int measure_target(update *u) {
+  const tde_geometry *g = &u->to->s.geo;
+  uint64_t rest, size = 0, units;
+  int rc = LOWER(u->to)->xFileSize(u->to->lower, &u->had_bytes);
+
+  if (rc == SQLITE_OK) rc = tde_snapshot_size(u->to, &size);
+  if (rc) return rc;
+  u->has_units = tde_units_in(g, (uint64_t)u->had_bytes, &rest);
+  units = (size + g->unit - 1) / g->unit;
+  if (units >= u->has_units) return SQLITE_OK;
+  u->has_units = units;
+  u->had_bytes = (sqlite3_int64)tde_lower_size(g, units);
+  return SQLITE_OK;
+}
+
 /* Everything that changed goes into the log. */
 static int gather(update *u) {
   tde_snapshot_sink sink = {u, old_has, old_put, old_tell};
   tde_replica *r = u->r;
-  uint64_t rest;
   uint32_t counter = 0;
-  int rc = LOWER(u->to)->xFileSize(u->to->lower, &u->had_bytes);
+  int rc = measure_target(u);
 
-  u->has_units = tde_units_in(&u->to->s.geo, (uint64_t)u->had_bytes, &rest);
   if (rc == SQLITE_OK) rc = next_counter(u, &counter);
   if (rc == SQLITE_OK) rc = tde_redo_begin(&u->log, u->to);
   if (rc == SQLITE_OK) rc = tde_redo_bind(&u->log);

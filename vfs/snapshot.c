@@ -35,6 +35,7 @@ SQLITE_EXTENSION_INIT3
 #define HEAD_COUNTER 24
 #define HEAD_PAGES 28
 #define HEAD_VALID_FOR 92
+#define HEAD_BYTES 100
 
 #define PROGRESS_EVERY 256
 #define READ_UNITS 15
@@ -360,6 +361,28 @@ static int hand_over(snap *s, uint64_t i) {
 
 /* ---- the interface ---- */
 
+/* Bytes that page 1 says the database has; 0: it does not. */
+static uint64_t stated_size(const uint8_t head[HEAD_BYTES]) {
+  uint32_t page = (uint32_t)head[HEAD_PAGE_SIZE] << 8 | head[HEAD_PAGE_SIZE + 1];
+
+  if (page == 1) page = 65536;
+  if (memcmp(head + HEAD_COUNTER, head + HEAD_VALID_FOR, 4) != 0) return 0;
+  return (uint64_t)tde_get32be(head + HEAD_PAGES) * page;
+}
+
+int tde_snapshot_size(tde_file *f, uint64_t *size) {
+  uint8_t head[HEAD_BYTES];
+  uint64_t stated;
+  int rc = tde_sealed_size(&f->s, size);
+
+  if (rc || !f->db->facts.secondary) return rc;
+  rc = tde_sealed_read(&f->s, head, sizeof(head), 0, TDE_READ_PROBE);
+  if (rc == SQLITE_NOTFOUND || rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* others tell */
+  stated = rc ? 0 : stated_size(head);
+  if (stated && stated < *size) *size = stated;
+  return rc;
+}
+
 int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink) {
   const uint8_t *record;
   snap s;
@@ -399,7 +422,7 @@ static int look(snap *s, int settled) {
   if (rc == SQLITE_OK && s->frame_of) {
     s->size = (uint64_t)s->pages * s->page;
   } else if (rc == SQLITE_OK) {
-    rc = tde_sealed_size(&f->s, &s->size);
+    rc = tde_snapshot_size(f, &s->size);
     s->page = 0;
   }
   s->units = (s->size + s->unit - 1) / s->unit;

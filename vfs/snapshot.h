@@ -36,6 +36,10 @@ typedef struct tde_index_view {
 } tde_index_view;
 int tde_snapshot_index(tde_file *f, tde_index_view *out);
 
+/* How long the database in the file is, in bytes. A secondary ends where its page 1 says: what an
+** update that was cut short has put behind that (replica.c) is nobody's, and may be torn. */
+int tde_snapshot_size(tde_file *f, uint64_t *size);
+
 /* Hands over what opens, changing or not. Does nothing in WAL mode. SQLite codes. */
 int tde_snapshot_ahead(tde_file *f, const tde_snapshot_sink *sink);
 /* Hands over every unit of the snapshot. *size: its logical size in bytes. Unit 0 is

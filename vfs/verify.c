@@ -155,6 +155,18 @@ static void check_logged_length(const tde_file *f, verifier *v, uint64_t units) 
   }
 }
 
+/* What stands behind a secondary's end is nobody's. */
+static int leave_out_rest(tde_file *f, uint64_t *units, uint64_t *rest) {
+  uint64_t size = 0, n;
+  int rc = tde_snapshot_size(f, &size);
+
+  n = (size + f->s.geo.unit - 1) / f->s.geo.unit;
+  if (rc || n >= *units) return rc;
+  *units = n;
+  *rest = 0;
+  return SQLITE_OK;
+}
+
 /* How long the file is, in units and bytes behind them; v->unit 0: it has none yet. */
 static int measure(tde_file *f, verifier *v, uint64_t *units, uint64_t *rest) {
   sqlite3_int64 lower = 0;
@@ -164,6 +176,7 @@ static int measure(tde_file *f, verifier *v, uint64_t *units, uint64_t *rest) {
   rc = LOWER(f)->xFileSize(f->lower, &lower);
   v->unit = f->db->header.unit_size ? f->s.geo.unit : 0;
   *units = v->unit ? tde_units_in(&f->s.geo, (uint64_t)lower, rest) : 0;
+  if (rc == SQLITE_OK && v->unit && f->db->facts.secondary) rc = leave_out_rest(f, units, rest);
   tde_file_leave(f);
   return rc;
 }
