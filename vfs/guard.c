@@ -7,7 +7,8 @@
 ** take the rest with it. So while pages are smaller than U, each new record
 ** goes to one of two areas beside the header slots and is synced first. The
 ** two are used in turn: by the time an area is used again, the sync of the
-** other one has made the unit it guarded durable.
+** other one has made the unit it guarded durable. (So do the units of SQLite's lock bytes, which
+** no log restores: sealed.c, fill_gap.)
 ** Area: index + 1 (8, LE) | record. Empty: zero.
 */
 #include <string.h>

@@ -439,15 +439,10 @@ static void cur_end(tde_sealed *s) {
   s->cur_active = s->cur_dirty = 0;
 }
 
-/* Seals unit i. A main unit that holds several pages is durable in the guard
-** before its place is overwritten: SQLite writes, and after a crash restores,
-** one page of it and relies on the others, which a torn record would take
-** along. */
-static int put_safely(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
-  int rc;
+/* Seals main unit i, which is durable in the guard before its place is overwritten. */
+static int put_guarded(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
+  int rc = flush_run(s);
 
-  if (!s->guarding || !s->hooks->guard) return put_unit(s, i, pt, len);
-  rc = flush_run(s);
   if (rc == SQLITE_OK) rc = put_unit(s, i, pt, len);
   if (rc) return rc;
   if (s->hooks->before_write) rc = s->hooks->before_write(s->ctx);
@@ -462,6 +457,13 @@ static int put_safely(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len
     return rc;
   }
   return flush_run(s);
+}
+
+/* Seals unit i. A main unit that holds several pages is guarded: SQLite writes, and after a crash
+** restores, one page of it and relies on the others, which a torn record would take
+** along. */
+static int put_safely(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) {
+  return s->guarding && s->hooks->guard ? put_guarded(s, i, pt, len) : put_unit(s, i, pt, len);
 }
 
 int tde_sealed_settle(tde_sealed *s) {
@@ -521,6 +523,8 @@ static int leave_gap(tde_sealed *s, uint64_t i) {
 **    within it) only while it is there;
 **  - while a hot journal is played back: that brings back every page which the interrupted
 **    transaction cut off, but those that were free, and heal.c seals these.
+** The page of SQLite's lock bytes is in neither. Nothing would write it anew where an outage tore
+** it: in both it is guarded.
 ** In a transaction of this connection's own the end is where it was when that began. */
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
@@ -529,8 +533,12 @@ static int fill_gap(tde_sealed *s, uint64_t i) {
   rc = load_size(s);
   while (rc == SQLITE_OK && s->nunits < i) {
     uint64_t to = s->nunits + 1;
-    if (!s->gap_page || lock_byte_unit(s, s->nunits)) {
+    if (!s->gap_page) {
       rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
+      continue;
+    }
+    if (lock_byte_unit(s, s->nunits)) {
+      rc = put_guarded(s, s->nunits, zero_unit, s->geo.unit);
       continue;
     }
     while (to < i && !lock_byte_unit(s, to)) to++;

@@ -33,6 +33,13 @@ check-crash: $(CRASH_OUT)/crash ## power loss: N=10000 seeded outages, and one a
 check-crash-smoke: $(CRASH_OUT)/crash ## power loss, 300 outages
 	$(Q)$(CRASH_OUT)/crash -n 300 -j $(CRASH_JOBS)
 
+# The lock bytes at 128 KiB: small databases reach behind them, as others do from 1 GiB on.
+.PHONY: check-crash-locks
+check-crash-locks: ## power loss around SQLite's lock bytes: N=10000 outages
+	$(Q)$(MAKE) BUILD=$(BUILD)/locks EXTRA_CFLAGS="$(EXTRA_CFLAGS) -DTDE_HOLE_START=0x20000ull" \
+	  $(BUILD)/locks/crash/crash
+	$(Q)$(BUILD)/locks/crash/crash -n $(N) -m tde -j $(CRASH_JOBS)
+
 $(CRASH_OUT)/kill: $(addprefix $(CRASH_OUT)/,kill.o crowd.o disk.o scratch.o) $(STATIC_OBJ)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CRASH_LIBS)
 
