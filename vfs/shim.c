@@ -451,14 +451,17 @@ void tde_vfs_ask_of_guest(tde_ask_of_guest ask) {
   __atomic_store_n(&ask_of_guest, ask, __ATOMIC_RELEASE);
 }
 
-/* May the plain connection that has attached this database write to it now? */
+static int is_plain_main(const tde_file *f, const char *main);
+
+/* May a plain connection that has attached this database write to it now? */
 static int refuse_guest(tde_file *f) {
   tde_ask_of_guest ask = __atomic_load_n(&ask_of_guest, __ATOMIC_ACQUIRE);
+  sqlite3 *connection = *f->db->connection;
   tde_status st;
 
-  if (!ask) return SQLITE_OK;
+  if (!ask || !is_plain_main(f, sqlite3_db_filename(connection, "main"))) return SQLITE_OK;
   tde_status_clear(&st);
-  if (ask(f->db->guest_of, tde_path_of(f), &st) == TDE_OK) return SQLITE_OK;
+  if (ask(connection, tde_path_of(f), &st) == TDE_OK) return SQLITE_OK;
   f->db->last = st;
   (void)tde_db_report(f->db);
   return SQLITE_READONLY;
@@ -477,7 +480,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   int before = db->lock, rc;
 
   rc = level >= SQLITE_LOCK_RESERVED ? refuse_read_only(f) : SQLITE_OK;
-  if (rc == SQLITE_OK && db->guest_of && !f->plain && level == SQLITE_LOCK_RESERVED) {
+  if (rc == SQLITE_OK && db->guest && !f->plain && level == SQLITE_LOCK_RESERVED) {
     rc = refuse_guest(f);
   }
   if (rc == SQLITE_OK && before == SQLITE_LOCK_NONE && !f->plain) rc = ask_first(f);
@@ -593,15 +596,15 @@ static void heed_functions(tde_file *f, const char *main) {
   f->no_pragmas = v && strcmp(v, "off") == 0;
 }
 
-/* SQLite has opened the file for this connection. */
-static void take_connection(tde_file *f, sqlite3 *connection) {
+/* SQLite has opened the file for a connection, or has given it this one, too. */
+static void take_connection(tde_file *f, sqlite3 *const *where) {
   tde_ask_of_new ask = __atomic_load_n(&ask_of_new, __ATOMIC_ACQUIRE);
+  sqlite3 *connection = *where;
   tde_db *db = f->db;
   tde_status st;
 
-  if (!f->plain && is_plain_main(f, sqlite3_db_filename(connection, "main"))) {
-    db->guest_of = connection;
-  }
+  db->connection = where;
+  if (!f->plain && is_plain_main(f, sqlite3_db_filename(connection, "main"))) db->guest = 1;
   if (!ask || db->state != TDE_STATE_NEW || db->params.protector ||
       sqlite3_uri_parameter(f->path, "tde_instance")) {
     return;
@@ -629,7 +632,7 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_MMAP_SIZE:
       return tde_map_limit(f, arg);
     case SQLITE_FCNTL_PDB:
-      take_connection(f, *(sqlite3 **)arg);
+      take_connection(f, arg);
       break;
     case SQLITE_FCNTL_BUSYHANDLER:
       f->db->busy_handler = (int (*)(void *))((void **)arg)[0];
@@ -734,7 +737,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
     rc = f->db->shm_locks ? tde_db_io_gate(f) : may_begin(f);
-    if (rc == SQLITE_OK && f->db->guest_of && offset == TDE_SHM_WRITE) rc = refuse_guest(f);
+    if (rc == SQLITE_OK && f->db->guest && offset == TDE_SHM_WRITE) rc = refuse_guest(f);
     if (rc) return rc;
   }
   if (!f->plain && f->db->wal && offset == TDE_SHM_WRITE && (flags & SQLITE_SHM_UNLOCK)) {

@@ -39,8 +39,10 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int unwanted; /* an empty one here gets no header: last says why */
-  /* The connection that has attached it, if that one's main database is another VFS's. */
-  sqlite3 *guest_of;
+  /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
+  ** it was first may be closed. */
+  sqlite3 *const *connection;
+  int guest; /* one of them has attached it, and has a main database of another VFS */
   int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
   int shm_locks;                    /* wal-index locks that this connection holds */
