@@ -798,6 +798,41 @@ int tde_db_wait_busy(tde_db *db) {
   return db->busy_handler && db->busy_handler(db->busy_arg);
 }
 
+static int has_moved(tde_file *f) {
+  int moved = 0;
+
+  return LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved;
+}
+
+/* RESERVED through a second lower file. SQLite from 3.51 on refuses it to one that has the wal-index
+** open while other processes have, too (os_unix.c, unixIsSharingShmNode): it asks for such a lock
+** itself only to remove the log, and takes them for a sign that its locks were broken. */
+static int reserve_aside(tde_file *f) {
+  int rc;
+  sqlite3_file *aside = tde_lower_open(f->lower_vfs, f->path,
+                                       SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE, NULL, &rc);
+
+  if (!aside) return rc;
+  rc = tde_main_lock(aside, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
+  if (rc == SQLITE_OK) rc = aside->pMethods->xLock(aside, SQLITE_LOCK_RESERVED);
+  if (rc == SQLITE_OK && has_moved(f)) rc = SQLITE_READONLY_DBMOVED; /* it is another file's lock */
+  if (rc) {
+    (void)tde_main_close(aside);
+  } else {
+    f->db->aside = aside;
+  }
+  return rc;
+}
+
+/* RESERVED, from SHARED. */
+static int reserve_shared(tde_file *f) {
+  int taken = 0, rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+
+  if (rc != SQLITE_BUSY || !f->db->shm_open) return rc;
+  if (tde_main_reserved(f->lower, &taken) != SQLITE_OK || taken) return rc;
+  return reserve_aside(f);
+}
+
 /* RESERVED, from no lock at all. While somebody has it, others take the journal that
 ** they find for that writer's: with a hot one beside it they would read, and write
 ** over, half a transaction. So it is looked for first, as SQLite does; under SHARED
@@ -808,7 +843,7 @@ static int reserve_once(tde_file *f) {
   if (rc) return rc;
   if (f->db->state == TDE_STATE_ONLINE) rc = tde_journal_is_hot(f, &hot);
   if (rc == SQLITE_OK) {
-    rc = hot ? SQLITE_BUSY_RECOVERY : LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
+    rc = hot ? SQLITE_BUSY_RECOVERY : reserve_shared(f);
   }
   if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
   return rc;
@@ -829,13 +864,14 @@ int tde_db_reserve(tde_file *f, int *before) {
     return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
   }
   do {
-    rc = db->lock == SQLITE_LOCK_SHARED ? LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED)
-                                        : reserve_once(f);
+    rc = db->lock == SQLITE_LOCK_SHARED ? reserve_shared(f) : reserve_once(f);
   } while (rc != SQLITE_BUSY_RECOVERY && (rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
   return rc;
 }
 
 void tde_db_unreserve(tde_file *f, int before) {
+  if (f->db->aside) (void)tde_main_close(f->db->aside);
+  f->db->aside = NULL;
   if (before < SQLITE_LOCK_RESERVED) (void)LOWER(f)->xUnlock(f->lower, before);
 }
 

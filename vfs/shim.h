@@ -65,7 +65,8 @@ typedef struct tde_db {
   int guard_next;    /* which double-write area comes next */
   int guard_ready;   /* older guards were looked after in this lock */
   int guard_used;
-  sqlite3_file *map;       /* a second lower file, for its map; see map.c */
+  sqlite3_file *aside;     /* a second lower file, which has RESERVED while this one can not */
+  sqlite3_file *map;       /* another, for its map; see map.c */
   sqlite3_int64 map_limit; /* bytes of it that may be mapped */
   int map_missed;          /* reads within the limit that the map did not cover */
   int map_own;             /* it is the connection's own, not that of PRAGMA mmap_size */
