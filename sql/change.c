@@ -561,7 +561,10 @@ int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
 
 /* ---- the background job ---- */
 
-static sqlite3 *open_for_job(const tde_key_params *params) {
+/* Never over a cache that is shared: its lock is another connection's, which may be in this very
+** thread. */
+sqlite3 *tde_change_open(const tde_key_params *params) {
+  const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_PRIVATECACHE;
   const tde_uri_param query[] = {{"tde_base", params->vfs},
                                  {"tde_instance", params->instance},
                                  {"tde_key", params->as_key},
@@ -570,7 +573,7 @@ static sqlite3 *open_for_job(const tde_key_params *params) {
   char *uri = tde_uri_with(params->path, "", query, sizeof(query) / sizeof(query[0]));
   sqlite3 *db = NULL;
 
-  if (uri && sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, TDE_VFS_NAME)) {
+  if (uri && sqlite3_open_v2(uri, &db, flags, TDE_VFS_NAME)) {
     (void)sqlite3_close(db);
     db = NULL;
   }
@@ -677,7 +680,7 @@ void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *fac
   rotate = facts->auto_rotation &&
            is_due(facts->rotation_checked, tde_instance_policy(inst)->rotation_s);
   if (f.what != TDE_FOLLOW_MOVE && f.what != TDE_FOLLOW_ADOPT && !rotate) return;
-  db = open_for_job(params);
+  db = tde_change_open(params);
   if (!db) {
     tde_log(TDE_LOG_WARNING, "%s: could not be opened to follow its protector", params->path);
     return;

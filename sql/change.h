@@ -72,6 +72,10 @@ int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_st
 /* Looks for a new version of the protector and moves to it. */
 int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st);
 
+/* A connection of its own to a database that is open, to be closed by the caller; NULL: it could not
+** be opened. */
+sqlite3 *tde_change_open(const tde_key_params *params);
+
 /* The background job of watch.h. Whatever it was decided on is looked at again in each try. */
 void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
                     const tde_key_params *params);

@@ -340,24 +340,48 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_result_json(ctx, j, bad);
 }
 
-int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out) {
-  tde_json *j;
-  char *text;
+/* A PRAGMA's answer. */
+static int pragma_json(tde_json *j, int failed, char **out) {
   size_t n;
-  int bad;
+  char *text = failed ? NULL : tde_json_text(j, &n);
 
-  if (sqlite3_stricmp(name, "tde_status") != 0) return SQLITE_NOTFOUND;
+  tde_json_free(j);
+  if (text) *out = sqlite3_mprintf("%s", text);
+  free(text);
+  return *out ? SQLITE_OK : SQLITE_NOMEM;
+}
+
+static int pragma_status(tde_file *f, const char *value, char **out) {
+  tde_json *j;
+
   if (value) {
     *out = sqlite3_mprintf("PRAGMA tde_status takes no value; use PRAGMA SCHEMA.tde_status");
     return *out ? SQLITE_MISUSE : SQLITE_NOMEM;
   }
   j = tde_json_object();
-  bad = put_file(j, f) | tde_json_set_bool(j, "memory_locked", tde_secret_locked());
-  text = bad ? NULL : tde_json_text(j, &n);
-  tde_json_free(j);
-  if (text) *out = sqlite3_mprintf("%s", text);
-  free(text);
-  return *out ? SQLITE_OK : SQLITE_NOMEM;
+  return pragma_json(j, put_file(j, f) | tde_json_set_bool(j, "memory_locked", tde_secret_locked()),
+                     out);
+}
+
+static int pragma_revalidate(tde_file *f, const char *key, char **out) {
+  tde_status st;
+  tde_json *j;
+  int rc;
+
+  tde_status_clear(&st);
+  rc = tde_revalidate_beside(f, key, &st);
+  if (rc) {
+    *out = rc == SQLITE_NOMEM ? NULL : tde_result_text(rc, &st);
+    return *out ? rc : SQLITE_NOMEM;
+  }
+  j = tde_json_object();
+  return pragma_json(j, tde_json_set_text(j, "state", "Online"), out);
+}
+
+int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out) {
+  if (sqlite3_stricmp(name, "tde_status") == 0) return pragma_status(f, value, out);
+  if (sqlite3_stricmp(name, "tde_revalidate") == 0) return pragma_revalidate(f, value, out);
+  return SQLITE_NOTFOUND;
 }
 
 /* ---- tde_verify([schema]) ---- */

@@ -393,6 +393,59 @@ static int note_revalidation(void *ctx, tde_change *c, tde_status *st) {
   return rc ? rc : tde_change_commit(c, edit_moved, &m, 0, key != NULL, NULL, st);
 }
 
+static int is_empty_key(const char *key, tde_status *st) {
+  if (!key || key[0]) return 0;
+  tde_fail(st, TDE_MISUSE, "name a key, or none for the header's", "the key id is empty");
+  return 1;
+}
+
+/* Would a connection of its own get at the very file of this one? */
+static int may_go_beside(tde_file *f, tde_status *st) {
+  const char *path = tde_file_params(f)->path;
+
+  if (tde_file_is_locked(f)) {
+    tde_fail(st, TDE_MISUSE,
+             "COMMIT or ROLLBACK first; with locking_mode=EXCLUSIVE, SELECT tde_revalidate()",
+             "%s: this connection has it locked", path);
+    return SQLITE_MISUSE;
+  }
+  if (tde_file_has_moved(f)) {
+    tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
+             "%s: the file was moved, replaced or deleted since it was opened", path);
+    return SQLITE_READONLY_DBMOVED;
+  }
+  return SQLITE_OK;
+}
+
+static int note_beside(tde_file *f, const char *key, tde_status *st) {
+  tde_key_params way = *tde_file_params(f);
+  sqlite3 *db;
+  int rc;
+
+  if (key) {
+    way.as_key = (char *)key;
+    way.as_identity = way.as_federated = NULL; /* as tde_file_revalidate has asked */
+  }
+  db = tde_change_open(&way);
+  if (!db) {
+    tde_fail(st, TDE_IO, "try again; SQLite's error log has the cause",
+             "%s: has its key, but could not be opened to note that", way.path);
+    return SQLITE_CANTOPEN;
+  }
+  rc = tde_change_run(db, NULL, "revalidate", note_revalidation, (void *)key, st);
+  (void)sqlite3_close(db);
+  return rc;
+}
+
+int tde_revalidate_beside(tde_file *f, const char *key, tde_status *st) {
+  int rc = is_empty_key(key, st) ? SQLITE_MISUSE : SQLITE_OK;
+
+  if (rc == SQLITE_OK && !tde_file_read_only(f)) rc = may_go_beside(f, st);
+  if (rc == SQLITE_OK) rc = tde_file_revalidate(f, key, st);
+  if (rc == SQLITE_OK && !tde_file_read_only(f)) rc = note_beside(f, key, st);
+  return rc;
+}
+
 void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
@@ -402,8 +455,7 @@ void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   int rc = SQLITE_ERROR;
 
   tde_status_clear(&st);
-  if (key && !key[0]) {
-    tde_fail(&st, TDE_MISUSE, "name a key, or give NULL for the header's", "the key id is empty");
+  if (is_empty_key(key, &st)) {
     tde_result_status(ctx, SQLITE_MISUSE, &st);
     return;
   }

@@ -1416,8 +1416,30 @@ const char *tde_file_instance(tde_file *f) {
   return f->db->params.instance;
 }
 
+const tde_key_params *tde_file_params(tde_file *f) {
+  return &f->db->params;
+}
+
 int tde_file_read_only(tde_file *f) {
   return f->db->read_only || f->db->facts.backup;
+}
+
+int tde_file_is_locked(tde_file *f) {
+  int is;
+
+  tde_file_enter(f);
+  is = f->db->lock > SQLITE_LOCK_SHARED || f->db->wal_writing;
+  tde_file_leave(f);
+  return is;
+}
+
+int tde_file_has_moved(tde_file *f) {
+  int is;
+
+  tde_file_enter(f);
+  is = has_moved(f);
+  tde_file_leave(f);
+  return is;
 }
 
 tde_class tde_fail_backup(const tde_file *f, tde_status *st) {

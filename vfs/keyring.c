@@ -729,7 +729,7 @@ static tde_class not_live(const tde_keys *k, tde_status *st) {
     st->code = c;
     if (k->lease.access == TDE_ACCESS_CLOSED) {
       (void)snprintf(st->remedy, sizeof(st->remedy),
-                     "when the key is back, run SELECT tde_revalidate()");
+                     "when the key is back, run PRAGMA tde_revalidate");
     }
   }
   return c;

@@ -216,8 +216,14 @@ int tde_file_make_header(tde_file *f, const char *protector, const char *identit
 /* The instance that the URI or the environment named when it was opened, resolved; NULL: it
 ** could not be told. Borrowed. */
 const char *tde_file_instance(tde_file *f);
+/* How its key is asked for, and where it is; as_...: not what a revalidation asks as. Borrowed. */
+const tde_key_params *tde_file_params(tde_file *f);
 /* Opened read-only, or a backup. */
 int tde_file_read_only(tde_file *f);
+/* Has this connection a lock under which nobody else can change the header? */
+int tde_file_is_locked(tde_file *f);
+/* Has its name another file by now? */
+int tde_file_has_moved(tde_file *f);
 /* What whoever would change a backup is told. */
 tde_class tde_fail_backup(const tde_file *f, tde_status *st);
 /* Copies the DEK of one epoch (TDE_KEY_BYTES) into the caller's secret memory. */
