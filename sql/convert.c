@@ -226,15 +226,6 @@ static int check_kind(conversion *c) {
   return SQLITE_OK;
 }
 
-/* The argument with a cache of its own: over a shared one the lock would not keep this
-** process's other connections out. What stands last in a URI counts; a fragment ends it. */
-static char *with_private_cache(const char *arg) {
-  int n = (int)strcspn(arg, "#");
-
-  if (strncmp(arg, "file:", 5) != 0) return sqlite3_mprintf("%s", arg);
-  return sqlite3_mprintf("%.*s%ccache=private", n, arg, memchr(arg, '?', (size_t)n) ? '&' : '?');
-}
-
 /* A parameter that is none: the encrypted side would refuse it, and name no more than that. */
 static int says_nonsense(conversion *c, const char *name) {
   tde_status st;
@@ -258,9 +249,10 @@ static int explain_uri(conversion *c, const char *uri, int flags) {
 /* Opens the source, a plain one through the VFS that tde_base= names. Another VFS could see
 ** in the file what it is not. */
 static int connect_source(conversion *c, const char *arg) {
+  /* Over a shared cache the lock would not keep this process's other connections out. */
   int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_PRIVATECACHE, rc;
   const char *vfs = c->encrypting ? tde_vfs_base_name() : TDE_VFS_NAME, *name, *base;
-  char *uri = with_private_cache(arg);
+  char *uri = strncmp(arg, "file:", 5) == 0 ? tde_uri_private(arg) : sqlite3_mprintf("%s", arg);
 
   if (!uri) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   rc = tde_sql_open_plain(uri, &c->from, flags, vfs);

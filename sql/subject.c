@@ -129,6 +129,12 @@ char *tde_uri_of(const char *path, const char *params) {
   return sqlite3_str_finish(out);
 }
 
+char *tde_uri_private(const char *uri) {
+  int n = (int)strcspn(uri, "#"); /* a fragment ends it, and what stands last counts */
+
+  return sqlite3_mprintf("%.*s%ccache=private", n, uri, memchr(uri, '?', (size_t)n) ? '&' : '?');
+}
+
 char *tde_uri_value(const char *text) {
   sqlite3_str *out = sqlite3_str_new(NULL);
 

@@ -43,6 +43,8 @@ const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, in
 /* A file name as the path of a URI, with parameters behind it ("?a=b" or ""): the
 ** caller's (sqlite3_free). NULL: out of memory. */
 char *tde_uri_of(const char *path, const char *params);
+/* A URI with a cache of its own, whatever it says of that; likewise. */
+char *tde_uri_private(const char *uri);
 /* A text as the value of a URI's parameter; likewise. */
 char *tde_uri_value(const char *text);
 /* The same with more ("&a=b" or "") and n parameters, whose values are escaped; one
