@@ -140,7 +140,32 @@ proc close_all {args} {
 proc json {text path} {
   return [::sql onecolumn {SELECT json_extract($text, $path)}]
 }
-proc status {db {schema main}} { return [$db onecolumn {SELECT tde_status($schema)}] }
+# SQLite since 3.49 or so reads the schema before any SELECT: of a database without its key or whose
+# page 1 is damaged a PRAGMA alone can ask, and the rest is asked through another connection.
+write_file [at junk.db] [string repeat x 5000]
+sqlite3 ::junk [at junk.db]
+set ::schema_first [catch {::junk eval {SELECT 1}}]
+::junk close
+file delete [at junk.db]
+
+proc status {db {schema main}} {
+  if {![catch {$db onecolumn "PRAGMA \"$schema\".tde_status"} text] && $text ne ""} { return $text }
+  return [$db onecolumn {SELECT tde_status($schema)}]
+}
+proc path_of {db schema} {
+  $db eval {PRAGMA database_list} row { if {$row(name) eq $schema} { return $row(file) } }
+  error "no schema $schema"
+}
+# What a function that takes a schema or a path says of this database.
+proc ask {db function {schema main}} {
+  if {[catch {$db onecolumn "SELECT ${function}(\$schema)"} text opts]} {
+    set bare {{disk I/O error} {database disk image is malformed} {file is not a database} {unable to open database file}}
+    if {!$::schema_first || $text ni $bare} { return -options $opts $text }
+    set path [path_of $db $schema]
+    return [::sql onecolumn "SELECT ${function}(\$path)"]
+  }
+  return $text
+}
 # A check of the key that happens to run is waited for.
 proc state {db {schema main}} {
   for {set i 0} {$i < 100} {incr i} {
@@ -150,7 +175,7 @@ proc state {db {schema main}} {
   }
   return $state
 }
-proc verify {db {schema main}} { return [$db onecolumn {SELECT tde_verify($schema)}] }
+proc verify {db {schema main}} { return [ask $db tde_verify $schema] }
 proc verify_ok {db {schema main}} { return [json [verify $db $schema] {$.ok}] }
 
 # "ok" when SQLite and the extension both find the database whole.
@@ -266,7 +291,7 @@ proc shell {script args} {
 # Python that loads the extension; `tde(name, params)` opens a database and
 # `so` is the path.
 set ::py_head {
-import os, sqlite3, sys, time
+import json, os, sqlite3, sys, time
 from urllib.parse import quote
 so = os.environ['TDE_SO_PATH']
 _loader = sqlite3.connect(':memory:')
@@ -277,6 +302,8 @@ def tde(name, params='', **kw):
     kw.setdefault('timeout', 30)
     uri = 'file:' + quote(os.path.abspath(name)) + '?vfs=tde' + ('&' + params if params else '')
     return sqlite3.connect(uri, uri=True, **kw)
+def status(c, schema='main'):
+    return json.loads(c.execute('PRAGMA %s.tde_status' % schema).fetchone()[0])
 }
 set ::env(TDE_SO_PATH) $::so
 # What a script has printed is out, also when it ends by os._exit.

@@ -18,7 +18,7 @@ define sqlite_programs
 endef
 sqlite_run = python3 $(SQLITE_SUITE)/run.py --source $(SQLITE_SRC)/$(1)/tree --out $(SQLITE_OUT)/$(1) --jobs $(SQLITE_JOBS)
 
-.PHONY: check-sqlite check-sqlite-smoke check-sqlite-new
+.PHONY: check-sqlite check-sqlite-smoke check-sqlite-new check-tcl-new
 check-sqlite: ## SQLite's own test suite through the shim, plain as control (an hour)
 	$(call sqlite_programs,installed)
 	$(Q)$(call sqlite_run,installed) $(SQLITE_SUITE_ARGS)
@@ -30,3 +30,12 @@ check-sqlite-smoke: ## some 30 files of SQLite's suite through the shim (3 minut
 check-sqlite-new: ## the suite of Debian's newest SQLite, built from its source
 	$(call sqlite_programs,newest)
 	$(Q)$(call sqlite_run,newest) --expected expected-new.txt --permutations veryquick $(SQLITE_SUITE_ARGS)
+
+# The Tcl suite, whose programs take the library by its name: tclsh, python3, and a shell of that
+# version. TCL_ARGS as of `make tcl`.
+SQLITE_LIB := $(abspath $(BUILD))/sqlite-lib
+check-tcl-new: all keyvault-if-can ## the Tcl suite with Debian's newest SQLite, built from its source
+	$(Q)python3 $(SQLITE_SUITE)/fetch.py --series newest --dest $(SQLITE_SRC) >/dev/null
+	$(Q)CC='$(CC)' sh $(SQLITE_SUITE)/library.sh $(SQLITE_SRC)/newest $(SQLITE_LIB)
+	$(Q)LD_LIBRARY_PATH=$(SQLITE_LIB) PATH=$(SQLITE_LIB):$$PATH \
+	  sh tests/check.sh $(BUILD)/check-new $(TCL_SUITE)
