@@ -641,14 +641,14 @@ static uint32_t sum_of(const uint8_t *name, uint32_t n) {
   return sum;
 }
 
-int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
-  tde_file *f = ctx;
+/* Takes the name in plain, if one ends the file, off its size. */
+static int trim_name(tde_file *f, sqlite3_int64 *size) {
   uint8_t tail[SUPER_TAIL], *name;
   sqlite3_int64 end = *size - (sqlite3_int64)SUPER_TAIL;
   uint32_t n;
   int rc;
 
-  if (f->role != TDE_ROLE_JOURNAL || end <= (sqlite3_int64)TDE_PREFIX_BYTES) return SQLITE_OK;
+  if (end <= (sqlite3_int64)TDE_PREFIX_BYTES) return SQLITE_OK;
   rc = LOWER(f)->xRead(f->lower, tail, sizeof(tail), end);
   if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* it has just become shorter */
   if (rc) return rc;
@@ -663,6 +663,12 @@ int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
   if (rc == SQLITE_OK && sum_of(name, n) == tde_get32be(tail + 4)) *size = end - (sqlite3_int64)n;
   sqlite3_free(name);
   return rc;
+}
+
+int tde_journal_trim(void *ctx, sqlite3_int64 *size) {
+  tde_file *f = ctx;
+
+  return f->role == TDE_ROLE_JOURNAL ? trim_name(f, size) : SQLITE_OK;
 }
 
 /* The record of the name, from SQLite's own, whose magic belongs at `at`. *n: its bytes, 0: there
@@ -799,7 +805,9 @@ int tde_journal_is_hot(tde_file *main_file, int *hot) {
 ** sealed journal must answer with its content, or not at all: taken for a
 ** journal that names nothing, it would lose its super-journal, and its half of
 ** the transaction would be kept. So its database's header is opened here for
-** the key. A database whose key is not to be had is an error, and everything
+** the key. Where that is not to be had, the name that stands in plain at its end is
+** what SQLite reads, and the super-journal stays for it: whoever could forge that name could
+** delete the super-journal as well. A journal without one is an error then, and everything
 ** stays as it is.
 */
 #define INSTANCES_MAX 8
@@ -830,10 +838,32 @@ static int open_owner(tde_file *f, const char *journal_path, tde_file **owner) {
   for (int i = 0; i < have; i++) sqlite3_free(instances[i]);
   sqlite3_free(path);
   if (rc == SQLITE_OK && (*owner)->db->state != TDE_STATE_ONLINE) {
-    rc = tde_db_report((*owner)->db);
+    rc = tde_class_rc((*owner)->db->last.code);
     if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
   }
   return rc;
+}
+
+/* No key for this journal: is the name in plain there? */
+static int is_named_in_plain(tde_file *f) {
+  sqlite3_int64 size = 0, cut;
+
+  if (LOWER(f)->xFileSize(f->lower, &size) != SQLITE_OK) return 0;
+  cut = size;
+  return trim_name(f, &cut) == SQLITE_OK && cut < size;
+}
+
+static void tell_no_key(const char *journal_path, const tde_file *owner) {
+  tde_status st;
+
+  tde_status_clear(&st);
+  tde_fail(&st, owner && owner->db ? owner->db->last.code : TDE_IO,
+           "open that database first, or ATTACH it, with the tde_instance= that has its key: that rolls "
+           "it back",
+           "%.300s: belongs to a transaction over several databases that was cut short, and its key "
+           "is not to be had here: %.300s",
+           journal_path, owner && owner->db ? owner->db->last.message : "it can not be opened");
+  tde_log_status(TDE_LOG_ERROR, NULL, &st);
 }
 
 int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
@@ -855,6 +885,11 @@ int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed) {
   }
   rc = open_owner(f, journal_path, &owner);
   if (rc) {
+    if (rc != SQLITE_NOMEM && is_named_in_plain(f)) {
+      rc = SQLITE_OK;
+    } else {
+      tell_no_key(journal_path, owner);
+    }
     tde_db_close_beside(owner);
     return rc;
   }
