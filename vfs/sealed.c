@@ -898,11 +898,15 @@ int tde_sealed_read(tde_sealed *s, uint8_t *buf, uint32_t n, uint64_t off, int f
 
 /* ---- truncation ---- */
 
-/* What waits behind the new end, n units, need not be written; on a full disk it could not be. */
+/* What waits behind the new end, n units, need not be written; on a full disk it could not be.
+** The lower file is not asked for its size: what waits before that end may be missing there. */
 static void forget_behind(tde_sealed *s, uint64_t n) {
   if (s->cur_active && s->cur_index >= n) cur_end(s);
   if (!s->run_units || s->run_first + s->run_units <= n) return;
-  s->size_known = 0;
+  if (s->size_known && s->nunits > n) {
+    s->nunits = n;
+    s->last_pad = 0;
+  }
   if (s->run_first >= n) {
     s->run_units = s->run_len = 0;
     return;

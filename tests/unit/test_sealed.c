@@ -1,0 +1,130 @@
+/*
+** test_sealed.c: a temporary file beside a model of it, a buffer: whatever is written, read
+** and cut off in whatever order, both hold the same (vfs/sealed.c).
+*/
+#include <sqlite3.h>
+#include <stdint.h>
+
+#include "ext/tde.h"
+#include "tests/unit/database.h"
+#include "tests/unit/tree.h"
+#include "tests/unit/unit.h"
+
+#define MODEL_BYTES 400000
+#define LONGEST 70000
+#define UNIT 4096
+#define FILES 40
+#define STEPS 1500
+
+static char root[256];
+static uint8_t model[MODEL_BYTES + UNIT], bytes[LONGEST];
+static int64_t model_size;
+static uint64_t state;
+static sqlite3_file *file;
+
+static uint32_t below(uint32_t n) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(state >> 33) % n;
+}
+
+static int open_file(uint64_t seed) {
+  sqlite3_vfs *vfs = sqlite3_vfs_find("tde");
+  const int flags = SQLITE_OPEN_TEMP_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE |
+                    SQLITE_OPEN_EXCLUSIVE | SQLITE_OPEN_DELETEONCLOSE;
+
+  state = seed;
+  memset(model, 0, sizeof(model));
+  model_size = 0;
+  file = vfs ? sqlite3_malloc(vfs->szOsFile) : NULL;
+  return !file || vfs->xOpen(vfs, NULL, file, flags, NULL);
+}
+
+static void close_file(void) {
+  CHECK(file->pMethods->xClose(file) == SQLITE_OK);
+  sqlite3_free(file);
+}
+
+static int put(int64_t at, int n) {
+  for (int i = 0; i < n; i++) bytes[i] = (uint8_t)(below(255) + 1);
+  memcpy(model + at, bytes, (size_t)n);
+  if (at + n > model_size) model_size = at + n;
+  return file->pMethods->xWrite(file, bytes, n, at) == SQLITE_OK;
+}
+
+static int cut(int64_t size) {
+  memset(model + size, 0, (size_t)(model_size - size));
+  model_size = size;
+  return file->pMethods->xTruncate(file, size) == SQLITE_OK;
+}
+
+static int same(int64_t at, int n) {
+  int rc = file->pMethods->xRead(file, bytes, n, at);
+
+  return rc == (at + n <= model_size ? SQLITE_OK : SQLITE_IOERR_SHORT_READ) &&
+         memcmp(bytes, model + at, (size_t)n) == 0;
+}
+
+static int whole(void) {
+  sqlite3_int64 size = -1;
+  int ok = file->pMethods->xFileSize(file, &size) == SQLITE_OK && size == model_size;
+
+  for (int64_t at = 0; ok && at < model_size; at += UNIT) ok = same(at, UNIT);
+  return ok;
+}
+
+/* Units wait at the new end, and a part of one before them that the file has. */
+static void what_waits_before_a_new_end_stays(void) {
+  REQUIRE(open_file(1) == 0);
+  CHECK(put(0, 3 * UNIT));
+  CHECK(file->pMethods->xSync(file, SQLITE_SYNC_NORMAL) == SQLITE_OK);
+  CHECK(put(3 * UNIT, 5 * UNIT));
+  CHECK(put(UNIT + 512, 512));
+  CHECK(cut(6 * UNIT));
+  CHECK(whole());
+  close_file();
+}
+
+static int step(void) {
+  int n = 1 + (int)below(below(3) ? 30 : LONGEST);
+  int64_t at = below(3) ? below((uint32_t)model_size + 2) : below(MODEL_BYTES);
+
+  if (at + n > MODEL_BYTES) return 1;
+  switch (below(10)) {
+    case 0:
+      return below(4) || cut(below((uint32_t)model_size + 1));
+    case 1:
+      return below(60) || file->pMethods->xSync(file, SQLITE_SYNC_NORMAL) == SQLITE_OK;
+    case 2:
+    case 3:
+    case 4:
+      return same(at, n);
+    default:
+      return put(at, n);
+  }
+}
+
+static void anything_in_any_order(void) {
+  for (uint64_t seed = 0; seed < FILES; seed++) {
+    int i = 0;
+    REQUIRE(open_file(seed) == 0);
+    while (i < STEPS && step()) i++;
+    if (!CHECK(i == STEPS) || !CHECK(whole())) printf("seed %d, step %d\n", (int)seed, i);
+    close_file();
+  }
+}
+
+int main(int argc, char **argv) {
+  static const unit_test tests[] = {
+      {"what_waits_before_a_new_end_stays", what_waits_before_a_new_end_stays},
+      {"anything_in_any_order", anything_in_any_order},
+  };
+  int rc;
+
+  if (make_root("sealed", root, sizeof(root)) || tde_register() != SQLITE_OK) {
+    perror("test_sealed");
+    return 1;
+  }
+  rc = unit_main(argc, argv, tests, COUNT(tests));
+  remove_tree(root);
+  return rc;
+}
