@@ -99,8 +99,8 @@ static int shim_says(conversion *c, sqlite3 *db) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) {
       (void)tde_fail(&c->st, info->last.code,
-                     info->last.code == TDE_TRUNCATED ? CUT_SHORT : info->last.remedy, "%s%s%s: %s", c->verb,
-                     c->source ? " " : "", c->source ? c->source : "", info->last.message);
+                     info->last.code == TDE_TRUNCATED ? CUT_SHORT : info->last.remedy, "%s%s%s: %s",
+                     c->verb, c->source ? " " : "", c->source ? c->source : "", info->last.message);
       said = 1;
     }
   }

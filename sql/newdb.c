@@ -29,7 +29,8 @@ static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
       sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) *st = info->last;
-    if (st->code == TDE_TRUNCATED) (void)sqlite3_snprintf(sizeof(st->remedy), st->remedy, CUT_SHORT);
+    if (st->code == TDE_TRUNCATED)
+      (void)sqlite3_snprintf(sizeof(st->remedy), st->remedy, CUT_SHORT);
   }
   sqlite3_free(info);
 }

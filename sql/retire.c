@@ -43,7 +43,7 @@ typedef struct retire {
   tde_json *needed;    /* by whom, and why */
   tde_json *unchecked; /* what could not be looked at, and why */
   size_t open_unchecked; /* of those the first, which are open */
-  int unlike;          /* what to do about a file that is nothing known is said */
+  int unlike;            /* what to do about a file that is nothing known is said */
   int known;           /* somebody has heard of the key */
   int bad;             /* out of memory */
 } retire;

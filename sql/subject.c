@@ -74,7 +74,8 @@ int tde_subject_key_id(const char *key, tde_status *st) {
   int remote;
 
   /* This word is no key's id, but says which key: who takes it or not tells by itself. */
-  if (strcmp(key, TDE_SERVICE_MANAGED) == 0 || tde_key_id_parse(key, &remote, st) == TDE_OK) return 1;
+  if (strcmp(key, TDE_SERVICE_MANAGED) == 0 || tde_key_id_parse(key, &remote, st) == TDE_OK)
+    return 1;
   st->code = TDE_MISUSE;
   return 0;
 }

@@ -11,7 +11,7 @@
 
 typedef struct tde_heap_node {
   int64_t key;
-  uint64_t nth; /* of equal keys the first put goes first */
+  uint64_t nth;                              /* of equal keys the first put goes first */
   struct tde_heap *in;                       /* NULL: in none */
   struct tde_heap_node *child, *next, *prev; /* prev: the sibling before, of the first the parent */
 } tde_heap_node;

@@ -253,12 +253,14 @@ static tde_turn *turn_of(const tde_line *l, int heap, int64_t now) {
   tde_heap_node *top = l ? l->heap[heap].top : NULL;
 
   if (!top || top->key > now) return NULL;
-  return (tde_turn *)((char *)top - (heap <= ASK ? offsetof(tde_turn, ask) : offsetof(tde_turn, pass)));
+  return (tde_turn *)((char *)top -
+                      (heap <= ASK ? offsetof(tde_turn, ask) : offsetof(tde_turn, pass)));
 }
 
 /* ... of those that may be asked, in this heap. */
 static tde_turn *turn_to_ask(int heap, int64_t now) {
-  int of_silent = !silent_wait() && tde_heap_least(&ranked[1][heap]) < tde_heap_least(&ranked[0][heap]);
+  int of_silent = !silent_wait() &&
+                  tde_heap_least(&ranked[1][heap]) < tde_heap_least(&ranked[0][heap]);
 
   return turn_of(first_line(&ranked[of_silent][heap], heap), heap, now);
 }

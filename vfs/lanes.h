@@ -45,8 +45,8 @@ typedef struct tde_turn {
 
 /* When a turn comes, in milliseconds; INT64_MAX: never. */
 typedef struct tde_turn_times {
-  int64_t ask; /* from here on, while the lane is free */
-  int first;   /* ... before others whose time has come */
+  int64_t ask;  /* from here on, while the lane is free */
+  int first;    /* ... before others whose time has come */
   int64_t pass; /* is passed over then (tde_lease_pass), while the lane is not free */
   int if_stuck; /* ... and only if nothing moves there: the host is silent, or a request of it goes
                 ** on for long */

@@ -132,8 +132,10 @@ static void measure(int n, int own_host) {
   look = looks(100);
   open = openings(1000);
   policy = policies(20);
-  printf("%6d databases, %s: check %8.2f us, look %8.2f us, open and close %6.2f us, policies %8.2f us\n",
-         n, own_host ? "a host each" : "one host   ", round, look, open, policy);
+  printf(
+      "%6d databases, %s: check %8.2f us, look %8.2f us, open and close %6.2f us, policies %8.2f "
+      "us\n",
+      n, own_host ? "a host each" : "one host   ", round, look, open, policy);
   for (int i = 0; i < n; i++) tde_keyring_release(keys[i]);
 }
 

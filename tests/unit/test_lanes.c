@@ -20,9 +20,7 @@ typedef struct member {
 
 /* What lanes.c is to know, plainly. */
 static member members[MEMBERS];
-static struct {
-  int silent, since, taken, entered_silent;
-} hosts[HOSTS];
+static struct { int silent, since, taken, entered_silent; } hosts[HOSTS];
 static int64_t now;
 static int64_t stuck_by; /* which requests go on for long is told by this time */
 
