@@ -673,7 +673,7 @@ int tde_db_create(tde_file *f) {
   if (rc) {
     (void)LOWER(f)->xTruncate(f->lower, 0);
     tell_not_created(db, h.uuid, rc);
-    tde_keyring_release(keys);
+    tde_keyring_discard(keys);
     tde_header_clear(&h);
     return rc;
   }

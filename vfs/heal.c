@@ -88,7 +88,7 @@ static int heal_page(healer *h, uint32_t number) {
   memset(zeros, 0, h->page_size);
   rc = tde_sealed_write(&h->f->s, zeros, h->page_size, (uint64_t)(number - 1) * h->page_size);
   sqlite3_free(zeros);
-  h->healed++;
+  if (rc == SQLITE_OK) h->healed++;
   return rc;
 }
 
@@ -145,7 +145,7 @@ int tde_heal_free_pages(tde_file *f) {
   if (rc == SQLITE_OK) rc = start(&h, head);
   if (rc == SQLITE_OK) rc = tde_sealed_flush(&f->s);
   if (rc == SQLITE_OK) f->db->write_failed = 0;
-  if (h.healed) {
+  if (rc == SQLITE_OK && h.healed) {
     tde_log(TDE_LOG_NOTICE, "%s: %u free pages that a crash had torn were sealed anew", f->path,
             h.healed);
   }

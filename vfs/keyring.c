@@ -340,6 +340,14 @@ void tde_keyring_release(tde_keys *keys) {
   pthread_mutex_unlock(&ring_lock);
 }
 
+void tde_keyring_discard(tde_keys *keys) {
+  if (!keys) return;
+  pthread_mutex_lock(&ring_lock);
+  if (keys->refs == 1) unlink_entry(keys); /* so that it does not become an idle one */
+  drop_ref(keys);
+  pthread_mutex_unlock(&ring_lock);
+}
+
 void tde_keyring_known_slots(const uint8_t *const slot[2], int known[2]) {
   pthread_once(&ring_once, ring_init);
   pthread_mutex_lock(&ring_lock);
@@ -1299,7 +1307,8 @@ void tde_keys_report(const tde_keys *keys, tde_key_report *out) {
   behind = behind_unix();
   out->access = l->access;
   out->name = tde_lease_name(l);
-  out->checking = keys->busy;
+  /* Not one of the parent's threads, in a forked child. */
+  out->checking = keys->busy && keys->busy_fork == tde_fork_generation();
   out->since = unix_of(l->since, behind);
   out->checked_at = unix_of(l->checked_at, behind);
   out->next_check = unix_of(l->due_at, behind);

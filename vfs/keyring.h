@@ -71,6 +71,8 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
                             tde_keys **out, tde_status *st);
 
 void tde_keyring_release(tde_keys *keys); /* NULL is allowed */
+/* The same of keys that nothing was written under: a creation failed. They are wiped at once. */
+void tde_keyring_discard(tde_keys *keys);
 
 /* Which of a header's two slots (as tde_slots has them) were found whole before in this
 ** process, as they are, byte for byte? Their checksums, the better part of what reading the

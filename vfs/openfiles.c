@@ -16,6 +16,9 @@ static tde_file *buckets[BUCKETS];
 static int own_bases; /* files whose lower VFS is not the default one */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t list_once = PTHREAD_ONCE_INIT;
+/* It is asked about without the lock, and stays open meanwhile; one at a time. */
+static const tde_file *asked;
+static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
 
 static void before_fork(void) {
   pthread_mutex_lock(&list_lock);
@@ -23,8 +26,14 @@ static void before_fork(void) {
 static void after_fork(void) {
   pthread_mutex_unlock(&list_lock);
 }
+/* Who asked is a thread of the parent. */
+static void in_child(void) {
+  asked = NULL;
+  pthread_cond_init(&answered, NULL);
+  pthread_mutex_unlock(&list_lock);
+}
 static void list_init(void) {
-  (void)pthread_atfork(before_fork, after_fork, after_fork);
+  (void)pthread_atfork(before_fork, after_fork, in_child);
 }
 
 static unsigned bucket_of(const char *path, size_t n) {
@@ -47,6 +56,7 @@ void tde_openfiles_add(tde_file *f) {
 
 void tde_openfiles_remove(tde_file *f) {
   pthread_mutex_lock(&list_lock);
+  while (asked == f) pthread_cond_wait(&answered, &list_lock);
   if (f->prev_open) {
     f->prev_open->next_open = f->next_open;
   } else {
@@ -199,16 +209,31 @@ static int is_first(const tde_file *f, const tde_file *bucket) {
   return bucket == f;
 }
 
-/* Is a file of f's path, from f on, another than the one of that name now? */
-static int any_moved(const tde_file *f, const char *path) {
-  for (; f; f = f->next_open) {
-    int moved = 0;
-    if (strcmp(f->path, path) != 0) continue;
-    if (LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
-      return 1;
-    }
+/* Is this another file than the one of its name now? Its file system may hang: the lock is let go
+** meanwhile. Nobody is asking. */
+static int has_moved(const tde_file *f) {
+  int moved = 0, rc;
+
+  asked = f;
+  pthread_mutex_unlock(&list_lock);
+  rc = LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved);
+  pthread_mutex_lock(&list_lock);
+  asked = NULL;
+  pthread_cond_broadcast(&answered);
+  return rc == SQLITE_OK && moved;
+}
+
+static int any_moved(const char *path) {
+  size_t n = strlen(path);
+  int moved = 0;
+
+  pthread_mutex_lock(&list_lock);
+  while (asked) pthread_cond_wait(&answered, &list_lock);
+  for (const tde_file *f = find(path, n, NULL); f && !moved; f = find(path, n, f)) {
+    moved = has_moved(f);
   }
-  return 0;
+  pthread_mutex_unlock(&list_lock);
+  return moved;
 }
 
 /* Puts the paths into out, or counts them alone. -1: no memory. The lock is held. */
@@ -220,7 +245,6 @@ static int list_paths(tde_open_database *out) {
       if (!is_first(f, buckets[b])) continue;
       if (out) {
         out[n].vfs = f->lower_vfs->zName;
-        out[n].moved = any_moved(f, f->path);
         out[n].path = sqlite3_mprintf("%s", f->path);
         if (!out[n].path) return -1;
       }
@@ -241,6 +265,7 @@ int tde_open_databases(tde_open_database **out, int *n) {
     *n = list_paths(*out);
   }
   pthread_mutex_unlock(&list_lock);
+  for (int i = 0; *out && i < *n; i++) (*out)[i].moved = any_moved((*out)[i].path);
   if (*out && *n >= 0) return SQLITE_OK;
   tde_open_databases_free(*out, count);
   *out = NULL;

@@ -1026,6 +1026,48 @@ static int opens(void *arg) {
   return unlock(arg, 0, &k, NULL) == TDE_OK && tde_keys_live(k);
 }
 
+static int is_checking(void *arg) {
+  tde_key_report r;
+  tde_keys_report(arg, &r);
+  return r.checking;
+}
+
+static int is_not_checking(void *arg) {
+  return !is_checking(arg);
+}
+
+/* Nor is a request that the parent's thread has under way the child's. */
+static void a_child_tells_of_no_request_of_its_parent(void) {
+  tde_keys *k, *due;
+  int ask;
+  begin();
+  fake.delay = 0;
+  open_at("a.example", 30040, 1, &k, 0);
+  usleep(150000);
+  CHECK(first_due(&due, &ask) == 30040 && due == k);
+  CHECK(is_checking(k));
+  CHECK(in_child(is_not_checking, k));
+  CHECK(tde_keyring_check(due, &source, NULL) == TDE_LEASE_KEEP);
+  tde_keyring_done(due);
+  tde_keyring_release(k);
+}
+
+/* The key of a database that was not made after all stays for nobody. */
+static void a_database_that_was_not_made_leaves_no_key(void) {
+  uint8_t uuid[TDE_UUID_BYTES] = {0x77, 0x66}, *dek = tde_secret_alloc(TDE_KEY_BYTES);
+  tde_key_params about = {.path = "/nowhere"};
+  tde_keys *k = NULL;
+  int before = tde_keyring_count();
+  begin();
+  REQUIRE(dek != NULL);
+  memset(dek, 7, TDE_KEY_BYTES);
+  CHECK(tde_keyring_adopt(&source, &about, uuid, 1, dek, &k, NULL) == TDE_OK);
+  CHECK(tde_keyring_count() == before + 1);
+  tde_keyring_discard(k);
+  CHECK(tde_keyring_count() == before);
+  tde_secret_free(dek);
+}
+
 /* The parent's thread that asks for the first time is not in the child: who opens it there asks. */
 static void a_fork_during_the_first_question(void) {
   tde_header h;
@@ -1319,6 +1361,8 @@ int main(int argc, char **argv) {
       {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
       {"an_overdue_key_is_waited_for", an_overdue_key_is_waited_for},
       {"a_fork_during_the_first_question", a_fork_during_the_first_question},
+      {"a_child_tells_of_no_request_of_its_parent", a_child_tells_of_no_request_of_its_parent},
+      {"a_database_that_was_not_made_leaves_no_key", a_database_that_was_not_made_leaves_no_key},
       {"a_child_asks_for_what_it_uses", a_child_asks_for_what_it_uses},
       {"the_longest_idle_goes_first", the_longest_idle_goes_first},
       {"epochs_come_and_go", epochs_come_and_go},

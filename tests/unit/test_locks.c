@@ -20,6 +20,7 @@
 #include "tests/unit/database.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
+#include "vfs/tdevfs.h"
 
 #define LONG_ENOUGH_MS 300            /* for a thread that nobody keeps back */
 #define SHARED_FIRST (0x40000000 + 2) /* os.h: the bytes that stand for SHARED */
@@ -39,7 +40,7 @@ static sqlite3_vfs *unix_vfs, gap_vfs;
 static sqlite3_io_methods gap_methods;
 /* What a test does when the lower call is over (unlocking, reading, closing: before it begins). */
 static void (*when_locked)(int level, int rc), (*when_unlocking)(int level), (*when_asked)(void),
-    (*when_reading)(void), (*when_closing)(void);
+    (*when_reading)(void), (*when_closing)(void), (*when_looked_for)(void);
 
 #define REAL(f) ((gap_file *)(f))->real
 #define CALL(f, method, ...) REAL(f)->pMethods->method(REAL(f), __VA_ARGS__)
@@ -63,7 +64,11 @@ static int gap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 at) {
   }
   return rc;
 }
+static sqlite3_int64 no_write_at; /* of the database */
 static int gap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 at) {
+  if (((gap_file *)f)->main && no_write_at && at <= no_write_at && at + n > no_write_at) {
+    return SQLITE_IOERR_WRITE;
+  }
   return CALL(f, xWrite, b, n, at);
 }
 static int gap_truncate(sqlite3_file *f, sqlite3_int64 n) {
@@ -90,6 +95,7 @@ static int gap_reserved(sqlite3_file *f, int *out) {
   return rc;
 }
 static int gap_control(sqlite3_file *f, int op, void *arg) {
+  if (op == SQLITE_FCNTL_HAS_MOVED && when_looked_for) when_looked_for();
   return CALL(f, xFileControl, op, arg);
 }
 static int gap_sector(sqlite3_file *f) {
@@ -378,12 +384,108 @@ static void a_unit_that_is_being_written_is_read_again(void) {
   (void)sqlite3_close(db);
 }
 
+/* ---- a file system that hangs ---- */
+
+static sem_t hangs, answers;
+static _Thread_local int is_lister;
+static atomic_int held_up;
+
+static void hang(void) {
+  if (!is_lister || held_up) return;
+  held_up = 1;
+  (void)sem_post(&hangs);
+  (void)wait_ms(&answers, 5000);
+}
+
+static void *list_databases(void *arg) {
+  tde_open_database *list = NULL;
+  int n = 0;
+
+  (void)arg;
+  is_lister = 1;
+  CHECK(tde_open_databases(&list, &n) == SQLITE_OK);
+  CHECK(n == 1 && !list[0].moved);
+  tde_open_databases_free(list, n);
+  return NULL;
+}
+
+static void *open_and_close(void *arg) {
+  sqlite3 *db = open_db();
+  int rc;
+
+  (void)arg;
+  CHECK(changed_rows(db, &rc) == 0);
+  (void)sqlite3_close(db);
+  (void)sem_post(&other_is_done);
+  return NULL;
+}
+
+/* Whether open files were moved is asked of their file systems, any of which may hang: nobody else
+** waits for it, but who closes that very file. */
+static void a_hung_file_system_holds_up_no_other(void) {
+  sqlite3 *db = open_db();
+  pthread_t lister, opener;
+
+  when_looked_for = hang;
+  REQUIRE(pthread_create(&lister, NULL, list_databases, NULL) == 0);
+  CHECK(wait_ms(&hangs, 5000));
+  REQUIRE(pthread_create(&opener, NULL, open_and_close, NULL) == 0);
+  CHECK(wait_ms(&other_is_done, 2000));
+  (void)sem_post(&answers);
+  (void)pthread_join(lister, NULL);
+  (void)pthread_join(opener, NULL);
+  when_looked_for = NULL;
+  (void)sqlite3_close(db);
+}
+
+/* ---- free pages that a crash tore ---- */
+
+static int told_healed;
+
+static void count_healed(void *ctx, int code, const char *text) {
+  (void)ctx, (void)code;
+  told_healed += strstr(text, "were sealed anew") != NULL;
+}
+
+/* The last unit of the file, a free page that the next transaction does not journal, is torn. */
+static sqlite3_int64 tear_last_unit(void) {
+  struct stat sb;
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  char bad[16] = "torn";
+
+  CHECK(fd >= 0 && fstat(fd, &sb) == 0);
+  CHECK(pwrite(fd, bad, sizeof(bad), sb.st_size - 200) == sizeof(bad));
+  (void)close(fd);
+  return sb.st_size - 200;
+}
+
+/* What could not be written is not told of as sealed. */
+static void pages_are_healed_when_they_are_written(void) {
+  sqlite3 *db;
+  int rc;
+
+  run_and_die(
+      "CREATE TABLE big(v); WITH RECURSIVE i(k) AS (SELECT 1 UNION ALL SELECT k+1 "
+      "FROM i WHERE k<100) INSERT INTO big SELECT zeroblob(3000) FROM i; DELETE FROM big");
+  run_and_die("PRAGMA cache_size=1; BEGIN; UPDATE t SET v=1");
+  no_write_at = tear_last_unit();
+  told_healed = 0;
+  db = open_db();
+  CHECK(changed_rows(db, &rc) == -1 && told_healed == 0);
+  (void)sqlite3_close(db);
+  no_write_at = 0;
+  db = open_db();
+  CHECK(changed_rows(db, &rc) == 0 && told_healed == 1);
+  (void)sqlite3_close(db);
+}
+
 static int prepare(void) {
+  (void)sqlite3_config(SQLITE_CONFIG_LOG, count_healed, NULL);
   if (make_root("locks", root, sizeof(root))) return 1;
   (void)snprintf(path, sizeof(path), "%s/app.db", root);
-  for (int i = 0; i < 6; i++) {
-    sem_t *all[] = {&other_has_shared, &refused,       &other_has_asked,
-                    &closing,          &other_is_done, &forked};
+  for (int i = 0; i < 8; i++) {
+    sem_t *all[] = {&other_has_shared, &refused, &other_has_asked, &closing,
+                    &other_is_done,    &forked,  &hangs,           &answers};
     if (sem_init(all[i], 0, 0)) return 1;
   }
   make_vfs();
@@ -395,6 +497,8 @@ int main(int argc, char **argv) {
       {"who_is_refused_a_rollback_is_no_writer", who_is_refused_a_rollback_is_no_writer},
       {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
       {"a_unit_that_is_being_written_is_read_again", a_unit_that_is_being_written_is_read_again},
+      {"a_hung_file_system_holds_up_no_other", a_hung_file_system_holds_up_no_other},
+      {"pages_are_healed_when_they_are_written", pages_are_healed_when_they_are_written},
       {"a_forked_child_opens_and_closes", a_forked_child_opens_and_closes},
   };
   int rc;
