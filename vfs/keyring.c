@@ -29,6 +29,7 @@ struct tde_keys {
   struct tde_keys *next, *prev;
   uint8_t uuid[TDE_UUID_BYTES];
   int refs;
+  int blind;          /* denials in a row that counted as no answer; see tde_keyring_check_blind */
   int busy;           /* a thread asks the key service for it */
   uint64_t busy_fork; /* ... of this process */
   uint64_t used_in;   /* the process that used it last; a forked child is another one */
@@ -1527,8 +1528,19 @@ tde_lease_act tde_keyring_pass(tde_keys *k, const tde_key_source *source) {
   return act;
 }
 
-tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
-                                const tde_header *newer) {
+/* Was the key denied that a header of before names? */
+static tde_class doubt(tde_keys *k, int blind, tde_class c, tde_status *st) {
+  if (!blind) k->blind = 0;
+  if (!blind || !tde_class_is_denial(c) || k->blind >= TDE_BLIND_CHECKS) return c;
+  k->blind++;
+  return tde_fail(
+      st, TDE_NOMEM, "raise the limit of open files or of memory, or close other files",
+      "a key was denied, and whether the database still goes by it could not be looked up: "
+      "the process lacks descriptors or memory");
+}
+
+static tde_lease_act check(tde_keys *k, const tde_key_source *source, const tde_header *newer,
+                           int blind) {
   tde_access after;
   tde_key_policy policy;
   tde_lease_act act;
@@ -1549,9 +1561,19 @@ tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
   }
   c = tde_access_is_live(after) ? ask_live(k, source, k->lease.denials > 0, NULL, &got, &st)
                                 : ask_absent(k, source, &got, &st);
+  c = doubt(k, blind, c, &st);
   act = apply(k, source, c, 0, &got, &st);
   fetched_clear(&got);
   return act;
+}
+
+tde_lease_act tde_keyring_check(tde_keys *k, const tde_key_source *source,
+                                const tde_header *newer) {
+  return check(k, source, newer, 0);
+}
+
+tde_lease_act tde_keyring_check_blind(tde_keys *k, const tde_key_source *source) {
+  return check(k, source, NULL, 1);
 }
 
 /* Policies by instance, in order of the names, while they are read. */

@@ -153,6 +153,11 @@ void tde_keyring_hurry(tde_keys *keys);
 ** connections that are idle. */
 tde_lease_act tde_keyring_check(tde_keys *keys, const tde_key_source *source,
                                 const tde_header *newer);
+/* The same where this process lacked what it takes to read the header, which may name another
+** key by now. A denial of the old one counts as no answer, but not more often in a row than
+** TDE_BLIND_CHECKS: a revoked key does not live on for as long as that lasts. */
+#define TDE_BLIND_CHECKS 3
+tde_lease_act tde_keyring_check_blind(tde_keys *keys, const tde_key_source *source);
 /* Reads policies anew: a shorter check interval holds at once. A process may use thousands
 ** of instances; one call reads some hundred. from: 0, or what the call before returned, which
 ** is 0 when all have been read. */

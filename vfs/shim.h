@@ -206,7 +206,9 @@ int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance,
                        tde_file **out);
 void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 /* The newest whole header slot of a file that is not open here, not verified;
-** out->doc NULL: there is none. vfs: the VFS below, by name. */
+** out->doc NULL: there is none. vfs: the VFS below, by name. TDE_CANTOPEN_NOW, SQLITE_NOMEM: the
+** process lacks descriptors or memory to look. */
+#define TDE_CANTOPEN_NOW (SQLITE_CANTOPEN | 99 << 8) /* none of SQLite's own */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 /* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_WRONG_KEY:
 ** there are none; other classes: why they are not to be had. */

@@ -3,6 +3,7 @@
 */
 #include "slots.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -194,6 +195,17 @@ static int may_be_damaged(sqlite3_file *lower, const tde_slots *both) {
   return size >= (sqlite3_int64)TDE_HEADER_BYTES && !begins_otherwise(both->head);
 }
 
+static sqlite3_file *open_to_look(sqlite3_vfs *v, const char *name, int *rc) {
+  sqlite3_file *lower;
+
+  errno = 0;
+  lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, rc);
+  if (*rc == SQLITE_CANTOPEN && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+    *rc = TDE_CANTOPEN_NOW;
+  }
+  return lower;
+}
+
 /* unknown: set to TDE_UNKNOWN_... where what there is may be a database all the same. */
 static int peek(const char *path, const char *vfs, tde_header *out, tde_header *other,
                 int *unknown) {
@@ -211,9 +223,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
   tde_slots_init(&both);
   name = tde_name_as_opened(v, path, "");
   if (name) rc = may_look(name, unknown);
-  if (rc == SQLITE_OK) {
-    lower = tde_lower_open(v, name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, NULL, &rc);
-  }
+  if (rc == SQLITE_OK) lower = open_to_look(v, name, &rc);
   if (lower) {
     rc = tde_slots_read(lower, &counters, &both);
     if (rc == SQLITE_OK && parse_both(&both, out, other)) rc = SQLITE_NOMEM;
@@ -243,7 +253,7 @@ int tde_header_peek(const char *path, const char *vfs, tde_peek *out) {
   if (rc) {
     tde_header_clear(&h);
     tde_header_clear(&other);
-    return rc;
+    return rc == TDE_CANTOPEN_NOW ? SQLITE_CANTOPEN : rc;
   }
   out->other = other.doc;
   out->nother = other.ndoc;

@@ -171,11 +171,16 @@ static void check(tde_keys *k) {
   tde_key_facts *facts = malloc(sizeof(*facts));
   tde_key_params params;
   tde_header h;
-  int known = facts && tde_keys_about(k, uuid, facts, &params) == TDE_OK, found = 0;
+  int known = facts && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
+  int rc = known ? SQLITE_NOTFOUND : SQLITE_NOMEM;
 
   memset(&h, 0, sizeof(h));
-  if (known && params.path) found = tde_db_peek(params.path, params.vfs, &h) == SQLITE_OK;
-  (void)tde_keyring_check(k, &tde_source, found ? &h : NULL);
+  if (known && params.path) rc = tde_db_peek(params.path, params.vfs, &h);
+  if (rc == SQLITE_NOMEM || rc == TDE_CANTOPEN_NOW) {
+    (void)tde_keyring_check_blind(k, &tde_source);
+  } else {
+    (void)tde_keyring_check(k, &tde_source, rc == SQLITE_OK ? &h : NULL);
+  }
   tde_header_clear(&h);
   if (known) {
     tde_key_params_clear(&params);

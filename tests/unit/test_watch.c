@@ -4,6 +4,7 @@
 */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -75,10 +76,11 @@ static void begin(int check) {
   hang_ms = delay_ms = denied = well_asked = hung_asked = hung_most = 0;
 }
 
+static char *file; /* of what is opened; or NULL, and then: */
 static char *path; /* of what is opened, and its instance, whose checks are rare; or NULL */
 
 static tde_keys *open_one(const char *host, uint32_t id) {
-  tde_key_params params = {.path = path, .instance = path};
+  tde_key_params params = {.path = file ? file : path, .instance = path};
   tde_key_facts facts;
   tde_keys *k = NULL;
   tde_header h;
@@ -282,6 +284,28 @@ static void a_fork_is_not_held_up(void) {
   for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
 }
 
+/* The process has no descriptor left to read the header with: another one may have given the
+** database another key. A denial is not believed at once; but not for ever either. */
+static void without_descriptors_a_denial_waits(void) {
+  struct rlimit was, none;
+  tde_keys *k;
+  begin(100);
+  file = "/proc/self/exe";
+  k = open_one("well.example", 60);
+  REQUIRE(k && getrlimit(RLIMIT_NOFILE, &was) == 0);
+  none = was;
+  none.rlim_cur = 3;
+  CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  denied = 1;
+  usleep(350000);
+  CHECK(tde_keys_live(k));
+  for (int i = 0; i < 60 && tde_keys_live(k); i++) usleep(50000);
+  CHECK(!tde_keys_live(k));
+  CHECK(setrlimit(RLIMIT_NOFILE, &was) == 0);
+  tde_keyring_release(k);
+  file = NULL;
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"a_hung_host_holds_up_no_other", a_hung_host_holds_up_no_other},
@@ -292,6 +316,7 @@ int main(int argc, char **argv) {
       {"grace_ends_in_line", grace_ends_in_line},
       {"a_job_holds_up_no_check", a_job_holds_up_no_check},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
+      {"without_descriptors_a_denial_waits", without_descriptors_a_denial_waits},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_source = fake;
