@@ -288,10 +288,10 @@ proc shell {script args} {
   return [run sqlite3 -batch -init /dev/null {*}$args << ".load $::so\n$script\n"]
 }
 
-# Python that loads the extension; `tde(name, params)` opens a database and
-# `so` is the path.
+# Python that loads the extension; `tde(name, params)` opens a database, `said(db, path)` is what its status has
+# there, and `so` is the path.
 set ::py_head {
-import json, os, sqlite3, sys, time
+import os, sqlite3, sys, time
 from urllib.parse import quote
 so = os.environ['TDE_SO_PATH']
 _loader = sqlite3.connect(':memory:')
@@ -302,8 +302,9 @@ def tde(name, params='', **kw):
     kw.setdefault('timeout', 30)
     uri = 'file:' + quote(os.path.abspath(name)) + '?vfs=tde' + ('&' + params if params else '')
     return sqlite3.connect(uri, uri=True, **kw)
-def status(c, schema='main'):
-    return json.loads(c.execute('PRAGMA %s.tde_status' % schema).fetchone()[0])
+_plain = sqlite3.connect(':memory:', check_same_thread=False)
+def said(c, path):
+    return _plain.execute('select json_extract(?, ?)', (c.execute('pragma tde_status').fetchone()[0], path)).fetchone()[0]
 }
 set ::env(TDE_SO_PATH) $::so
 # What a script has printed is out, also when it ends by os._exit.
