@@ -256,25 +256,24 @@ static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 of
 /* Does page 1 count pages that the file does not have? SQLite then says that the database is
 ** malformed, and reads none of them (btree.c, lockBtree, which compares the same way). Not said
 ** where a page count may be ahead of the file by right: in a WAL database the log has the rest,
-** and a writer's page 1 is newer than its file. */
-static int file_is_cut(tde_file *f, const uint8_t *page, int n) {
+** and a writer's page 1 is newer than its file. SQLite has asked for the size under this lock. */
+static int file_is_cut(const tde_file *f, const uint8_t *page, int n) {
   uint32_t count = tde_get32be(page + 28);
-  uint64_t size = 0;
+  uint64_t size = f->s.known_end;
 
   if (f->db->lock != SQLITE_LOCK_SHARED || f->db->wal || n < 512 || page[19] != 1) return 0;
   if ((page[16] << 8 | page[17]) != (n & 0xffff) + (n >> 16)) return 0;
   if (count < 2 || memcmp(page + 24, page + 92, 4) != 0) return 0;
-  return tde_sealed_size(&f->s, &size) == SQLITE_OK && size <= (uint64_t)(count - 1) * (uint32_t)n;
+  return size && size <= (uint64_t)(count - 1) * (uint32_t)n;
 }
 
 /* For status and log; SQLite fails by itself, unless somebody wants what is left
 ** (writable_schema). */
 static void note_if_cut(tde_file *f, const uint8_t *page, int n) {
-  uint64_t size = 0;
   uint32_t at;
 
-  if (!file_is_cut(f, page, n) || tde_sealed_size(&f->s, &size)) return;
-  (void)f->s.hooks->bad(f, tde_unit_at(&f->s.geo, size, &at), TDE_TRUNCATED);
+  if (!file_is_cut(f, page, n)) return;
+  (void)f->s.hooks->bad(f, tde_unit_at(&f->s.geo, f->s.known_end, &at), TDE_TRUNCATED);
 }
 
 /* SQLite reads the header as it opens the file, without a lock. A file whose key is away opens;
