@@ -199,7 +199,7 @@ static int find(verification *v, const char *source, tde_status *st) {
   v->db = v->caller;
   if (!is_schema(v->db, v->schema)) {
     v->db = NULL;
-    rc = open_file(v, source, st);
+    rc = open_file(v, v->schema, st);
   }
   if (rc == SQLITE_OK) v->f = tde_subject_file(v->db, v->schema, st);
   return rc == SQLITE_OK && !v->f ? SQLITE_ERROR : rc;
