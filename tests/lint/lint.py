@@ -256,6 +256,17 @@ def rule_space(src):
         yield len(src.lines) - 1, "an empty line at the end"
 
 
+def rule_test_names(src):
+    """a test's name is its own in its file, so that it can be run alone"""
+    seen = set()
+    for n, line in enumerate(src.lines, 1):
+        m = re.match(r"\s*test ([^ $]+) ", line) if src.path.endswith(".test") else None
+        if m and m.group(1) in seen:
+            yield n, f"a second {m.group(1)}"
+        if m:
+            seen.add(m.group(1))
+
+
 def rule_links(src, root):
     """links between documents lead somewhere"""
     if not src.path.endswith(".md"):
@@ -269,7 +280,7 @@ def rule_links(src, root):
 
 
 FILE_RULES = [rule_includes, rule_banned, rule_secrets, rule_header, rule_length, rule_unfinished,
-              rule_places, rule_space]
+              rule_places, rule_space, rule_test_names]
 
 
 # ---- exports --------------------------------------------------------------

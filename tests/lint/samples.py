@@ -64,4 +64,8 @@ SAMPLES = {
         [c("a.c", "int x; "), c("a.c", "\tint x;"), c("a.c", "/* " + "x" * 130 + " */"),
          ("a.sh", "# no newline"), ("a.md", "text\n\n")],
         [c("a.c", "int x;"), ("Makefile", "all:\n\techo\n"), ("a.md", "x" * 130 + "\n")]),
+    "rule_test_names": (
+        [("a.test", "test a-1.1 {x} {} {}\n  test a-1.1 {y} {} {}\n")],
+        [("a.test", "test a-1.1 {x} {} {}\ntest a-1.2 {x} {} {}\n"),
+         ("a.test", "test a-1.$n {x} {} {}\ntest a-1.$n {x} {} {}\n")]),
 }
