@@ -75,11 +75,17 @@ static int is_query_only(sqlite3 *db) {
   return is;
 }
 
+int tde_change_of_name(tde_file *f, const char *path, tde_status *st) {
+  if (!tde_file_has_moved(f)) return SQLITE_OK;
+  tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
+           "%s: the file was moved, replaced or deleted since it was opened", path);
+  return SQLITE_READONLY_DBMOVED;
+}
+
 /* A change is of the file that has the name now, and no part of a transaction: a ROLLBACK
 ** would not undo it. */
-static int may_change(sqlite3 *db, const char *schema, const char *path, tde_status *st) {
-  int moved = 0;
-
+static int may_change(sqlite3 *db, const char *schema, tde_file *f, const char *path,
+                      tde_status *st) {
   if (is_query_only(db)) {
     tde_fail(st, TDE_MISUSE, "PRAGMA query_only=0, if that is meant to change",
              "%s: PRAGMA query_only is on, under which this connection changes nothing", path);
@@ -90,18 +96,13 @@ static int may_change(sqlite3 *db, const char *schema, const char *path, tde_sta
              "%s: this connection has an open write transaction", path);
     return SQLITE_MISUSE;
   }
-  if (sqlite3_file_control(db, schema, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
-    tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
-             "%s: the file was moved, replaced or deleted since it was opened", path);
-    return SQLITE_READONLY_DBMOVED;
-  }
-  return SQLITE_OK;
+  return tde_change_of_name(f, path, st);
 }
 
 int tde_change_allowed(sqlite3 *db, const char *schema, tde_file *f, const char *path,
                        tde_status *st) {
   if (tde_file_read_only(f)) return fail_read_only(path, st);
-  return may_change(db, schema ? schema : "main", path, st);
+  return may_change(db, schema ? schema : "main", f, path, st);
 }
 
 static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
@@ -123,7 +124,7 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   touch(db, c->schema);
   tde_file_info_get(c->f, 1, c->info);
   rc = check_state(c, reading, st);
-  if (rc == SQLITE_OK && !reading) rc = may_change(db, c->schema, c->info->path, st);
+  if (rc == SQLITE_OK && !reading) rc = may_change(db, c->schema, c->f, c->info->path, st);
   if (rc) return rc;
   text = tde_file_keydoc(c->f, &n);
   cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;

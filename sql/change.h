@@ -44,6 +44,8 @@ int tde_change_run_reading(sqlite3 *db, const char *schema, const char *event, t
 int tde_change_announce(tde_change *c, tde_status *st);
 void tde_change_tell(const tde_change *c);
 
+/* Does the file have its name still? An SQLite code. */
+int tde_change_of_name(tde_file *f, const char *path, tde_status *st);
 /* What tde_change_run asks first, for an empty database, which it does not take: may this
 ** connection change it? An SQLite code. */
 int tde_change_allowed(sqlite3 *db, const char *schema, tde_file *f, const char *path,

@@ -409,12 +409,7 @@ static int may_go_beside(tde_file *f, tde_status *st) {
              "%s: this connection has it locked", path);
     return SQLITE_MISUSE;
   }
-  if (tde_file_has_moved(f)) {
-    tde_fail(st, TDE_MISUSE, "close this connection, and open the database again",
-             "%s: the file was moved, replaced or deleted since it was opened", path);
-    return SQLITE_READONLY_DBMOVED;
-  }
-  return SQLITE_OK;
+  return tde_change_of_name(f, path, st);
 }
 
 static int note_beside(tde_file *f, const char *key, tde_status *st) {

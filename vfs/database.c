@@ -798,12 +798,6 @@ int tde_db_wait_busy(tde_db *db) {
   return db->busy_handler && db->busy_handler(db->busy_arg);
 }
 
-static int has_moved(tde_file *f) {
-  int moved = 0;
-
-  return LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved;
-}
-
 /* RESERVED through a second lower file. SQLite from 3.51 on refuses it to one that has the wal-index
 ** open while other processes have, too (os_unix.c, unixIsSharingShmNode): it asks for such a lock
 ** itself only to remove the log, and takes them for a sign that its locks were broken. */
@@ -815,7 +809,7 @@ static int reserve_aside(tde_file *f) {
   if (!aside) return rc;
   rc = tde_main_lock(aside, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
   if (rc == SQLITE_OK) rc = aside->pMethods->xLock(aside, SQLITE_LOCK_RESERVED);
-  if (rc == SQLITE_OK && has_moved(f)) rc = SQLITE_READONLY_DBMOVED; /* it is another file's lock */
+  if (rc == SQLITE_OK && tde_has_moved(f)) rc = SQLITE_READONLY_DBMOVED; /* it is another file's lock */
   if (rc) {
     (void)tde_main_close(aside);
   } else {
@@ -1437,7 +1431,7 @@ int tde_file_has_moved(tde_file *f) {
   int is;
 
   tde_file_enter(f);
-  is = has_moved(f);
+  is = tde_has_moved(f);
   tde_file_leave(f);
   return is;
 }

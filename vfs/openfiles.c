@@ -212,15 +212,15 @@ static int is_first(const tde_file *f, const tde_file *bucket) {
 /* Is this another file than the one of its name now? Its file system may hang: the lock is let go
 ** meanwhile. Nobody is asking. */
 static int has_moved(const tde_file *f) {
-  int moved = 0, rc;
+  int moved;
 
   asked = f;
   pthread_mutex_unlock(&list_lock);
-  rc = LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved);
+  moved = tde_has_moved(f);
   pthread_mutex_lock(&list_lock);
   asked = NULL;
   pthread_cond_broadcast(&answered);
-  return rc == SQLITE_OK && moved;
+  return moved;
 }
 
 static int any_moved(const char *path) {

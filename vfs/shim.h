@@ -136,6 +136,13 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+/* Has its name another file by now, as far as the file below can tell? */
+static inline int tde_has_moved(const tde_file *f) {
+  int moved = 0;
+
+  return LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved;
+}
+
 /* A hot journal is being played back: in a transaction of its own SQLite writes the
 ** journal before it writes the database. */
 static inline int tde_db_rolls_back(const tde_db *db) {
