@@ -30,8 +30,7 @@ static tde_class announce(const tde_instance *inst, const tde_keydoc *kd, const 
 
 /* What the file system refuses is no answer of a key service: whoever watches for denials must not
 ** take it for a revocation. */
-static tde_class no_denial(tde_class c, tde_status *st) {
-  if (c != TDE_DENIED) return c;
+static tde_class no_denial(tde_status *st) {
   if (st) st->code = TDE_MISCONFIGURED;
   return TDE_MISCONFIGURED;
 }
@@ -46,8 +45,8 @@ static tde_class open_for_new(const tde_key_params *params, const tde_instance *
 
   /* No id, but why it can not be had is for the instance to say. */
   if (key && strcmp(key, TDE_SERVICE_MANAGED) != 0) c = tde_key_id_parse(key, &make, st);
-  if (c == TDE_OK) c = no_denial(tde_instance_open(params->instance, make, inst, st), st);
-  return c;
+  if (c == TDE_OK) c = tde_instance_open(params->instance, make, inst, st);
+  return c == TDE_DENIED ? no_denial(st) : c;
 }
 
 static tde_class wire_create(void *ctx, const tde_key_params *params,
@@ -92,11 +91,7 @@ static tde_class instance_of(const tde_key_params *params, const tde_keydoc *kd,
                              const tde_instance **inst, tde_status *st) {
   tde_class c = tde_instance_open(params->instance, 0, inst, st);
 
-  if ((c == TDE_DENIED || c == TDE_MISSING) && is_remote(kd)) {
-    c = TDE_MISCONFIGURED;
-    if (st) st->code = c;
-  }
-  return c;
+  return (c == TDE_DENIED || c == TDE_MISSING) && is_remote(kd) ? no_denial(st) : c;
 }
 
 /* Does the database name somebody whom this instance does not know? It may have come from another
@@ -130,15 +125,13 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
     tde_keydoc_asker_of(kd, &who);
     who.patient = !params->insist;
   }
-  if (c == TDE_OK && params->as_key) {
-    if (params->as_identity || params->as_federated) {
-      who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);
-      who.federated_client_id = params->as_federated;
-    }
+  if (c == TDE_OK && params->as_key && (params->as_identity || params->as_federated)) {
+    who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);
+    who.federated_client_id = params->as_federated;
+  }
+  if (c == TDE_OK) {
     c = tde_keydoc_unwrap_as(kd, inst, &who, params->as_key, epoch, uuid, dek, st);
-  } else if (c == TDE_OK) {
-    c = tde_keydoc_unwrap_as(kd, inst, &who, NULL, epoch, uuid, dek, st);
-    if (c) explain_identity(kd, inst, st);
+    if (c && !params->as_key) explain_identity(kd, inst, st);
   }
   tde_keydoc_free(kd);
   return c;
