@@ -217,7 +217,7 @@ void tde_db_close_beside(tde_file *f); /* NULL is allowed */
 ** process lacks descriptors or memory to look. */
 #define TDE_CANTOPEN_NOW (SQLITE_CANTOPEN | 99 << 8) /* none of SQLite's own */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
-/* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_WRONG_KEY:
+/* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_TAMPERED:
 ** there are none; other classes: why they are not to be had. */
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
 /* Does the header that is in force name this epoch, and is it in the key ring? */
