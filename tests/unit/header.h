@@ -25,6 +25,18 @@ static inline void facts_of(const char *doc, tde_key_facts *out) {
   out->epoch = out->epochs[0] = 1;
 }
 
+/* For a key source of a test: what facts_of says, and no interest in events. */
+static inline tde_class describe_plainly(void *ctx, const char *doc, size_t ndoc,
+                                         tde_key_facts *out, tde_status *st) {
+  (void)ctx, (void)ndoc, (void)st;
+  facts_of(doc, out);
+  return TDE_OK;
+}
+
+static inline void ignore_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
+  (void)ctx, (void)params, (void)e;
+}
+
 /* A header slot of database `id`, under this epoch alone, authenticated by its DEK; free it. */
 static inline uint8_t *make_slot_of(uint32_t id, const char *doc, uint64_t sequence,
                                     uint32_t epoch) {

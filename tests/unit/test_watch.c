@@ -43,24 +43,13 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   return TDE_OK;
 }
 
-static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_facts *out,
-                               tde_status *st) {
-  (void)ctx, (void)ndoc, (void)st;
-  facts_of(doc, out);
-  return TDE_OK;
-}
-
 static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
   (void)ctx;
   *out = (tde_key_policy){params->instance ? 600000 : check_ms, grace_ms, 1800000, 0};
 }
 
-static void fake_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
-  (void)ctx, (void)params, (void)e;
-}
-
-static const tde_key_source fake = {NULL,        NULL,       fake_unwrap, fake_describe,
-                                    fake_policy, fake_event, NULL,        NULL};
+static const tde_key_source fake = {NULL,        NULL,         fake_unwrap, describe_plainly,
+                                    fake_policy, ignore_event, NULL,        NULL};
 
 /* The C library's, for a machine that may have slept. */
 static _Atomic int64_t slept_ms;
