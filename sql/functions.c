@@ -538,8 +538,8 @@ int tde_sql_open_plain(const char *name, sqlite3 **db, int flags, const char *vf
 
 /* A database that would be plain because of how it was named is refused: a program that has the
 ** extension, and names one of its parameters, expects it to be encrypted. */
-static int refuse_mistaken(sqlite3 *db, const char *name, char **error) {
-  char *what = plain_is_meant || file_of(db, "main") ? NULL : meant_as(name);
+static int refuse_mistaken(const char *name, char **error) {
+  char *what = plain_is_meant ? NULL : meant_as(name);
 
   if (!what) return SQLITE_OK;
   if (error) {
@@ -552,11 +552,30 @@ static int refuse_mistaken(sqlite3 *db, const char *name, char **error) {
   return SQLITE_ERROR;
 }
 
+/* The VFS refused to open the main database. */
+static int is_refused(sqlite3 *db, char **error) {
+  const tde_status *why = NULL;
+  int rc = sqlite3_file_control(db, "main", TDE_FCNTL_REFUSAL, &why);
+
+  if (!why) return SQLITE_OK;
+  if (error) {
+    char *text = tde_result_text(rc, why);
+    *error = text ? sqlite3_mprintf("tde: %s", text) : NULL;
+    sqlite3_free(text);
+  }
+  return rc;
+}
+
 int tde_sql_on_open(sqlite3 *db, char **error) {
   const char *name = sqlite3_db_filename(db, "main"), *v = NULL;
+  int rc = SQLITE_OK;
 
   if (name && name[0]) {
-    if (refuse_mistaken(db, name, error)) return SQLITE_ERROR;
+    if (!file_of(db, "main")) {
+      rc = is_refused(db, error);
+      if (rc == SQLITE_OK) rc = refuse_mistaken(name, error);
+    }
+    if (rc) return rc;
     v = sqlite3_uri_parameter(name, "tde_functions");
   }
   if (v && strcmp(v, "off") == 0) return SQLITE_OK;

@@ -1080,14 +1080,6 @@ tde_class tde_uri_check(const char *name, tde_status *st) {
   return TDE_OK;
 }
 
-int tde_db_check_uri(const char *name) {
-  tde_status st;
-
-  if (tde_uri_check(name, &st) == TDE_OK) return SQLITE_OK;
-  tde_log_status(TDE_LOG_ERROR, NULL, &st);
-  return SQLITE_MISUSE;
-}
-
 static int uri_says(const char *name, const char *param, const char *what) {
   const char *value = sqlite3_uri_parameter(name, param);
 

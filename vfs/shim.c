@@ -1096,36 +1096,42 @@ sqlite3_file *tde_lower_open(sqlite3_vfs *vfs, const char *name, int flags, int 
   return lower;
 }
 
-static sqlite3_vfs *choose_base(const char *name) {
+/* NULL: *st says why. */
+static sqlite3_vfs *choose_base(const char *name, tde_status *st) {
   const char *want = sqlite3_uri_parameter(name, "tde_base");
   sqlite3_vfs *vfs;
 
   if (!want) return base_vfs;
   vfs = sqlite3_vfs_find(want);
   if (!vfs || vfs == &tde_vfs || !vfs->xDelete) { /* memdb has no files */
-    tde_log(TDE_LOG_ERROR, "%s: tde_base=%s: no such VFS to stack on", name, want);
+    tde_fail(st, TDE_MISUSE, "name a VFS that keeps files, or leave tde_base out",
+             "%.250s: tde_base=%.100s: no such VFS to stack on", name, want);
     return NULL;
   }
   return vfs;
 }
 
-static int open_main(tde_file *f, const char *name, int flags, int *out_flags) {
+/* *st: why, where it is not SQLite's error alone. */
+static int open_main(tde_file *f, const char *name, int flags, int *out_flags, tde_status *st) {
   const char *damaged = sqlite3_uri_parameter(name, "tde_damaged");
-  int rc = tde_db_check_uri(name), got = 0;
+  int rc = tde_class_rc(tde_uri_check(name, st)), got = 0;
 
-  if (rc) return rc;
+  if (rc == SQLITE_OK && !(f->lower_vfs = choose_base(name, st))) rc = SQLITE_CANTOPEN;
+  if (rc) {
+    tde_log_status(TDE_LOG_ERROR, NULL, st);
+    return rc;
+  }
   if (damaged && strcmp(damaged, "zeros") == 0) {
     flags &= ~(SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
     flags |= SQLITE_OPEN_READONLY;
   }
-
-  f->lower_vfs = choose_base(name);
-  if (!f->lower_vfs) return SQLITE_CANTOPEN;
   f->lower = tde_lower_open(f->lower_vfs, name, flags, &got, &rc);
   if (rc) return rc;
   if (out_flags) *out_flags = got;
   tde_openfiles_add(f);
-  return tde_db_open(f, name, got & SQLITE_OPEN_READONLY ? SQLITE_OPEN_READONLY : flags);
+  rc = tde_db_open(f, name, got & SQLITE_OPEN_READONLY ? SQLITE_OPEN_READONLY : flags);
+  if (rc && f->db) *st = f->db->last;
+  return rc;
 }
 
 static int open_log(tde_file *f, const char *name, int flags, int *out_flags) {
@@ -1189,10 +1195,10 @@ static const sqlite3_io_methods *main_methods_for(const tde_file *f) {
   return LOWER(f)->iVersion < 2 || !LOWER(f)->xShmMap ? &main_methods_v1 : &main_methods_v3;
 }
 
-static int open_role(tde_file *f, const char *name, int flags, int *out_flags) {
+static int open_role(tde_file *f, const char *name, int flags, int *out_flags, tde_status *st) {
   switch (f->role) {
     case TDE_ROLE_MAIN:
-      return name ? open_main(f, name, flags, out_flags) : SQLITE_CANTOPEN;
+      return name ? open_main(f, name, flags, out_flags, st) : SQLITE_CANTOPEN;
     case TDE_ROLE_WAL:
     case TDE_ROLE_JOURNAL:
       return open_log(f, name, flags, out_flags);
@@ -1211,6 +1217,7 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int f
                      int *out_flags) {
   tde_handle *h = (tde_handle *)pf;
   tde_file *f = sqlite3_malloc64(sizeof(*f));
+  tde_status why;
   int rc;
 
   (void)vfs;
@@ -1221,7 +1228,8 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int f
   f->path = name;
   f->role = tde_role_of(flags);
   tde_file_enter(f);
-  rc = open_role(f, name, flags, out_flags);
+  tde_status_clear(&why);
+  rc = open_role(f, name, flags, out_flags, &why);
   if (rc == SQLITE_OK) {
     h->base.pMethods = f->role == TDE_ROLE_MAIN ? main_methods_for(f) : &side_methods;
     tde_file_leave(f);
@@ -1230,7 +1238,7 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *pf, int f
   } else {
     sqlite3_free(f);
   }
-  return rc;
+  return rc && why.code ? tde_refuse_open(pf, rc, &why) : rc;
 }
 
 /* ---- the rest of the VFS passes through ---- */

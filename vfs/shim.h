@@ -176,9 +176,6 @@ static inline void tde_file_leave(tde_file *f) {
 }
 
 /* database.c: a main database's header, keys and locks */
-/* Are the tde_ parameters of the URI known, and their values? Nothing is opened for one
-** that is not: SQLITE_MISUSE, and a line in the log. */
-int tde_db_check_uri(const char *name);
 int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
@@ -223,6 +220,11 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
 /* Does the header that is in force name this epoch, and is it in the key ring? */
 int tde_db_knows(const tde_db *db, uint32_t epoch);
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
+
+/* refused.c */
+/* Makes the file that stands for one which is refused with rc, for the connection to be told why
+** (TDE_FCNTL_REFUSAL), and returns SQLITE_OK; without memory rc. */
+int tde_refuse_open(sqlite3_file *pf, int rc, const tde_status *why);
 
 /* guard.c: records that several pages share, twice on disk. ctx: the main file. */
 /* Makes a record durable in an area beside the header, before its place is overwritten. */

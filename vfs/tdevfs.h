@@ -21,6 +21,9 @@
 ** pointer is valid while the connection has that schema open, and is to be
 ** used only while the connection's mutex is held (inside an SQL function). */
 #define TDE_FCNTL_FILE 0x54444501
+/* The same with TDE_FCNTL_REFUSAL, and a const tde_status *: why the VFS refuses the main database
+** that was just opened, and the code for it as the result; SQLITE_NOTFOUND: it does not. */
+#define TDE_FCNTL_REFUSAL 0x54444502
 
 typedef struct tde_file tde_file;
 
