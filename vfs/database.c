@@ -1023,6 +1023,7 @@ static const struct uri_param {
                   {"tde_functions", NULL, NULL},
                   {"tde_plain", "refuse", "allow"},
                   {"tde_damaged", "refuse", "zeros"},
+                  {"tde_inaccessible", "allow", "refuse"},
                   {"tde_map", "on", "off"}};
 
 static const struct uri_param *find_param(const char *key) {
@@ -1114,6 +1115,11 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_map_init(f);
   rc = tde_db_load(f, 1);
   if (rc == SQLITE_OK && !f->plain) rc = check_powersafe(f);
+  if (rc == SQLITE_OK && !f->plain && db->state != TDE_STATE_ONLINE && db->state != TDE_STATE_NEW &&
+      uri_says(name, "tde_inaccessible", "refuse")) {
+    rc = tde_db_report(db);
+    if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
+  }
   return rc;
 }
 
