@@ -286,7 +286,7 @@ static int is_text(const uint8_t *b, size_t n) {
 }
 
 /* A creation that a crash cut short: less than a header, and nothing else. The
-** magic was written first, alone (create_slots), so it is whole unless the
+** magic was written first, alone (tde_slots_create), so it is whole unless the
 ** file is no longer than it. */
 static int unfinished_creation(const tde_slots *both, sqlite3_int64 size) {
   const uint8_t *head = both->head[0];

@@ -4,10 +4,9 @@
 ** The header names the new epoch first, so that every writer seals under it from
 ** then on: writers look at the header when they take RESERVED or the checkpoint
 ** lock, and when they begin a WAL generation; who joins one seals under its epoch. Then
-** this sweep goes through the
-** file in steps. A step holds the lock that keeps other writers of the database
-** file out (RESERVED; in WAL mode the checkpoint lock), never one that readers
-** need: what a reader sees does not change, and one who meets a record half
+** this sweep goes through the file in steps. A step holds the lock that keeps other
+** writers of the database file out (RESERVED; in WAL mode the checkpoint lock), never one
+** that readers need: what a reader sees does not change, and one who meets a record half
 ** written reads it again (sealed.c). Each step's records go through the redo log:
 ** a crash leaves every unit whole in one of two places.
 **

@@ -48,8 +48,8 @@ typedef struct tde_sealed_hooks {
   /* Takes off *size, of the lower file, what stands behind the records and is none. NULL:
   ** nothing ever does. */
   int (*trim)(void *ctx, sqlite3_int64 *size);
-  /* A record names a DEK epoch that is not known: TDE_OK when it is now, TDE_WRONG_KEY:
-  ** there is none, other classes: its key is not to be had. NULL: no other epochs in this
+  /* A record names a DEK epoch that is not known: TDE_OK when it is now, TDE_TAMPERED: nobody
+  ** wrote under it, other classes: its key is not to be had. NULL: no other epochs in this
   ** role. */
   tde_class (*learn)(void *ctx, uint32_t epoch);
   /* Copies from a map of the lower file what of it is mapped. Asked only for whole pages
@@ -84,8 +84,8 @@ typedef struct tde_sealed {
   uint64_t known_end;  /* main: so long the file was under this lock; 0: not known */
   uint8_t hopeless;    /* main: units that did not open however often they were read */
   uint8_t small_pages; /* main: pages are smaller than U: look at pad */
-  uint8_t pad_seen;    /* the last unit was looked at once */
   uint8_t guarding;    /* ... or were, in this transaction: guard each unit */
+  uint8_t pad_seen;    /* the last unit was looked at once */
   uint64_t nunits;
   uint32_t last_pad;
   uint32_t tail; /* bytes of an incomplete record behind the last one */
@@ -163,8 +163,8 @@ tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *recor
 /* Unit i did not open. Reads its record again, with pauses, since somebody may be writing it, and
 ** opens it into out. TDE_TAMPERED: it does not. */
 tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out);
-/* Reads one record from the lower file. SQLITE_OK; SQLITE_IOERR_SHORT_READ
-** with *torn set when the file ends inside it. */
+/* Reads `count` records from the lower file, from unit i on. SQLITE_IOERR_SHORT_READ: it has *got of
+** them alone; with *torn set it ends inside the next one. */
 int tde_sealed_fetch(tde_sealed *s, uint64_t i, uint32_t count, uint8_t *record, uint32_t *got,
                      int *torn);
 

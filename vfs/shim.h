@@ -155,10 +155,9 @@ static inline const char *tde_path_of(const tde_file *f) {
   return f->path ? f->path : "(temporary)";
 }
 
-/* SQLite's WAL_WRITE_LOCK, WAL_CKPT_LOCK and first WAL_READ_LOCK (wal.c). */
+/* SQLite's WAL_WRITE_LOCK and WAL_CKPT_LOCK (wal.c). */
 #define TDE_SHM_WRITE 0
 #define TDE_SHM_CKPT 1
-#define TDE_SHM_READ0 3
 
 /* A connection's files belong to one thread at a time, but when its key is lost
 ** another thread wipes what the connection derived from it (openfiles.c). So each

@@ -162,9 +162,8 @@ static int open_unit(snap *s, uint64_t i, int must, const uint8_t **record, int 
 
 /* ---- the WAL ---- */
 
-/* The header has
-** not changed when the count of frames restored has been read: a restart of the log
-** writes the header first (wal.c, walRestartHdr), so that count is this log's. */
+/* The header has not changed when the count of frames restored has been read: a restart of the
+** log writes the header first (wal.c, walRestartHdr), so that count is this log's. */
 int tde_snapshot_index(tde_file *f, tde_index_view *out) {
   const char *shm = (const char *)f->db->index;
   uint8_t a[TDE_INDEX_COPY], b[TDE_INDEX_COPY];
