@@ -35,8 +35,6 @@ SQLITE_EXTENSION_INIT3
 ** milliseconds and a sync or four. */
 #define LOOK_UNITS 8192
 #define SEAL_UNITS 512
-/* Records read in one lower call. */
-#define READ_UNITS 15
 
 /* ---- the lock ---- */
 
@@ -128,7 +126,7 @@ typedef struct step {
   tde_file *f;
   tde_redo log;
   int log_open;
-  uint8_t *records; /* READ_UNITS records, then one plaintext */
+  uint8_t *records; /* TDE_FETCH_UNITS records, then one plaintext */
   uint32_t record;
   uint64_t looked, sealed;
 } step;
@@ -138,7 +136,7 @@ static int seal_anew(step *p, uint64_t i, uint8_t *record) {
   tde_file *f = p->f;
   tde_sealed *s = &f->s;
   uint32_t n = s->geo.unit;
-  uint8_t *plain = p->records + READ_UNITS * (size_t)p->record;
+  uint8_t *plain = p->records + TDE_FETCH_UNITS * (size_t)p->record;
   uint32_t pad = tde_unit_pad(record);
   tde_unit_place at = {TDE_ROLE_MAIN, i, s->salt};
   tde_aead *aead;
@@ -170,18 +168,13 @@ static int seal_anew(step *p, uint64_t i, uint8_t *record) {
   return tde_redo_add(&p->log, i, record);
 }
 
-/* Looks at up to READ_UNITS units from i on; *n gets their number, 0 at the end. */
+/* Looks at up to TDE_FETCH_UNITS units from i on; *n gets their number, 0 at the end. */
 static int look(step *p, uint64_t i, uint32_t *n) {
   tde_sealed *s = &p->f->s;
-  uint32_t want = READ_UNITS, got = 0;
-  int torn, rc;
+  uint32_t got = 0;
+  int torn, rc = tde_sealed_fetch(s, i, tde_units_adjacent(&s->geo, i, TDE_FETCH_UNITS), p->records,
+                                  &got, &torn);
 
-  /* One read does not cross the lock bytes. */
-  while (want > 1 && tde_unit_physical(&s->geo, i + want - 1) !=
-                         tde_unit_physical(&s->geo, i) + (uint64_t)(want - 1) * p->record) {
-    want--;
-  }
-  rc = tde_sealed_fetch(s, i, want, p->records, &got, &torn);
   if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
   for (uint32_t k = 0; rc == SQLITE_OK && k < got; k++) {
     uint8_t *record = p->records + (size_t)k * p->record;
@@ -251,7 +244,7 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
   p.f = f;
   p.record = f->s.geo.unit + TDE_UNIT_OVERHEAD;
   if (!f->db->header.unit_size) return SQLITE_OK;
-  p.records = sqlite3_malloc64((READ_UNITS + 1) * (size_t)p.record);
+  p.records = sqlite3_malloc64((TDE_FETCH_UNITS + 1) * (size_t)p.record);
   if (!p.records) return SQLITE_NOMEM;
   tde_file_enter(f);
   rc = keep_writers_out(f, &x);
@@ -268,7 +261,7 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
   if (rc == SQLITE_OK) rc = LOWER(f)->xFileSize(f->lower, &size);
   *all = tde_units_in(&f->s.geo, (uint64_t)size, &rest);
   tde_file_leave(f);
-  tde_wipe(p.records, (READ_UNITS + 1) * (size_t)p.record);
+  tde_wipe(p.records, (TDE_FETCH_UNITS + 1) * (size_t)p.record);
   sqlite3_free(p.records);
   if (rc && st && st->code == TDE_OK) {
     tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, remedy_of(rc),

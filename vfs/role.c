@@ -108,6 +108,13 @@ uint64_t tde_unit_physical(const tde_geometry *g, uint64_t i) {
   return i ? g->base + g->first + TDE_UNIT_OVERHEAD + (i - 1) * record : g->base;
 }
 
+uint32_t tde_units_adjacent(const tde_geometry *g, uint64_t i, uint32_t n) {
+  uint64_t first = tde_unit_physical(g, i), record = (uint64_t)g->unit + TDE_UNIT_OVERHEAD;
+
+  while (n > 1 && tde_unit_physical(g, i + n - 1) != first + (n - 1) * record) n--;
+  return n;
+}
+
 uint64_t tde_units_in(const tde_geometry *g, uint64_t lower_size, uint64_t *rest) {
   uint64_t record = (uint64_t)g->unit + TDE_UNIT_OVERHEAD, n, body;
 

@@ -70,6 +70,9 @@ uint64_t tde_unit_at(const tde_geometry *g, uint64_t off, uint32_t *within);
 uint64_t tde_unit_start(const tde_geometry *g, uint64_t i);
 /* Physical offset of unit i's record. */
 uint64_t tde_unit_physical(const tde_geometry *g, uint64_t i);
+/* How many of the units i, i + 1, ..., at most n, lie one behind the other in the lower file: what
+** one read can take. (Between two of a main database SQLite's lock bytes lie.) */
+uint32_t tde_units_adjacent(const tde_geometry *g, uint64_t i, uint32_t n);
 /* Whole records in a lower file of this size; *rest gets the bytes after them
 ** that belong to an incomplete record. */
 uint64_t tde_units_in(const tde_geometry *g, uint64_t lower_size, uint64_t *rest);

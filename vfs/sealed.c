@@ -716,7 +716,7 @@ static uint32_t batch_of(const tde_sealed *s, uint64_t i, uint32_t n) {
 ** page: it is never asked for here. A unit that does not open is read anew.
 */
 #define AHEAD_AFTER 3
-#define AHEAD_UNITS 15
+#define AHEAD_UNITS TDE_FETCH_UNITS
 #define AHEAD_PAGE (AHEAD_UNITS / 2) /* units of the largest page that gains by it */
 
 static void note_sequence(tde_sealed *s, uint64_t i, uint32_t count) {

@@ -30,6 +30,9 @@
 ** The largest single write is a 64 KiB page in 512-byte units: 71,680 bytes. */
 #define TDE_RUN_MAX (72u * 1024u)
 
+/* Records that are fetched at once where many are looked at: some 64 KiB of the largest unit. */
+#define TDE_FETCH_UNITS 15
+
 /* What the owner of a sealed file decides. */
 typedef struct tde_sealed_hooks {
   /* Before any lower write (a main database's journal must go first). */

@@ -38,7 +38,6 @@ SQLITE_EXTENSION_INIT3
 #define HEAD_BYTES 100
 
 #define PROGRESS_EVERY 256
-#define READ_UNITS 15
 
 typedef struct snap {
   tde_file *f;
@@ -50,7 +49,7 @@ typedef struct snap {
   uint32_t pages;
   uint32_t *frame_of; /* by page number; 0: in the database file */
   uint64_t file_units;
-  uint8_t *batch; /* READ_UNITS records of the file */
+  uint8_t *batch; /* TDE_FETCH_UNITS records of the file */
   uint64_t batch_at;
   uint32_t batch_n;
   uint8_t *plain;               /* one unit */
@@ -76,7 +75,7 @@ static int snap_init(snap *s, tde_file *f, const tde_snapshot_sink *sink) {
   s->sink = sink;
   s->unit = f->s.geo.unit;
   s->record = s->unit + TDE_UNIT_OVERHEAD;
-  s->batch = sqlite3_malloc64((size_t)READ_UNITS * s->record);
+  s->batch = sqlite3_malloc64((size_t)TDE_FETCH_UNITS * s->record);
   s->plain = sqlite3_malloc64(s->unit);
   s->out = sqlite3_malloc64(s->record);
   s->frame = sqlite3_malloc64(2 * (size_t)TDE_UNIT_MAX + TDE_UNIT_OVERHEAD);
@@ -115,18 +114,15 @@ static int step(snap *s, uint64_t done) {
 /* The record of unit i in the database file, from a batch; NULL: it has none. */
 static int file_record(snap *s, uint64_t i, const uint8_t **record) {
   tde_sealed *d = &s->f->s;
-  uint32_t want = READ_UNITS, got = 0;
+  uint32_t got = 0;
   int torn, rc;
 
   *record = NULL;
   if (i >= s->file_units) return SQLITE_OK;
   if (!(s->batch_n && i >= s->batch_at && i < s->batch_at + s->batch_n)) {
-    while (want > 1 && tde_unit_physical(&d->geo, i + want - 1) !=
-                           tde_unit_physical(&d->geo, i) + (uint64_t)(want - 1) * s->record) {
-      want--;
-    }
     s->batch_n = 0;
-    rc = tde_sealed_fetch(d, i, want, s->batch, &got, &torn);
+    rc = tde_sealed_fetch(d, i, tde_units_adjacent(&d->geo, i, TDE_FETCH_UNITS), s->batch, &got,
+                          &torn);
     if (rc && rc != SQLITE_IOERR_SHORT_READ) return rc;
     s->batch_at = i;
     s->batch_n = got;
