@@ -35,8 +35,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define SQLITE_WAL_VERSION 3007000 /* wal.c: WAL_MAX_VERSION */
-
 /* Where in a frame's header, and in the log's, its salts stand (SQLite file format,
 ** section 4.1). */
 #define FRAME_SALT 8
@@ -88,7 +86,8 @@ static int refuse_frames(tde_file *f, const char *why) {
 
 /* A log of SQLite's own, of another database of this name: what stands in it is not ours to lose. */
 static int is_plain_log(const uint8_t *b) {
-  return ((tde_get32be(b) & ~1u) == 0x377f0682 && tde_get32be(b + 4) == SQLITE_WAL_VERSION) ||
+  return ((tde_get32be(b) & ~1u) == TDE_SQLITE_WAL_MAGIC &&
+          tde_get32be(b + 4) == TDE_SQLITE_WAL_VERSION) ||
          memcmp(b, tde_sqlite_journal_magic, sizeof(tde_sqlite_journal_magic)) == 0;
 }
 
@@ -532,10 +531,6 @@ static int find_pages(tde_file *w, uint64_t first, uint64_t last, uint64_t from,
   return rc;
 }
 
-static uint32_t checkpointed(const tde_file *f) {
-  return *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
-}
-
 /* A checkpoint passed over the pages of a unit at the new end, for an older reader's sake,
 ** and writes one of them now: the others are behind what checkpoints have brought into
 ** the file. This is rare, so the frames are looked at one by one. */
@@ -552,7 +547,7 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi) {
   lacking = other_pages(f, index, lo, hi);
   if (f->db->index) {
     last = tde_wal_index(f, NULL);
-    first = checkpointed(f);
+    first = tde_wal_restored(f);
   } else { /* nobody else writes */
     rc = LOWER(w)->xFileSize(w->lower, &lower);
     last = tde_units_in(&w->s.geo, (uint64_t)lower, &rest);
@@ -573,7 +568,7 @@ int tde_wal_has_unit(tde_file *f, uint64_t index) {
   page = w->s.geo.unit - TDE_WAL_FRAME_HEAD;
   if (page < f->s.geo.unit) return 0; /* whoever writes a part of it needs the rest */
   number = tde_unit_start(&f->s.geo, index) / page;
-  first = checkpointed(f); /* in this order: the log may just be begun anew */
+  first = tde_wal_restored(f); /* in this order: the log may just be begun anew */
   frames = tde_wal_index(f, &pages);
   if (frames <= first) return 0;
   return number >= pages ||

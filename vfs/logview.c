@@ -115,7 +115,7 @@ int tde_file_log(tde_file *f, int journal, tde_log_view *out) {
   if (rc == SQLITE_OK && !journal && db->index) {
     out->indexed = 1;
     out->frames = tde_wal_index(f, NULL);
-    out->restored = *(const volatile uint32_t *)(db->index + TDE_INDEX_BACKFILL);
+    out->restored = tde_wal_restored(f);
   }
   tde_file_leave(f);
   return rc;

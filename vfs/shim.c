@@ -160,7 +160,7 @@ static int load_head(tde_file *f) {
 ** the last unit full: a backup of an empty database into one of larger pages leaves a file
 ** shorter than the page size that it states.) */
 static void note_page_size(tde_file *f, const uint8_t *head) {
-  uint32_t page = (uint32_t)head[16] << 8 | head[17];
+  uint32_t page = tde_stated_page_size(head);
   f->s.small_pages = page >= 512 && page < f->s.geo.unit;
   if (f->s.small_pages) f->s.guarding = 1;
 }
@@ -248,7 +248,7 @@ static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 of
   uint64_t size = 0;
 
   if ((uint32_t)n <= f->s.geo.unit) return 0;
-  if (off == 0 && (page[16] << 8 | page[17]) != (n & 0xffff) + (n >> 16)) return 0;
+  if (off == 0 && tde_stated_page_size(page) != (uint32_t)n) return 0;
   if (off == 0 && is_empty_schema(page)) return 0;
   return tde_sealed_size(&f->s, &size) == SQLITE_OK && size > (uint64_t)off;
 }
@@ -262,7 +262,7 @@ static int file_is_cut(const tde_file *f, const uint8_t *page, int n) {
   uint64_t size = f->s.known_end;
 
   if (f->db->lock != SQLITE_LOCK_SHARED || f->db->wal || n < 512 || page[19] != 1) return 0;
-  if ((page[16] << 8 | page[17]) != (n & 0xffff) + (n >> 16)) return 0;
+  if (tde_stated_page_size(page) != (uint32_t)n) return 0;
   if (count < 2 || memcmp(page + 24, page + 92, 4) != 0) return 0;
   return size && size <= (uint64_t)(count - 1) * (uint32_t)n;
 }

@@ -136,6 +136,13 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
+/* The page size by SQLite's database header (file format, section 1.3.2), in which 1 stands for 65536;
+** whatever else is there. */
+static inline uint32_t tde_stated_page_size(const uint8_t *head) {
+  uint32_t n = (uint32_t)head[16] << 8 | head[17];
+  return n == 1 ? 65536 : n;
+}
+
 /* Has its name another file by now, as far as the file below can tell? */
 static inline int tde_has_moved(const tde_file *f) {
   int moved = 0;
@@ -273,6 +280,8 @@ int tde_index_has(const tde_db *db, uint64_t frame, uint32_t page,
 ** from the wal-index; 0 without shared memory. The caller's transaction has seen
 ** to it that the wal-index is up to date. */
 uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages);
+/* How many of them checkpoints have brought into the database file; the wal-index is mapped. */
+uint32_t tde_wal_restored(const tde_file *main_file);
 /* Pages of the database after the WAL's last commit, by the wal-index, or, where there is no
 ** shared memory and nobody else writes, by the generation; 0: unknown. */
 uint32_t tde_wal_pages(const tde_file *main_file);
@@ -296,8 +305,11 @@ int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
 /* Does a checkpoint that is still to come write all of the main file's unit `index`, or cut
 ** it off? The caller keeps other checkpoints out. */
 int tde_wal_has_unit(tde_file *f, uint64_t index);
-/* What a rollback journal of SQLite begins with (file format, section 3). */
+/* What SQLite's own logs begin with (file format, sections 3 and 4.1): a rollback journal; a WAL, but
+** for the last bit of it, and then its version, which is the wal-index's, too. */
 extern const uint8_t tde_sqlite_journal_magic[8];
+#define TDE_SQLITE_WAL_MAGIC 0x377f0682u
+#define TDE_SQLITE_WAL_VERSION 3007000u
 /* Is a frame (opened, from its header on) of the log of which the wal-index names frames, by
 ** its salts? True where it names none. */
 int tde_wal_of_index(tde_file *w, const uint8_t *frame);

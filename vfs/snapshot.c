@@ -30,7 +30,6 @@
 SQLITE_EXTENSION_INIT3
 
 /* SQLite file format, section 1.3. */
-#define HEAD_PAGE_SIZE 16
 #define HEAD_WRITE_VERSION 18
 #define HEAD_COUNTER 24
 #define HEAD_PAGES 28
@@ -172,7 +171,7 @@ int tde_snapshot_index(tde_file *f, tde_index_view *out) {
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, shm + TDE_INDEX_COPY, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
-    out->restored = *(const volatile uint32_t *)(f->db->index + TDE_INDEX_BACKFILL);
+    out->restored = tde_wal_restored(f);
     LOWER(f)->xShmBarrier(f->lower);
     memcpy(b, shm, sizeof(b));
     if (memcmp(a, b, sizeof(a)) != 0) continue;
@@ -306,8 +305,7 @@ static int seal(snap *s, uint64_t i) {
 static void patch_head(snap *s) {
   s->plain[HEAD_WRITE_VERSION] = s->plain[HEAD_WRITE_VERSION + 1] = 1;
   if (s->counter) {
-    uint32_t page = (uint32_t)s->plain[HEAD_PAGE_SIZE] << 8 | s->plain[HEAD_PAGE_SIZE + 1];
-    if (page == 1) page = 65536;
+    uint32_t page = tde_stated_page_size(s->plain);
     if (!s->pages && page) s->pages = (uint32_t)(s->size / page);
     tde_put32be(s->plain + HEAD_COUNTER, s->counter);
     tde_put32be(s->plain + HEAD_VALID_FOR, s->counter);
@@ -358,11 +356,8 @@ static int hand_over(snap *s, uint64_t i) {
 
 /* Bytes that page 1 says the database has; 0: it does not. */
 static uint64_t stated_size(const uint8_t head[HEAD_BYTES]) {
-  uint32_t page = (uint32_t)head[HEAD_PAGE_SIZE] << 8 | head[HEAD_PAGE_SIZE + 1];
-
-  if (page == 1) page = 65536;
   if (memcmp(head + HEAD_COUNTER, head + HEAD_VALID_FOR, 4) != 0) return 0;
-  return (uint64_t)tde_get32be(head + HEAD_PAGES) * page;
+  return (uint64_t)tde_get32be(head + HEAD_PAGES) * tde_stated_page_size(head);
 }
 
 int tde_snapshot_size(tde_file *f, uint64_t *size) {

@@ -99,9 +99,8 @@ static tde_class open_patiently(tde_file *f, uint64_t i, uint8_t *b, int *rc) {
 ** incomplete record behind the last page is what a crash left of a page that
 ** was rolled back: no damage. */
 static void check_length(const uint8_t *page1, uint64_t units, uint64_t rest, verifier *v) {
-  uint32_t page = (uint32_t)page1[16] << 8 | page1[17], count = tde_get32be(page1 + 28);
+  uint32_t page = tde_stated_page_size(page1), count = tde_get32be(page1 + 28);
 
-  if (page == 1) page = 65536;
   if (v->count || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
   if (page >= 512 && (uint64_t)count * page > units * v->unit) {
     v->out->truncated = rest == 0;

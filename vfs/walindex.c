@@ -160,6 +160,10 @@ uint32_t tde_wal_index(const tde_file *main_file, uint32_t *pages) {
   return head ? *(const volatile uint32_t *)(head + TDE_INDEX_MX_FRAME) : 0;
 }
 
+uint32_t tde_wal_restored(const tde_file *main_file) {
+  return *(const volatile uint32_t *)(main_file->db->index + TDE_INDEX_BACKFILL);
+}
+
 uint32_t tde_wal_pages(const tde_file *main_file) {
   const tde_db *db = main_file->db;
   uint32_t pages = 0;
