@@ -37,8 +37,8 @@ MUTANTS = [
      "  if (n + 8 > 8) return SQLITE_OK;",
      "crash -s small-pages -n 200 -m tde"),
     ("frames-committed-before-flush", "vfs/logfile.c",
-     "  if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_flush(&f->s);",
-     "  if (f->gen.commit && at + n == tde_unit_size(&f->s.geo, i)) rc = tde_sealed_settle(&f->s);",
+     "    if (commits) rc = tde_sealed_flush(&f->s);",
+     "    if (commits) rc = tde_sealed_settle(&f->s);",
      "race -s write -w wal -m r"),
     ("free-pages-not-healed", "vfs/heal.c",
      "  if (!is_due(f)) return SQLITE_OK;",
@@ -75,17 +75,19 @@ MUTANTS = [
      "  int rc = t->failed;\n  t->nrun = 0;\n  t->failed = 0;\n  return rc;\n",
      "faults -s backup -f full"),
     ("backup-not-synced", "vfs/replica.c",
-     "  if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);\n", "",
+     "  if (rc == SQLITE_OK) rc = write_header(t);\n"
+     "  if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);\n",
+     "  if (rc == SQLITE_OK) rc = write_header(t);\n",
      "crash -s backup -n 200 -m tde"),
     ("statement-stays", "sql/backup.c",
      "    rc = sqlite3_finalize(s->hold);\n    s->hold = NULL;\n  }\n  return rc;",
      "    rc = sqlite3_reset(s->hold);\n  }\n  return rc;",
      "faults -s backup -f read"),
     ("measured-too-early", "vfs/snapshot.c",
-     "take_wal(&s);\n  if (rc == SQLITE_OK) rc = measure(&s);\n  if (rc == SQLITE_OK && s.frame_of) {",
-     "measure(&s);\n  if (rc == SQLITE_OK && f->db->shm_open) rc = take_wal(&s);\n"
-     "  if (rc == SQLITE_OK && !f->db->shm_open) rc = measure(&s);\n"
-     "  if (rc == SQLITE_OK && s.frame_of) {",
+     "  if (f->db->index) {\n    rc = take_wal(s);\n  } else if (!settled) {\n"
+     "    rc = no_frames(f);\n  }\n  if (rc == SQLITE_OK) rc = measure(s);\n",
+     "  rc = measure(s);\n  if (rc == SQLITE_OK && f->db->index) {\n    rc = take_wal(s);\n"
+     "  } else if (rc == SQLITE_OK && !settled) {\n    rc = no_frames(f);\n  }\n",
      "race -s backup -w wal -m c.P"),
     ("hot-journal-passed-over", "vfs/database.c",
      "    rc = hot ? SQLITE_BUSY_RECOVERY :", "    rc = hot < 0 ? SQLITE_BUSY_RECOVERY :",
@@ -95,8 +97,11 @@ MUTANTS = [
      "  return r && tde_keydoc_regenerating(doc);",
      "race -s dek -c 6 -m gh"),
     ("key-of-another-copy", "vfs/keyring.c",
-     "  if (e && e->dek && e->stale && tde_header_check_mac(h, e->mac_key) == TDE_OK) e->stale = 0;\n",
-     "  if (e && e->dek && e->stale) e->stale = 0;\n",
+     "  if (!verifies(k, 1, h, facts)) return;\n  for (int i = 0; i < facts->nepochs; i++) "
+     "tde_epochs_any(&k->epochs, facts->epochs[i])->stale = 0;\n",
+     "  for (int i = 0; i < facts->nepochs; i++) {\n"
+     "    tde_epoch_keys *e = tde_epochs_any(&k->epochs, facts->epochs[i]);\n"
+     "    if (e && e->dek && h) e->stale = 0;\n  }\n",
      "race -s dek -w delete -m dvP"),
     ("map-before-pending-units", "vfs/sealed.c",
      "    if (tde_sealed_in_run(s, i) || (s->cur_active && s->cur_index == i)) {\n      rc = read_pending",

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "crash")]
 sys.dont_write_bytecode = True
 import samples  # noqa: E402
+from mutants import MUTANTS  # noqa: E402
 
 WARN_LINES, FAIL_LINES, WIDTH = 70, 110, 120  # clang-format aims at 100 columns
 PRODUCT = ("ext/", "vfs/", "keyprovider/", "sql/")
@@ -335,6 +337,17 @@ def check_sqlite(sources, header):
                 yield f"{s.path}:{line_of(s.code, m.start())}: {m.group(1)} came with {since[m.group(1)]}"
 
 
+# ---- mutants --------------------------------------------------------------
+
+def check_mutants(sources, mutants):
+    """what tests/crash/mutants.py breaks is there to be broken, exactly once"""
+    texts = {s.path: s.text for s in sources}
+    for name, path, old, *_ in mutants:
+        n = texts.get(path, "").count(old)
+        if n != 1:
+            yield f"tests/crash/mutants.py: {name}: its text is {n} times in {path}"
+
+
 # ---- the run --------------------------------------------------------------
 
 def files(root):
@@ -402,6 +415,10 @@ def self_test(tally):
         code = Source("vfs/a.c", f"#define OLDEST_SQLITE {oldest}\nint f(void) {{ return sqlite3_young(1); }}\n")
         found = list(check_sqlite([code], header))
         tally.rule(f"self-test of check_sqlite, {oldest}", [] if len(found) == wrong else [f"lint: {found}"])
+    found = list(check_mutants([Source("a.c", "x y y")],
+                               [(f"m{i}", path, old) for i, (path, old) in
+                                enumerate([("a.c", "x"), ("a.c", "y"), ("a.c", "z"), ("b.c", "x")])]))
+    tally.rule("self-test of check_mutants", [] if len(found) == 3 else [f"lint: {found}"])
 
 
 def main():
@@ -419,6 +436,7 @@ def main():
         tally.rule(rule.__doc__, [f"{s.path}:{n}: {what}" for s in sources for n, what in rule(s)])
     tally.rule(rule_links.__doc__,
                [f"{s.path}:{n}: {w}" for s in sources for n, w in rule_links(s, args.root)])
+    tally.rule(check_mutants.__doc__, list(check_mutants(sources, MUTANTS)))
     if os.path.exists(SQLITE_HEADER):
         with open(SQLITE_HEADER, encoding="utf-8") as f:
             tally.rule(check_sqlite.__doc__, list(check_sqlite(sources, f.read())))
