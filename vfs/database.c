@@ -1,16 +1,13 @@
 /*
-** database.c: a main database's header, keys and locks.
+** database.c: a main database's header as it is read, and the keys that it names: which header is in
+** force, and what follows from that. What changes it is in database_edit.c.
 **
 ** What must hold:
-**  - The header is created and changed under RESERVED on this connection's own
-**    lower handle, so that processes take turns; the slot in force stays whole
-**    until the other one is durable and read back.
-**  - A database that is not Online lets nobody begin a transaction: xLock and
-**    xShmLock are refused (tde_db_gate), since SQLite may still hold pages in
-**    its cache. It can always be opened, and its status asked.
+**  - a header counts when its keys verify it; where both slots are whole that is the newer one, and
+**    the older one only where the newer is not authentic;
+**  - a database whose header or key is not to be had opens all the same: its state says what it is.
 */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"
@@ -20,70 +17,8 @@
 #include "redo.h"
 #include "shim.h"
 #include "slots.h"
-#include "watch.h"
 
 SQLITE_EXTENSION_INIT3
-
-/* An inaccessible database asks for its key again at most this often. */
-#define RETRY_MS 1000
-
-const char *tde_state_name(tde_state s) {
-  switch (s) {
-    case TDE_STATE_NEW:
-      return "New";
-    case TDE_STATE_ONLINE:
-      return "Online";
-    case TDE_STATE_INACCESSIBLE:
-      return "Inaccessible";
-    case TDE_STATE_NOT_ENCRYPTED:
-      return "NotEncrypted";
-    case TDE_STATE_PLAIN:
-      return "Plain";
-    case TDE_STATE_NEWER_FORMAT:
-      return "NewerFormat";
-    case TDE_STATE_DAMAGED:
-      return "DamagedHeader";
-  }
-  return "Unknown";
-}
-
-int tde_class_rc(tde_class c) {
-  switch (c) {
-    case TDE_OK:
-      return SQLITE_OK;
-    case TDE_NOMEM:
-      return SQLITE_NOMEM;
-    case TDE_BUSY:
-      return SQLITE_BUSY;
-    case TDE_MISUSE:
-      return SQLITE_MISUSE;
-    case TDE_NOT_ENCRYPTED:
-    case TDE_DAMAGED_HEADER:
-      return SQLITE_NOTADB;
-    case TDE_NEWER_FORMAT:
-      return SQLITE_CANTOPEN;
-    case TDE_TAMPERED:
-      return SQLITE_IOERR_DATA;
-    case TDE_TORN:
-      return SQLITE_IOERR_READ;
-    case TDE_TRUNCATED:
-      return SQLITE_IOERR_CORRUPTFS; /* SQLite's VDBE makes SQLITE_CORRUPT of it */
-    case TDE_NOT_AUTHENTIC:
-    case TDE_WRONG_KEY:
-    case TDE_CORRUPT:
-    case TDE_UNREACHABLE:
-    case TDE_THROTTLED:
-    case TDE_UNAUTHENTICATED:
-    case TDE_DENIED:
-    case TDE_DISABLED:
-    case TDE_MISSING:
-    case TDE_UNSUPPORTED:
-    case TDE_MISCONFIGURED:
-      return SQLITE_IOERR_AUTH;
-    default:
-      return SQLITE_IOERR;
-  }
-}
 
 /* The file's name without its folder, unless the message has the path. */
 static const char *subject_of(const tde_file *f, const tde_status *st) {
@@ -129,19 +64,18 @@ static void drop_generation(const tde_db *db, tde_file *log) {
   if (!tde_epoch_is_named(&db->named, log->s.epoch)) log->gen.valid = 0;
 }
 
-/* db->facts are those of the header that is in force now; they are another's where one could not
-** be taken. What is sealed under an epoch that it names no more was put there by somebody else. */
-static void take_epochs(tde_db *db) {
+/* What is sealed under an epoch that the header names no more was put there by somebody else. */
+void tde_db_take_facts(tde_db *db) {
   db->named.n = db->facts.nepochs;
   memcpy(db->named.epoch, db->facts.epochs, sizeof(db->named.epoch));
   for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_prune(&db->crypt[r]);
   drop_generation(db, db->wal);
   drop_generation(db, db->journal);
+  outlive_key(db);
 }
 
-/* Puts a parsed header in force with the keys that verify it; db->facts are its already. AEADs
-** stay while the keys, and its epochs, do: somebody further up may be using one. */
-static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
+/* AEADs stay while the keys, and its epochs, do: somebody further up may be using one. */
+void tde_db_take_header(tde_db *db, tde_header *h, tde_keys *keys) {
   tde_file *f = db->file;
 
   if (db->header.slot != h->slot || db->header.sequence != h->sequence) db->slot_durable = 0;
@@ -164,13 +98,10 @@ static void take_header(tde_db *db, tde_header *h, tde_keys *keys) {
     tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, db->header.unit_size);
   }
   db->head_valid = 0;
-  take_epochs(db);
-  outlive_key(db);
+  tde_db_take_facts(db);
 }
 
-/* The newest whole header that the file has now, to be cleared by the caller; its doc is NULL
-** where there is none, or it could not be read. False: a slot could not be looked at. */
-static int read_newest(tde_db *db, tde_header *now) {
+int tde_db_read_newest(tde_db *db, tde_header *now) {
   tde_slots both;
   int ok;
 
@@ -184,7 +115,8 @@ static int read_newest(tde_db *db, tde_header *now) {
 
 static int is_on_disk(tde_db *db, const tde_header *h) {
   tde_header now;
-  int same = read_newest(db, &now) && now.doc && memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
+  int same = tde_db_read_newest(db, &now) && now.doc &&
+             memcmp(now.sha, h->sha, TDE_HASH_BYTES) == 0;
 
   tde_header_clear(&now);
   return same;
@@ -240,7 +172,7 @@ static tde_class try_slot(tde_db *db, tde_header *h, int forced) {
     }
     return c;
   }
-  take_header(db, h, keys);
+  tde_db_take_header(db, h, keys);
   db->state = TDE_STATE_ONLINE;
   return TDE_OK;
 }
@@ -299,8 +231,6 @@ static int unfinished_creation(const tde_slots *both, sqlite3_int64 size) {
          (memcmp(head, tde_header_magic, sizeof(tde_header_magic)) == 0 ||
           tde_all_zero(head, sizeof(both->head)));
 }
-
-static int probe_unit(tde_file *f);
 
 /* Why a creation failed stays to be read until the next try. */
 static void set_new(tde_db *db) {
@@ -408,7 +338,7 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
     }
     if (rc) {
       db->state = TDE_STATE_INACCESSIBLE;
-      db->retry_at = tde_now_ms() + RETRY_MS;
+      db->retry_at = tde_now_ms() + TDE_RETRY_MS;
     } else {
       int other = !db->header.slot;
       tde_status_clear(&db->last);
@@ -420,6 +350,43 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
   tde_header_clear(&h[0]);
   tde_header_clear(&h[1]);
   return 1;
+}
+
+/* A slot without U counts although the file holds more than a header: either
+** a crash cut the first transaction short, or the slot with U is damaged. The
+** tag of unit 0 tells: where it opens under some U, that is the U. */
+static int probe_unit(tde_file *f) {
+  uint32_t n = TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD;
+  tde_db *db = f->db;
+  sqlite3_int64 size = 0;
+  uint8_t *b;
+  int rc;
+
+  if (db->header.unit_size) return SQLITE_OK;
+  rc = LOWER(f)->xFileSize(f->lower, &size);
+  if (rc || size <= (sqlite3_int64)TDE_HEADER_BYTES) return rc;
+  b = sqlite3_malloc64(2 * (size_t)n);
+  if (!b) return SQLITE_NOMEM;
+  rc = LOWER(f)->xRead(f->lower, b, (int)n, TDE_HEADER_BYTES);
+  if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
+  for (uint32_t u = 512; rc == SQLITE_OK && u <= TDE_UNIT_MAIN_MAX; u *= 2) {
+    tde_class c;
+    tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, u);
+    c = tde_sealed_open_record(&f->s, 0, b, b + n);
+    if (c == TDE_OK) {
+      db->header.unit_size = u;
+      db->slot_behind = 1;
+      tde_log(TDE_LOG_WARNING,
+              "%s: the header's newer slot is damaged (%s); the unit size was "
+              "found from the first unit",
+              tde_path_of(f), db->slot[!db->header.slot].found);
+      break;
+    }
+    if (c != TDE_TAMPERED) rc = tde_class_rc(c);
+  }
+  tde_wipe(b, 2 * (size_t)n);
+  sqlite3_free(b);
+  return rc;
 }
 
 /* Reads both slots and takes one. Most often they say all; where they do not, the
@@ -477,7 +444,7 @@ int tde_db_load(tde_file *f, int wait) {
 /* A change of the header goes to the slot that is not in force, so one look at
 ** that one's fixed part, with its checksum, tells. (Its sequence number alone does not: an older
 ** copy of the file may have been put back, and the same numbers come again.) */
-static int freshen(tde_file *f) {
+int tde_db_follow(tde_file *f) {
   tde_db *db = f->db;
   int other = !db->header.slot, rc;
   uint8_t b[TDE_SLOT_FIXED];
@@ -494,14 +461,10 @@ static int freshen(tde_file *f) {
   return rc;
 }
 
-int tde_db_follow(tde_file *f) {
-  return freshen(f);
-}
-
 /* What an interrupted sweep left in its log is put in place before anything is
 ** written over it. */
 int tde_db_freshen(tde_file *f) {
-  int rc = freshen(f);
+  int rc = tde_db_follow(f);
 
   if (rc == SQLITE_OK && f->db->state == TDE_STATE_ONLINE && f->db->facts.regenerating &&
       !f->db->read_only) {
@@ -512,10 +475,6 @@ int tde_db_freshen(tde_file *f) {
 
 int tde_db_knows(const tde_db *db, uint32_t epoch) {
   return tde_epoch_is_named(&db->named, epoch) && tde_keys_has(db->keys, epoch);
-}
-
-static int is_damage(tde_class c) {
-  return c == TDE_TAMPERED || c == TDE_TORN || c == TDE_TRUNCATED;
 }
 
 /* A unit of an epoch that is not known: another process gave the database a new
@@ -552,7 +511,7 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   if (c == TDE_OK) {
     db->facts = *facts;
     for (int i = 0; i < 2; i++) memcpy(db->seen[i], both.at[i], TDE_SLOT_FIXED);
-    take_header(db, &h, db->keys);
+    tde_db_take_header(db, &h, db->keys);
     if (!tde_db_knows(db, epoch)) c = TDE_TAMPERED;
   }
   db->unlearnt = c;
@@ -562,352 +521,12 @@ tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch) {
   return c;
 }
 
-/* Tells the key ring what header is in force, as it is on disk. */
-static int note_written(tde_file *f) {
-  tde_db *db = f->db;
-  uint8_t *slot = sqlite3_malloc64(TDE_SLOT_BYTES);
-  tde_slot_info info;
-  tde_header h;
-  tde_class c;
-
-  if (!slot) return SQLITE_NOMEM;
-  memset(&h, 0, sizeof(h));
-  c = tde_keys_slot_build(db->keys, &tde_source, &db->header, slot);
-  if (c == TDE_OK) c = tde_slot_parse(slot, &h, &info);
-  if (c == TDE_OK) {
-    memcpy(db->header.sha, h.sha, TDE_HASH_BYTES);
-    memcpy(db->header.mac, h.mac, TDE_HASH_BYTES);
-    memcpy(db->header.maced, h.maced, TDE_SLOT_MACED);
-    db->header.version = h.version;
-    c = tde_keyring_follow(db->keys, &tde_source, &db->params, &h, 1, &db->facts, &db->last);
-    take_epochs(db);
-    outlive_key(db);
-  }
-  tde_header_clear(&h);
-  sqlite3_free(slot);
-  return tde_class_rc(c);
-}
-
-/* The header is in force whether the ring hears of it or not. What memory was short for now is
-** told when the header is read anew: here, or by the next transaction. */
-static void tell_ring(tde_file *f) {
-  tde_db *db = f->db;
-  int rc = note_written(f);
-
-  if (rc == SQLITE_OK) return;
-  memset(db->seen[!db->header.slot], 0, TDE_SLOT_FIXED); /* so that it looks: freshen */
-  if (tde_db_load(f, 0) == SQLITE_OK) return;
-  tde_log(TDE_LOG_WARNING, "%s: the new header, which is in force, could not be taken note of: %s",
-          tde_path_of(f), sqlite3_errstr(rc));
-}
-
-/* Draws the identity and key of a new database. On success h and keys are set. */
-static tde_class invent(tde_db *db, tde_header *h, tde_keys **keys) {
-  uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class c;
-
-  if (!dek) return tde_fail(&db->last, TDE_NOMEM, NULL, "no memory for a new database's key");
-  c = tde_random(h->uuid, TDE_UUID_BYTES, &db->last);
-  /* RFC 4122 section 4.4: version 4, variant 1. */
-  h->uuid[6] = (uint8_t)((h->uuid[6] & 0x0f) | 0x40);
-  h->uuid[8] = (uint8_t)((h->uuid[8] & 0x3f) | 0x80);
-  if (c == TDE_OK) {
-    c = tde_source.create(tde_source.ctx, &db->params, h->uuid, dek, &h->doc, &h->ndoc, &db->last);
-  }
-  if (c == TDE_OK) {
-    c = tde_source.describe(tde_source.ctx, h->doc, h->ndoc, &db->facts, &db->last);
-  }
-  if (c == TDE_OK) {
-    h->epoch = db->facts.epoch;
-    h->sequence = 1;
-    c = tde_keyring_adopt(&tde_source, &db->params, h->uuid, h->epoch, dek, keys, &db->last);
-  }
-  tde_secret_free(dek);
-  return c;
-}
-
-/* How a creation that was announced ended. */
-static void tell_created(const tde_db *db, const uint8_t *uuid, const tde_status *st) {
-  tde_key_event e = {"create", uuid, db->facts.key_id, db->facts.key_version, st};
-  tde_source.event(tde_source.ctx, &db->params, &e);
-}
-
-static void tell_not_created(const tde_db *db, const uint8_t *uuid, int rc) {
-  tde_status st;
-
-  tde_status_clear(&st);
-  tde_fail(&st, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "check the disk",
-           "the new database's header could not be written: %s", sqlite3_errstr(rc));
-  tell_created(db, uuid, &st);
-}
-
-/* It is empty, and is to stay so. */
-static int not_made(tde_db *db) {
+int tde_db_not_made(tde_db *db) {
   (void)tde_db_report(db);
   return SQLITE_CANTOPEN;
 }
 
-int tde_db_create(tde_file *f) {
-  tde_db *db = f->db;
-  tde_header h;
-  tde_keys *keys = NULL;
-  tde_class c;
-  int rc;
-
-  if (db->state != TDE_STATE_NEW) return SQLITE_OK;
-  rc = tde_db_load(f, 0); /* another process may have been first */
-  if (rc || db->state == TDE_STATE_ONLINE) return rc;
-  if (db->state != TDE_STATE_NEW) return tde_db_report(db);
-  if (db->unwanted) return not_made(db);
-  memset(&h, 0, sizeof(h));
-  tde_status_clear(&db->last);
-  c = invent(db, &h, &keys);
-  if (c) {
-    db->last.code = c;
-    rc = tde_db_report(db);
-    if (h.doc) tell_created(db, h.uuid, &db->last);
-    tde_header_clear(&h);
-    return rc;
-  }
-  rc = tde_slots_create(f, &h, keys);
-  if (rc) {
-    (void)LOWER(f)->xTruncate(f->lower, 0);
-    tell_not_created(db, h.uuid, rc);
-    tde_keyring_discard(keys);
-    tde_header_clear(&h);
-    return rc;
-  }
-  for (int i = 0; i < 2; i++) {
-    db->slot[i].valid = 1;
-    db->slot[i].sequence = 1;
-    (void)snprintf(db->slot[i].found, sizeof(db->slot[i].found), "valid");
-  }
-  take_header(db, &h, keys);
-  db->slot_durable = 1; /* slot 0 is */
-  db->state = TDE_STATE_ONLINE;
-  f->s.size_known = 0;
-  tell_created(db, db->header.uuid, NULL);
-  tell_ring(f);
-  return SQLITE_OK;
-}
-
-/* Writes db->header with changes as the next sequence into the other slot. */
-static int next_slot(tde_file *f, tde_header *h, int verify) {
-  tde_db *db = f->db;
-  int slot = !db->header.slot, rc;
-
-  if (!db->slot_durable) {
-    /* The slot in force may be in the system's cache alone, whoever wrote it:
-    ** with both torn by a power loss nothing would be left. */
-    rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
-    db->counters.lower_syncs++;
-    if (rc) return rc;
-  }
-  h->sequence = db->header.sequence + 1;
-  db->slot_durable = 0;
-  rc = tde_slot_write(f, h, slot, db->keys, verify);
-  if (rc) return rc;
-  db->slot_durable = verify;
-  h->slot = slot;
-  db->slot_lost = 0;
-  db->slot[slot].valid = 1;
-  db->slot[slot].sequence = h->sequence;
-  (void)snprintf(db->slot[slot].found, sizeof(db->slot[slot].found), "valid");
-  return SQLITE_OK;
-}
-
-/* The first page write of an empty database fixes U. Not synced by itself:
-** the slot in force stays whole, the units that depend on this one are synced
-** in the same file by the same commit, and before that the database is empty
-** (the hot journal says so). The other slot follows after that sync, so that
-** either slot alone tells U. */
-int tde_db_fix_unit(tde_file *f, int64_t first_write) {
-  tde_db *db = f->db;
-  tde_header h;
-  int rc;
-
-  if (db->header.unit_size) return SQLITE_OK;
-  rc = LOWER(f)->xTruncate(f->lower, TDE_HEADER_BYTES); /* leftovers of a crash */
-  if (rc) return rc;
-  h = db->header;
-  h.unit_size = tde_main_unit_for(first_write);
-  rc = next_slot(f, &h, 0);
-  if (rc) return rc;
-  db->header = h;
-  db->slot_behind = 1;
-  tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, h.unit_size);
-  f->s.size_known = 0;
-  return SQLITE_OK;
-}
-
-/* The slot in force is durable: bring the other one up to it. Read anew under
-** the lock: another process may have done it, or more. */
-static int catch_up_slot(tde_file *f) {
-  tde_db *db = f->db;
-  tde_header h;
-  int rc = tde_db_load(f, 0);
-
-  if (rc || db->state != TDE_STATE_ONLINE || !db->slot_behind) return rc;
-  h = db->header;
-  rc = next_slot(f, &h, 0);
-  if (rc) return rc;
-  db->header = h;
-  db->slot_behind = 0;
-  return SQLITE_OK;
-}
-
-/* A slot without U counts although the file holds more than a header: either
-** a crash cut the first transaction short, or the slot with U is damaged. The
-** tag of unit 0 tells: where it opens under some U, that is the U. */
-static int probe_unit(tde_file *f) {
-  uint32_t n = TDE_UNIT_MAIN_MAX + TDE_UNIT_OVERHEAD;
-  tde_db *db = f->db;
-  sqlite3_int64 size = 0;
-  uint8_t *b;
-  int rc;
-
-  if (db->header.unit_size) return SQLITE_OK;
-  rc = LOWER(f)->xFileSize(f->lower, &size);
-  if (rc || size <= (sqlite3_int64)TDE_HEADER_BYTES) return rc;
-  b = sqlite3_malloc64(2 * (size_t)n);
-  if (!b) return SQLITE_NOMEM;
-  rc = LOWER(f)->xRead(f->lower, b, (int)n, TDE_HEADER_BYTES);
-  if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
-  for (uint32_t u = 512; rc == SQLITE_OK && u <= TDE_UNIT_MAIN_MAX; u *= 2) {
-    tde_class c;
-    tde_geometry_init(&f->s.geo, TDE_ROLE_MAIN, u);
-    c = tde_sealed_open_record(&f->s, 0, b, b + n);
-    if (c == TDE_OK) {
-      db->header.unit_size = u;
-      db->slot_behind = 1;
-      tde_log(TDE_LOG_WARNING,
-              "%s: the header's newer slot is damaged (%s); the unit size was "
-              "found from the first unit",
-              tde_path_of(f), db->slot[!db->header.slot].found);
-      break;
-    }
-    if (c != TDE_TAMPERED) rc = tde_class_rc(c);
-  }
-  tde_wipe(b, 2 * (size_t)n);
-  sqlite3_free(b);
-  return rc;
-}
-
-/* Somebody else has the lock: does the connection's busy handler want to wait? */
-int tde_db_wait_busy(tde_db *db) {
-  return db->busy_handler && db->busy_handler(db->busy_arg);
-}
-
-/* RESERVED through a second lower file. SQLite from 3.51 on refuses it to one that has the wal-index
-** open while other processes have, too (os_unix.c, unixIsSharingShmNode): it asks for such a lock
-** itself only to remove the log, and takes them for a sign that its locks were broken. */
-static int reserve_aside(tde_file *f) {
-  int rc;
-  sqlite3_file *aside = tde_lower_open(f->lower_vfs, f->path,
-                                       SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE, NULL, &rc);
-
-  if (!aside) return rc;
-  rc = tde_main_lock(aside, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
-  if (rc == SQLITE_OK) rc = aside->pMethods->xLock(aside, SQLITE_LOCK_RESERVED);
-  if (rc == SQLITE_OK && tde_has_moved(f)) rc = SQLITE_READONLY_DBMOVED; /* it is another file's lock */
-  if (rc) {
-    (void)tde_main_close(aside);
-  } else {
-    f->db->aside = aside;
-  }
-  return rc;
-}
-
-/* RESERVED, from SHARED. */
-static int reserve_shared(tde_file *f) {
-  int taken = 0, rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-
-  if (rc != SQLITE_BUSY || !f->db->shm_open) return rc;
-  if (tde_main_reserved(f->lower, &taken) != SQLITE_OK || taken) return rc;
-  return reserve_aside(f);
-}
-
-/* RESERVED, from no lock at all. While somebody has it, others take the journal that
-** they find for that writer's: with a hot one beside it they would read, and write
-** over, half a transaction. So it is looked for first, as SQLite does; under SHARED
-** none can become hot. */
-static int reserve_once(tde_file *f) {
-  int hot = 0, rc = tde_main_lock(f->lower, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED);
-
-  if (rc) return rc;
-  if (f->db->state == TDE_STATE_ONLINE) rc = tde_journal_is_hot(f, &hot);
-  if (rc == SQLITE_OK) {
-    rc = hot ? SQLITE_BUSY_RECOVERY : reserve_shared(f);
-  }
-  if (rc) (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_NONE);
-  return rc;
-}
-
-/* Takes RESERVED for a header change. *before: the level to go back to. It waits
-** without any lock: a SHARED lock that is held on would keep the writer, who is
-** waited for, from its EXCLUSIVE one. (In WAL mode connections hold SHARED all the time, and
-** nobody takes EXCLUSIVE for a commit.) SQLITE_BUSY_RECOVERY: a transaction that a crash
-** cut short is to be rolled back first, by reading through SQLite. */
-int tde_db_reserve(tde_file *f, int *before) {
-  tde_db *db = f->db;
-  int rc;
-
-  *before = db->lock;
-  if (db->lock >= SQLITE_LOCK_RESERVED) return SQLITE_OK;
-  if (db->lock == SQLITE_LOCK_SHARED && !db->shm_open) {
-    return LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-  }
-  do {
-    rc = db->lock == SQLITE_LOCK_SHARED ? reserve_shared(f) : reserve_once(f);
-  } while (rc != SQLITE_BUSY_RECOVERY && (rc & 0xff) == SQLITE_BUSY && tde_db_wait_busy(db));
-  return rc;
-}
-
-void tde_db_unreserve(tde_file *f, int before) {
-  if (f->db->aside) (void)tde_main_close(f->db->aside);
-  f->db->aside = NULL;
-  if (before < SQLITE_LOCK_RESERVED) (void)LOWER(f)->xUnlock(f->lower, before);
-}
-
-/* Puts h, whose document is this one, into the next slot, synced and read back;
-** with both, into the other one as well. Takes doc over when it is in force. */
-static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_status *st) {
-  tde_db *db = f->db;
-  tde_header h = db->header;
-  tde_class c;
-  int rc;
-
-  if (*doc) {
-    h.doc = *doc;
-    h.ndoc = ndoc;
-    c = tde_source.describe(tde_source.ctx, *doc, ndoc, &db->facts, st);
-    if (c) return tde_class_rc(c);
-    h.epoch = db->facts.epoch;
-  }
-  rc = next_slot(f, &h, 1);
-  if (rc) {
-    tde_fail(st, TDE_IO, "check the disk; the header in force is untouched",
-             "%s: the new header could not be written: %s", tde_path_of(f), sqlite3_errstr(rc));
-    return rc;
-  }
-  if (*doc) {
-    free(db->header.doc);
-    *doc = NULL;
-  }
-  db->header = h;
-  for (int r = 0; r < TDE_ROLE_KEYS; r++) db->crypt[r].current = h.epoch;
-  /* The change is in force and durable. Should the second slot fail, it keeps the
-  ** state before, and the next change repairs it. */
-  db->slot_behind = 1;
-  if (both && next_slot(f, &h, 1) == SQLITE_OK) {
-    db->header = h;
-    db->slot_behind = 0;
-  }
-  tell_ring(f);
-  return SQLITE_OK;
-}
-
-static int not_online(tde_db *db, tde_status *st) {
+int tde_db_not_online(tde_db *db, tde_status *st) {
   int rc = tde_class_rc(db->last.code);
 
   if (st) *st = db->last;
@@ -918,82 +537,7 @@ static int not_online(tde_db *db, tde_status *st) {
   return rc ? rc : SQLITE_ERROR;
 }
 
-static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st) {
-  tde_db *db = f->db;
-  char *doc = NULL;
-  size_t ndoc = 0;
-  int rc, before;
-
-  if (db->read_only) {
-    tde_fail(st, TDE_IO, "open it for writing", "%s: the database is read-only", tde_path_of(f));
-    return SQLITE_READONLY;
-  }
-  rc = tde_db_reserve(f, &before);
-  if (rc) {
-    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, "try again",
-             rc == SQLITE_BUSY_RECOVERY
-                 ? "%s: a transaction that was cut short is to be rolled back first"
-                 : "%s: another connection is writing",
-             tde_path_of(f));
-    return rc;
-  }
-  rc = tde_db_load(f, 0);
-  if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
-    rc = not_online(db, st);
-  } else if (rc) {
-    tde_fail(st, TDE_IO, "check the disk", "%s: the header could not be read: %s", tde_path_of(f),
-             sqlite3_errstr(rc));
-  }
-  if (rc == SQLITE_OK && db->facts.backup) {
-    (void)tde_fail_backup(f, st);
-    rc = SQLITE_READONLY;
-  }
-  if (rc == SQLITE_OK) {
-    if (mutate) rc = tde_class_rc(mutate(ctx, db->header.doc, db->header.ndoc, &doc, &ndoc, st));
-    if (rc == SQLITE_OK && (doc || !mutate)) {
-      rc = put_document(f, &doc, ndoc, both, st);
-      if (rc) (void)tde_db_load(f, 0); /* what is on disk is in force */
-    }
-    if (rc) tde_keys_abandon_epochs(db->keys, &db->facts);
-  }
-  free(doc);
-  tde_db_unreserve(f, before);
-  return rc;
-}
-
-int tde_file_update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st) {
-  int rc;
-
-  tde_file_enter(f);
-  rc = update_header(f, mutate, ctx, both, st);
-  tde_file_leave(f);
-  return rc;
-}
-
-/* ---- opening and gating ---- */
-
-static char *copy_param(const char *name, const char *key, int *oom) {
-  const char *v = sqlite3_uri_parameter(name, key);
-  char *copy;
-
-  if (!v) return NULL;
-  copy = sqlite3_mprintf("%s", v);
-  if (!copy) *oom = 1;
-  return copy;
-}
-
-/* tde_instance=, or the environment, as it is now: what is opened through one instance stays
-** with it. Where it can not be told, asking for the key says why. */
-static char *instance_of(const char *name, int *oom) {
-  char *dir = tde_source.resolve(tde_source.ctx, sqlite3_uri_parameter(name, "tde_instance"));
-  char *copy;
-
-  if (!dir) return copy_param(name, "tde_instance", oom);
-  copy = sqlite3_mprintf("%s", dir);
-  if (!copy) *oom = 1;
-  free(dir);
-  return copy;
-}
+/* ---- opening ---- */
 
 /* Rule of FORMAT.md: records share sectors, so the lower file must promise
 ** that bytes outside a write's range never change. */
@@ -1011,85 +555,9 @@ static int check_powersafe(tde_file *f) {
   return SQLITE_CANTOPEN;
 }
 
-/* The URI parameters, and the two values of those that have no others. */
-static const struct uri_param {
-  const char *name, *usual, *second;
-} uri_params[] = {{"tde_instance", NULL, NULL},
-                  {"tde_protector", NULL, NULL},
-                  {"tde_identity", NULL, NULL},
-                  {"tde_federated_client_id", NULL, NULL},
-                  {"tde_key", NULL, NULL},
-                  {"tde_base", NULL, NULL},
-                  {"tde_functions", NULL, NULL},
-                  {"tde_plain", "refuse", "allow"},
-                  {"tde_damaged", "refuse", "zeros"},
-                  {"tde_inaccessible", "allow", "refuse"},
-                  {"tde_map", "on", "off"}};
-
-static const struct uri_param *find_param(const char *key) {
-  for (size_t i = 0; i < sizeof(uri_params) / sizeof(uri_params[0]); i++) {
-    if (strcmp(key, uri_params[i].name) == 0) return &uri_params[i];
-  }
-  return NULL;
-}
-
-/* SQLite finds the first parameter of a name alone. */
-static int is_repeated(const char *name, int at) {
-  const char *key = sqlite3_uri_key(name, at);
-
-  for (int i = 0; i < at; i++) {
-    if (strcmp(sqlite3_uri_key(name, i), key) == 0) return 1;
-  }
-  return 0;
-}
-
-/* Not NULL: what is wrong with a parameter of the name, and *remedy. Its value is looked at
-** elsewhere where SQLite shows the message (tde_functions: sql/functions.c). */
-static const char *wrong_with(const char *name, int at, char remedy[128]) {
-  const char *key = sqlite3_uri_key(name, at), *value;
-  const struct uri_param *p;
-
-  if ((key[0] | 0x20) != 't' || sqlite3_strnicmp(key, "tde", 3) != 0) return NULL;
-  value = sqlite3_uri_parameter(name, key);
-  p = find_param(key);
-  (void)snprintf(remedy, 128, "README.md lists them");
-  if (!p) return "there is no URI parameter of this name";
-  (void)snprintf(remedy, 128, "name it once");
-  if (is_repeated(name, at)) return "stands in the URI twice";
-  if (p->usual) {
-    (void)snprintf(remedy, 128, "use %s=%s or %s=%s", key, p->usual, key, p->second);
-    return strcmp(value, p->usual) != 0 && strcmp(value, p->second) != 0 ? "has no such value"
-                                                                         : NULL;
-  }
-  (void)snprintf(remedy, 128, "give it a value or leave it out");
-  return !value[0] && strcmp(key, "tde_functions") != 0 ? "is empty" : NULL;
-}
-
-/* What is misspelt, left empty or said twice would be passed over, and with it a key or an
-** instance. */
-tde_class tde_uri_check(const char *name, tde_status *st) {
-  const char *key, *why;
-  char remedy[128];
-
-  for (int i = 0; (key = sqlite3_uri_key(name, i)) != NULL; i++) {
-    why = wrong_with(name, i, remedy);
-    if (!why) continue;
-    if (st) tde_status_clear(st);
-    return tde_fail(st, TDE_MISUSE, remedy, "%.250s: %.60s=%.100s: %s", name, key,
-                    sqlite3_uri_parameter(name, key), why);
-  }
-  return TDE_OK;
-}
-
-static int uri_says(const char *name, const char *param, const char *what) {
-  const char *value = sqlite3_uri_parameter(name, param);
-
-  return value && strcmp(value, what) == 0;
-}
-
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
-  int rc, oom = 0;
+  int rc;
 
   if (!db) return SQLITE_NOMEM;
   memset(db, 0, sizeof(*db));
@@ -1097,16 +565,9 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   db->file = f;
   db->fork = tde_fork_generation();
   db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
-  db->plain_allowed = uri_says(name, "tde_plain", "allow");
-  db->damaged_zeros = uri_says(name, "tde_damaged", "zeros");
-  db->map_off = uri_says(name, "tde_map", "off");
-  db->params.instance = instance_of(name, &oom);
-  db->params.protector = copy_param(name, "tde_protector", &oom);
-  db->params.identity = copy_param(name, "tde_identity", &oom);
-  db->params.federated_client_id = copy_param(name, "tde_federated_client_id", &oom);
-  db->as_key = copy_param(name, "tde_key", &oom);
+  rc = tde_db_read_uri(db, name);
+  if (rc) return rc;
   ask_as_opened(db);
-  if (oom) return SQLITE_NOMEM;
   db->params.path = (char *)f->path; /* borrowed, as is the name of the VFS */
   db->params.vfs = (char *)f->lower_vfs->zName;
   __atomic_store_n(&db->opened, db->read_only ? 1 : 2, __ATOMIC_RELEASE);
@@ -1116,21 +577,11 @@ int tde_db_open(tde_file *f, const char *name, int flags) {
   rc = tde_db_load(f, 1);
   if (rc == SQLITE_OK && !f->plain) rc = check_powersafe(f);
   if (rc == SQLITE_OK && !f->plain && db->state != TDE_STATE_ONLINE && db->state != TDE_STATE_NEW &&
-      uri_says(name, "tde_inaccessible", "refuse")) {
+      db->refuse_inaccessible) {
     rc = tde_db_report(db);
     if (rc == SQLITE_OK) rc = SQLITE_CANTOPEN;
   }
   return rc;
-}
-
-/* A connection that never synced (synchronous=OFF) leaves a slot behind. */
-void tde_db_before_close(tde_file *f) {
-  tde_db *db = f->db;
-  tde_status st;
-
-  if (!db || !db->slot_behind || db->read_only || db->facts.backup) return;
-  if (db->state != TDE_STATE_ONLINE) return;
-  if (update_header(f, NULL, NULL, 0, &st) == SQLITE_OK) db->slot_behind = 0;
 }
 
 void tde_db_close(tde_file *f) {
@@ -1141,102 +592,9 @@ void tde_db_close(tde_file *f) {
   tde_keyring_release(db->keys);
   tde_header_clear(&db->header);
   tde_index_unmapped(db);
-  sqlite3_free(db->params.instance);
-  sqlite3_free(db->params.protector);
-  sqlite3_free(db->params.identity);
-  sqlite3_free(db->params.federated_client_id);
-  sqlite3_free(db->as_key);
+  tde_db_forget_uri(db);
   sqlite3_free(db);
   f->db = NULL;
-}
-
-/* ---- the key is away ---- */
-
-void tde_db_wipe(tde_db *db) {
-  for (int r = 0; r < TDE_ROLE_KEYS; r++) tde_cryptor_wipe(&db->crypt[r]);
-}
-
-int tde_db_in_transaction(const tde_db *db) {
-  return db->shm_locks > 0 || (db->lock > SQLITE_LOCK_NONE && !db->shm_open) ||
-         db->lock > SQLITE_LOCK_SHARED;
-}
-
-void tde_db_lose(tde_db *db) {
-  tde_key_report r;
-
-  tde_db_wipe(db);
-  tde_sealed_forget(&db->file->s);
-  db->head_valid = 0;
-  db->state = TDE_STATE_INACCESSIBLE;
-  db->retry_at = tde_now_ms() + RETRY_MS;
-  tde_keys_report(db->keys, &r);
-  db->last = r.last;
-  if (r.last.code == TDE_OK) { /* it is being healed at this very moment */
-    tde_fail(&db->last, TDE_UNREACHABLE, "try again", "%s: its key was away until just now",
-             tde_path_of(db->file));
-  }
-}
-
-/* Asks the key service, by the header that is on disk now. */
-static void check_now(tde_db *db) {
-  tde_key_report r;
-  tde_header h;
-
-  (void)read_newest(db, &h);
-  (void)tde_keyring_check(db->keys, &tde_source, h.doc ? &h : NULL);
-  tde_header_clear(&h);
-  /* A denial is repeated by a thread, and what goes with a check (watch.h) is its to do. */
-  if (!tde_watch_kick()) return;
-  tde_keys_report(db->keys, &r);
-  if (r.last.code == TDE_OK) tde_keyring_hurry(db->keys);
-}
-
-/* A thread that is there has looked by then. */
-#define LATE_MS 1000
-
-/* A check that is due and that no thread looks after. A key service is not waited for here
-** if a thread can be had. A local key answers at once, and is asked before anything is read
-** if no thread did in time: for local keys alone none is started when a database is opened. */
-static void check_here(tde_db *db) {
-  int64_t late = tde_now_ms() - tde_keys_due(db->keys);
-  uint64_t fork = tde_fork_generation();
-  int remote = tde_keys_remote(db->keys); /* another connection may have changed the key */
-
-  if (db->fork != fork) { /* nobody looked after it here: a check that is overdue is waited for */
-    db->fork = fork;
-    if (tde_keyring_use_here(db->keys, 1)) {
-      check_now(db);
-      return;
-    }
-  }
-  if (late < 0) return;
-  if (remote || (late < LATE_MS && tde_watch_threads() > 0)) {
-    if (tde_watch_kick()) return;
-  }
-  if (tde_keyring_claim(db->keys)) check_now(db);
-}
-
-/* A transaction may go on for longer than a check interval. */
-#define IO_GATES 64
-static void check_meanwhile(tde_db *db) {
-  if (++db->io_gates % IO_GATES || tde_keys_due(db->keys) > tde_now_ms()) return;
-  tde_keyring_use_here(db->keys, 0); /* in the middle of a transaction nobody is waited for */
-  (void)tde_watch_kick();
-}
-
-int tde_db_io_gate(tde_file *f) {
-  tde_db *db = f->db;
-
-  if (!db->keys || db->state != TDE_STATE_ONLINE) return SQLITE_OK;
-  if (tde_keys_live(db->keys)) {
-    check_meanwhile(db);
-    return SQLITE_OK;
-  }
-  /* What was under way at the loss may end (its rollback needs the journal's
-  ** key), but not go on for ever. */
-  if (!tde_keys_cut_off(db->keys)) return SQLITE_OK;
-  tde_db_lose(db);
-  return tde_db_report(db);
 }
 
 int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance, int flags,
@@ -1268,84 +626,7 @@ void tde_db_close_beside(tde_file *f) {
   sqlite3_free(f);
 }
 
-/* A secondary whose update was cut short: it is finished before anything is read.
-** Who updates it holds EXCLUSIVE, so under SHARED such a log is nobody's. */
-static int finish_update(tde_file *f) {
-  tde_db *db = f->db;
-  int rc;
-
-  if (!tde_redo_exists(f)) return SQLITE_OK;
-  if (db->read_only) {
-    /* A log that does not count is of an update that has changed nothing yet. */
-    rc = tde_redo_none(f);
-    if (rc == SQLITE_BUSY) {
-      tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
-               "%s: an update of this secondary was cut short", tde_path_of(f));
-    }
-  } else {
-    rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
-    if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);
-    if (rc == SQLITE_OK) rc = tde_redo_settle(f, 1);
-    (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_SHARED);
-  }
-  if (rc && (rc & 0xff) != SQLITE_BUSY) {
-    tde_fail(&db->last, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO,
-             "check the disk, and the permissions of the file whose name ends in -tdelog",
-             "%s: the log of an update of this secondary can not be used: %s", tde_path_of(f),
-             sqlite3_errstr(rc));
-    (void)tde_db_report(db);
-  }
-  return rc;
-}
-
-int tde_db_ask(tde_file *f) {
-  tde_db *db = f->db;
-  int rc = SQLITE_OK;
-
-  if (db->state == TDE_STATE_ONLINE && db->keys) {
-    /* A transaction begins: what is wrong now shows anew. */
-    if (db->last.code && db->lock <= SQLITE_LOCK_SHARED) tde_status_clear(&db->last);
-    check_here(db);
-    if (db->unlearnt && tde_keys_live(db->keys)) {
-      db->unlearnt = TDE_OK;
-      rc = freshen(f);
-    }
-  } else if (db->state == TDE_STATE_INACCESSIBLE &&
-             (tde_now_ms() >= db->retry_at || (db->keys && tde_keys_live(db->keys)))) {
-    rc = tde_db_load(f, 1);
-  }
-  return rc;
-}
-
-int tde_db_gate(tde_file *f) {
-  tde_db *db = f->db;
-  int rc;
-
-  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
-  if (db->state == TDE_STATE_ONLINE && db->facts.secondary) {
-    rc = finish_update(f);
-    if (rc) return rc;
-  }
-  switch (db->state) {
-    case TDE_STATE_ONLINE:
-      if (db->header.unit_size) return SQLITE_OK;
-      return tde_db_load(f, 1); /* empty so far: another connection may have fixed U */
-    case TDE_STATE_PLAIN:
-      return SQLITE_OK;
-    case TDE_STATE_NEW:
-    case TDE_STATE_DAMAGED: /* somebody may have put the file right, or the disk */
-      rc = tde_db_load(f, 1);
-      if (rc) return rc;
-      break;
-    default:
-      break;
-  }
-  if (db->state == TDE_STATE_NEW && db->unwanted) return not_made(db);
-  if (db->state == TDE_STATE_ONLINE || db->state == TDE_STATE_NEW || db->state == TDE_STATE_PLAIN) {
-    return SQLITE_OK;
-  }
-  return tde_db_report(db);
-}
+/* ---- revalidation ---- */
 
 /* A header that can not be changed does not name the key that was found: this connection goes
 ** on asking for it, as if it had been opened with tde_key=. */
@@ -1376,164 +657,10 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
   }
   ask_as_opened(db);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
-    rc = not_online(db, st);
+    rc = tde_db_not_online(db, st);
     /* One denial is no loss yet: the lease says when it is. */
     if (db->keys && tde_keys_live(db->keys)) (void)load(f, 1, 0);
   }
   tde_file_leave(f);
   return rc;
 }
-
-int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st) {
-  tde_db *db = f->db;
-  char *had[2] = {db->params.protector, db->params.identity};
-  int rc, before;
-
-  tde_file_enter(f);
-  rc = tde_db_reserve(f, &before);
-  if (rc == SQLITE_OK) {
-    if (protector) db->params.protector = (char *)protector;
-    if (identity) db->params.identity = (char *)identity;
-    rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : SQLITE_MISUSE;
-    db->params.protector = had[0];
-    db->params.identity = had[1];
-    tde_db_unreserve(f, before);
-  }
-  if (rc && st) *st = db->last;
-  tde_file_leave(f);
-  return rc;
-}
-
-const char *tde_file_instance(tde_file *f) {
-  return f->db->params.instance;
-}
-
-const tde_key_params *tde_file_params(tde_file *f) {
-  return &f->db->params;
-}
-
-int tde_file_read_only(tde_file *f) {
-  return f->db->read_only || f->db->facts.backup;
-}
-
-int tde_file_is_locked(tde_file *f) {
-  int is;
-
-  tde_file_enter(f);
-  is = f->db->lock > SQLITE_LOCK_SHARED || f->db->wal_writing;
-  tde_file_leave(f);
-  return is;
-}
-
-int tde_file_has_moved(tde_file *f) {
-  int is;
-
-  tde_file_enter(f);
-  is = tde_has_moved(f);
-  tde_file_leave(f);
-  return is;
-}
-
-tde_class tde_fail_backup(const tde_file *f, tde_status *st) {
-  return tde_fail(st, TDE_MISUSE, "tde_restore() makes a database of it",
-                  "%s: is a backup, which is only read", tde_path_of(f));
-}
-
-tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
-  tde_db *db = f->db;
-  tde_class c = db->keys ? tde_keys_dek(db->keys, epoch, dek) : TDE_WRONG_KEY;
-
-  if (c == TDE_OK) return c;
-  if (db->last.code) {
-    if (st) *st = db->last;
-    return c;
-  }
-  return tde_fail(st, c, NULL, "%s: the DEK of epoch %u is not at hand", tde_path_of(f), epoch);
-}
-
-tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {
-  tde_class c = f->db->keys ? tde_keys_add_epoch(f->db->keys, epoch, dek, 1) : TDE_WRONG_KEY;
-
-  if (c == TDE_WRONG_KEY) {
-    return tde_fail(st, c, "close all connections to the database, and open it again",
-                    "%s: was replaced while it was open: epoch %u has another key here",
-                    tde_path_of(f), (unsigned)epoch);
-  }
-  return c ? tde_fail(st, c, NULL, "%s: no room for a new DEK epoch", tde_path_of(f)) : TDE_OK;
-}
-
-int tde_file_report(tde_file *f, tde_key_report *out) {
-  if (!f->db->keys) return 0;
-  tde_keys_report(f->db->keys, out);
-  return 1;
-}
-
-int tde_db_after_sync(tde_file *f) {
-  tde_db *db = f->db;
-  int rc = SQLITE_OK;
-
-  db->slot_durable = 1;
-  if (db->slot_behind && db->lock >= SQLITE_LOCK_RESERVED) rc = catch_up_slot(f);
-  return rc == SQLITE_OK ? tde_guard_clear(f) : rc;
-}
-
-/* ---- hooks ---- */
-
-/* The journal's records must be in the file before the pages that they save:
-** the process may die after this write (SQLite may not sync in between). */
-static int journal_first(void *ctx) {
-  tde_file *f = ctx;
-  tde_file *j = f->db->journal;
-  if (f->db->journal_lost) return SQLITE_IOERR_WRITE;
-  return j && !j->plain && tde_sealed_pending(&j->s) ? tde_sealed_flush(&j->s) : SQLITE_OK;
-}
-
-/* A record that a sweep was writing as it ended is whole in the sweep's log. */
-static int lacks_its_log(tde_file *f, const tde_db *db) {
-  return db && f->role == TDE_ROLE_MAIN && db->facts.regenerating && !tde_redo_exists(f);
-}
-
-static int bad_unit(void *ctx, uint64_t index, tde_class c) {
-  tde_file *f = ctx;
-  tde_db *db = f->role == TDE_ROLE_TEMP ? NULL : f->db;
-  tde_status st, *s = db ? &db->last : &st;
-
-  if (c == TDE_NOMEM) return SQLITE_NOMEM;
-  /* Nothing is wrong with a unit whose epoch's key is not to be had: tde_db_learn_epoch says why. */
-  if (db && !is_damage(c) && c == s->code) return tde_db_report(db);
-  tde_status_clear(s);
-  if (db) db->counters.units_rejected++;
-  if (c == TDE_TAMPERED) {
-    tde_fail(s, c,
-             lacks_its_log(f, db)
-                 ? "tde_rotate_dek was cut short: if the file was moved, put its -tdelog "
-                   "beside it, too; else restore from a backup"
-                 : "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: %s unit %llu is not authentic (damaged or tampered with)", tde_path_of(f),
-             tde_role_name(f->role), (unsigned long long)index);
-  } else if (c == TDE_TRUNCATED) {
-    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends before %s unit %llu, which the database counts on", tde_path_of(f),
-             tde_role_name(f->role), (unsigned long long)index);
-  } else if (c == TDE_TORN) {
-    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends within %s unit %llu", tde_path_of(f), tde_role_name(f->role),
-             (unsigned long long)index);
-  } else {
-    tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", tde_path_of(f),
-             tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
-  }
-  tde_log_status(TDE_LOG_ERROR, NULL, s);
-  return tde_class_rc(c);
-}
-
-const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
-                                         .guard = tde_guard_put,
-                                         .salvage = tde_guard_salvage,
-                                         .absent = tde_wal_has_rest,
-                                         .bad = bad_unit,
-                                         .learn = tde_db_learn_epoch,
-                                         .copy = tde_map_copy};
-const tde_sealed_hooks tde_log_hooks = {
-    .bad = bad_unit, .trim = tde_journal_trim, .learn = tde_db_learn_epoch};
-const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit};

@@ -9,7 +9,8 @@
 ** slot, syncs it and reads it back: a crash anywhere leaves the old one.
 ** FORMAT.md has the bytes.
 **
-** This module parses and builds; slots.c reads and writes, database.c has the lock and the order.
+** This module parses and builds; slots.c reads and writes, database_edit.c has the lock and
+** the order.
 */
 #ifndef TDE_HEADER_H
 #define TDE_HEADER_H

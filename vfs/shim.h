@@ -45,6 +45,7 @@ typedef struct tde_db {
   int guest; /* one of them has attached it, and has a main database of another VFS */
   int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
+  int refuse_inaccessible; /* tde_inaccessible=refuse: it is not opened then */
   int shm_locks;                    /* wal-index locks that this connection holds */
   int wal_writing;                  /* ... the one to write is among them */
   uint8_t seen[2][TDE_SLOT_FIXED];  /* of both slots when the header was read */
@@ -181,34 +182,35 @@ static inline void tde_file_leave(tde_file *f) {
   atomic_store_explicit(&f->use, 0, memory_order_release);
 }
 
-/* database.c: a main database's header, keys and locks */
+/* uri.c: the tde_ parameters of a main database's name */
+/* Reads them into db; SQLITE_NOMEM. (tde_uri_check says what is wrong with one.) */
+int tde_db_read_uri(tde_db *db, const char *name);
+void tde_db_forget_uri(tde_db *db); /* frees what was read */
+
+/* database.c: a main database's header as it is read, and its keys */
+/* An inaccessible database asks for its key again at most this often. */
+#define TDE_RETRY_MS 1000
 int tde_db_open(tde_file *f, const char *name, int flags);
-void tde_db_before_close(tde_file *f);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
-/* Before a transaction's first lock: what the key service may have to be asked for is asked
-** while nobody waits for this connection. SQLITE_OK does not say that the database is Online. */
-int tde_db_ask(tde_file *f);
-int tde_db_gate(tde_file *f);    /* ... and after it: SQLITE_OK when a transaction may begin */
-int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
-int tde_db_create(tde_file *f);  /* a new database's header, under RESERVED */
-int tde_db_fix_unit(tde_file *f, int64_t first_write);
 int tde_db_report(tde_db *db); /* logs db->last, returns its rc */
-int tde_db_after_sync(tde_file *f);
+int tde_db_not_made(tde_db *db); /* the same of a new one that is to stay empty */
+/* The code, and st, for what needs a database that is Online. */
+int tde_db_not_online(tde_db *db, tde_status *st);
+/* The newest whole header that the file has now, to be cleared by the caller; its doc is NULL
+** where there is none, or it could not be read. False: a slot could not be looked at. */
+int tde_db_read_newest(tde_db *db, tde_header *now);
+/* Puts a parsed header in force with the keys that verify it; db->facts are its already. Takes h
+** and keys over. */
+void tde_db_take_header(tde_db *db, tde_header *h, tde_keys *keys);
+/* db->facts are those of the header that is in force now; they are another's where one could not
+** be taken. */
+void tde_db_take_facts(tde_db *db);
 /* Reads the header again if another connection changed it. */
 int tde_db_follow(tde_file *f);
 /* The same for those who keep other writers of the database file out: they also
 ** put in place what an interrupted sweep left. */
 int tde_db_freshen(tde_file *f);
-/* Takes RESERVED for a change outside of SQLite's transactions; *before: what to go
-** back to with tde_db_unreserve. The connection's busy handler decides how long. */
-int tde_db_reserve(tde_file *f, int *before);
-void tde_db_unreserve(tde_file *f, int before);
-int tde_db_wait_busy(tde_db *db);
-/* The key is away: nothing that was derived from it stays. */
-void tde_db_lose(tde_db *db);
-void tde_db_wipe(tde_db *db);
-int tde_db_in_transaction(const tde_db *db);
 /* Opens a database beside SQLite, for its keys or its units: the file has no methods
 ** and is in no list. instance: as in the URI, or NULL. *out is to be closed also after
 ** a failure; its state may be any. */
@@ -225,6 +227,33 @@ int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 tde_class tde_db_learn_epoch(void *ctx, uint32_t epoch);
 /* Does the header that is in force name this epoch, and is it in the key ring? */
 int tde_db_knows(const tde_db *db, uint32_t epoch);
+
+/* database_edit.c: creates and changes a main database's header */
+int tde_db_create(tde_file *f); /* a new database's header, under RESERVED */
+/* Before the first page is written: the unit size, by the bytes of that write. */
+int tde_db_fix_unit(tde_file *f, int64_t first_write);
+int tde_db_after_sync(tde_file *f);
+void tde_db_before_close(tde_file *f);
+
+/* gate.c: may a transaction begin, and go on? */
+/* Before a transaction's first lock: what the key service may have to be asked for is asked
+** while nobody waits for this connection. SQLITE_OK does not say that the database is Online. */
+int tde_db_ask(tde_file *f);
+int tde_db_gate(tde_file *f);    /* ... and after it: SQLITE_OK when a transaction may begin */
+int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
+/* The key is away: nothing that was derived from it stays. */
+void tde_db_lose(tde_db *db);
+void tde_db_wipe(tde_db *db);
+int tde_db_in_transaction(const tde_db *db);
+
+/* reserve.c: RESERVED for a change outside of SQLite's transactions */
+/* Takes it; *before: what to go back to with tde_db_unreserve. The connection's busy handler decides
+** how long. */
+int tde_db_reserve(tde_file *f, int *before);
+void tde_db_unreserve(tde_file *f, int before);
+int tde_db_wait_busy(tde_db *db);
+
+/* hooks.c: what sealed files ask of their database */
 extern const tde_sealed_hooks tde_main_hooks, tde_log_hooks, tde_temp_hooks;
 
 /* refused.c */

@@ -1,6 +1,6 @@
 /*
 ** slots.h: the two slots of a main database's header, between file and memory. Which one
-** counts, and when one is written, is database.c's to say. Internal to vfs/.
+** counts is database.c's to say, when one is written database_edit.c's. Internal to vfs/.
 */
 #ifndef TDE_SLOTS_H
 #define TDE_SLOTS_H
