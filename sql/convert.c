@@ -92,10 +92,10 @@ static int fail(conversion *c, int rc, tde_class cls, const char *remedy, const 
 /* What the shim says of its side, when that is the cause. */
 static int shim_says(conversion *c, sqlite3 *db) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
-  tde_file *f = NULL;
+  tde_file *f = db ? tde_subject_find(db, "main") : NULL;
   int said = 0;
 
-  if (info && db && sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK) {
+  if (info && f) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) {
       (void)tde_fail(&c->st, info->last.code,

@@ -88,20 +88,10 @@ static const char *schema_of(int argc, sqlite3_value **argv) {
   return name ? name : "main";
 }
 
-/* The shim's file of a schema, or NULL when another VFS has it. */
-static tde_file *file_of(sqlite3 *db, const char *schema) {
-  tde_file *f = NULL;
-  return sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK ? f : NULL;
-}
-
 static int no_such_schema(sqlite3_context *ctx, const char *schema) {
   tde_status st;
 
-  /* SQLite makes the schema temp when it is used first. */
-  if (sqlite3_db_filename(sqlite3_context_db_handle(ctx), schema) ||
-      sqlite3_stricmp(schema, "temp") == 0) {
-    return 0;
-  }
+  if (tde_subject_is_schema(sqlite3_context_db_handle(ctx), schema)) return 0;
   tde_status_clear(&st);
   tde_fail(&st, TDE_MISUSE, "PRAGMA database_list names the schemas",
            "there is no schema named '%s' on this connection", schema);
@@ -331,7 +321,7 @@ static void fn_status(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
 
   if (no_such_schema(ctx, schema)) return;
   j = tde_json_object();
-  f = file_of(db, schema);
+  f = tde_subject_find(db, schema);
   bad = f ? put_file(j, f) : put_other(j, db, schema);
   bad |= tde_json_set_bool(j, "memory_locked", tde_secret_locked());
   tde_result_json(ctx, j, bad);
@@ -571,7 +561,7 @@ int tde_sql_on_open(sqlite3 *db, char **error) {
   int rc = SQLITE_OK;
 
   if (name && name[0]) {
-    if (!file_of(db, "main")) {
+    if (!tde_subject_find(db, "main")) {
       rc = is_refused(db, error);
       if (rc == SQLITE_OK) rc = refuse_mistaken(name, error);
     }

@@ -23,10 +23,9 @@ SQLITE_EXTENSION_INIT3
 /* What the database's file says of its last failure; of a source the remedy is another one. */
 static void ask_file(sqlite3 *db, const char *schema, tde_status *st) {
   tde_file_info *info = sqlite3_malloc64(sizeof(*info));
-  tde_file *f = NULL;
+  tde_file *f = db ? tde_subject_find(db, schema) : NULL;
 
-  if (st->code == TDE_OK && info && db &&
-      sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
+  if (st->code == TDE_OK && info && f) {
     tde_file_info_get(f, 0, info);
     if (info->last.code) *st = info->last;
     if (st->code == TDE_TRUNCATED)

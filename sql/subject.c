@@ -9,19 +9,30 @@
 
 SQLITE_EXTENSION_INIT3
 
-tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
-  const char *name;
+tde_file *tde_subject_find(sqlite3 *db, const char *schema) {
   tde_file *f = NULL;
 
+  return sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK ? f : NULL;
+}
+
+int tde_subject_is_schema(sqlite3 *db, const char *name) {
+  return sqlite3_db_filename(db, name) || sqlite3_stricmp(name, "temp") == 0;
+}
+
+tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st) {
+  const char *name;
+  tde_file *f;
+
   if (!schema) schema = "main";
-  if (sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK && f) return f;
+  f = tde_subject_find(db, schema);
+  if (f) return f;
   name = sqlite3_db_filename(db, schema);
-  if (name ? !name[0] : sqlite3_stricmp(schema, "temp") == 0) {
-    tde_fail(st, TDE_MISUSE, "name a schema whose database is a file",
-             "schema '%s' has no file of its own: it is temporary, or in memory", schema);
-  } else if (!name) {
+  if (!tde_subject_is_schema(db, schema)) {
     tde_fail(st, TDE_MISUSE, "PRAGMA database_list names the schemas",
              "there is no schema named '%s' on this connection", schema);
+  } else if (!name || !name[0]) {
+    tde_fail(st, TDE_MISUSE, "name a schema whose database is a file",
+             "schema '%s' has no file of its own: it is temporary, or in memory", schema);
   } else {
     tde_fail(st, TDE_NOT_ENCRYPTED,
              "open it with vfs=tde; a database in plain becomes an encrypted one by tde_encrypt()",
@@ -98,13 +109,9 @@ int tde_is_uri(const char *path, tde_status *st) {
 
 const char *tde_subject_instance(sqlite3 *db, int argc, sqlite3_value **argv, int i) {
   const char *named = tde_arg_text(argc, argv, i);
-  tde_file *f = NULL;
+  tde_file *f = named ? NULL : tde_subject_find(db, "main");
 
-  if (named) return named;
-  if (sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f) {
-    return tde_file_instance(f);
-  }
-  return NULL;
+  return f ? tde_file_instance(f) : named;
 }
 
 /* RFC 3986: everything but the unreserved characters and '/' is escaped. */

@@ -13,6 +13,11 @@
 ** such schema, or another VFS has it. */
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
 
+/* The same without a word: NULL where another VFS has it, or nobody. */
+tde_file *tde_subject_find(sqlite3 *db, const char *schema);
+/* Is there a schema of this name? (SQLite makes "temp" when it is first used.) */
+int tde_subject_is_schema(sqlite3 *db, const char *name);
+
 /* To be asked before any argument's text is taken. SQLITE_MISUSE: a text is cut short by a NUL
 ** byte, and what follows it would be passed over; SQLITE_NOMEM: one can not be had, and would
 ** count as absent. Either way another file, schema or key would be meant. Then st is set. */

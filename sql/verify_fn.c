@@ -183,10 +183,6 @@ static int open_file(verification *v, const char *source, tde_status *st) {
   return rc;
 }
 
-static int is_schema(sqlite3 *db, const char *name) {
-  return sqlite3_db_filename(db, name) || sqlite3_stricmp(name, "temp") == 0;
-}
-
 static int find(verification *v, const char *source, tde_status *st) {
   int rc = SQLITE_OK;
 
@@ -197,7 +193,7 @@ static int find(verification *v, const char *source, tde_status *st) {
   }
   v->schema = source ? source : "main";
   v->db = v->caller;
-  if (!is_schema(v->db, v->schema)) {
+  if (!tde_subject_is_schema(v->db, v->schema)) {
     v->db = NULL;
     rc = open_file(v, v->schema, st);
   }

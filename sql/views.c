@@ -30,10 +30,6 @@ int tde_view_set_time(tde_json *obj, const char *name, int64_t t) {
 
 /* ---- sources ---- */
 
-static int is_schema(sqlite3 *db, const char *name) {
-  return sqlite3_db_filename(db, name) != NULL;
-}
-
 /* Nonsense there is as good as none. */
 static tde_class parse_other(tde_view_db *v, tde_status *st) {
   tde_status why;
@@ -85,7 +81,8 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
   return tde_class_rc(c);
 }
 
-int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *st) {
+/* A schema or a path; NULL: "main". An SQLite code; st tells. */
+static int open_source(tde_view_db *v, sqlite3 *db, const char *source, tde_status *st) {
   const char *vfs = NULL;
 
   memset(v, 0, sizeof(*v));
@@ -96,7 +93,7 @@ int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *s
              "the source is empty");
     return SQLITE_MISUSE;
   }
-  if (is_schema(db, source)) {
+  if (tde_subject_is_schema(db, source)) {
     tde_file_info *info = sqlite3_malloc64(sizeof(*info));
     v->schema = source;
     v->f = info ? tde_subject_file(db, source, st) : NULL;
@@ -216,7 +213,7 @@ static tde_json *rows_keylist(sqlite3 *db, const char *const *argv, tde_status *
   int64_t t = filter_time(db, argv[0], &current, st);
 
   if (st->code) return NULL;
-  if (tde_view_open(&v, db, argv[1], st) == SQLITE_OK) list = tde_json_array();
+  if (open_source(&v, db, argv[1], st) == SQLITE_OK) list = tde_json_array();
   if (list && add_keys(list, &v, current, t, st)) {
     tde_json_free(list);
     list = NULL;
@@ -302,7 +299,7 @@ static int each_schema(sqlite3 *db, add_rows one, tde_json *list, tde_status *wh
     tde_status st;
     tde_view_db v;
     tde_status_clear(&st);
-    if (schema && tde_view_open(&v, db, schema, &st) == SQLITE_OK) bad = one(list, &v, why);
+    if (schema && open_source(&v, db, schema, &st) == SQLITE_OK) bad = one(list, &v, why);
     if (schema) tde_view_close(&v);
   }
   (void)sqlite3_finalize(stmt);
@@ -323,7 +320,7 @@ static tde_json *rows_of(sqlite3 *db, const char *source, add_rows one, tde_stat
   if (!source) {
     bad |= each_schema(db, one, list, st);
   } else {
-    int rc = tde_view_open(&v, db, source, st);
+    int rc = open_source(&v, db, source, st);
     if (rc == SQLITE_OK) bad |= one(list, &v, st);
     if (rc) bad = 1;
     tde_view_close(&v);
@@ -465,8 +462,7 @@ static tde_json *event_row(const tde_json *e, const char *path, const char *wher
 }
 
 static int same_member(const tde_json *a, const tde_json *b, const char *name) {
-  const char *x = tde_json_get_text(a, name), *y = tde_json_get_text(b, name);
-  return strcmp(x ? x : "", y ? y : "") == 0;
+  return tde_same_text(tde_json_get_text(a, name), tde_json_get_text(b, name));
 }
 
 /* Is it in the list already? */
@@ -514,10 +510,9 @@ static int add_events(tde_json *list, const tde_view_db *v, tde_status *st) {
 /* Without a source, on a connection whose main database is not the shim's: what this
 ** process knows of all databases. */
 static tde_json *rows_events(sqlite3 *db, const char *const *argv, tde_status *st) {
-  tde_file *f = NULL;
   tde_json *list;
 
-  if (argv[0] || (sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f) == SQLITE_OK && f)) {
+  if (argv[0] || tde_subject_find(db, "main")) {
     return rows_of(db, argv[0] ? argv[0] : "main", add_events, st);
   }
   list = tde_json_array();

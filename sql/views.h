@@ -27,9 +27,8 @@ typedef struct tde_view_db {
   tde_peek head;     /* its documents are not kept */
 } tde_view_db;
 
-/* Resolves a source (NULL: "main"). An SQLite code; st tells. */
-int tde_view_open(tde_view_db *v, sqlite3 *db, const char *source, tde_status *st);
-/* The same with source always a path. vfs: the VFS below, NULL: the default one. */
+/* Reads what a database file's header says. vfs: the VFS below, NULL: the default one. An SQLite
+** code; st tells. */
 int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, const char *vfs,
                        tde_status *st);
 void tde_view_close(tde_view_db *v);

@@ -40,6 +40,14 @@ static int split(char *text, const char **names, int max) {
   return n;
 }
 
+/* How many arguments a view takes at most. */
+static int most_args(const tde_view *v) {
+  int n = v->args[0] != 0;
+
+  for (const char *p = v->args; *p; p++) n += *p == ',';
+  return n;
+}
+
 static int table_disconnect(sqlite3_vtab *t) {
   sqlite3_free(((view_table *)t)->text);
   sqlite3_free(t);
@@ -65,8 +73,7 @@ static int table_connect(sqlite3 *db, void *aux, int argc, const char *const *ar
   }
   if (t && t->text) {
     int n = split(t->text, t->names, 32);
-    for (const char *p = view->args; *p; p++) t->nargs += *p == ',';
-    t->nargs += view->args[0] != 0;
+    t->nargs = most_args(view);
     t->ncolumns = n - t->nargs;
     sqlite3_str_appendall(sql, "CREATE TABLE x(");
     for (int i = 0; i < n; i++) {
@@ -198,14 +205,6 @@ static const sqlite3_module module = {.iVersion = 0,
                                       .xEof = table_eof,
                                       .xColumn = table_column,
                                       .xRowid = table_rowid};
-
-/* How many arguments a view takes at most. */
-static int most_args(const tde_view *v) {
-  int n = v->args[0] != 0;
-
-  for (const char *p = v->args; *p; p++) n += *p == ',';
-  return n;
-}
 
 /* The same list as JSON. */
 static void scalar(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
