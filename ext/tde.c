@@ -17,6 +17,7 @@
 #include "../sql/change.h"
 #include "../sql/functions.h"
 #include "../sql/progress.h"
+#include "../sql/status_fn.h"
 #include "../vfs/tdevfs.h"
 #include "../vfs/watch.h"
 #include "wire.h"

@@ -20,10 +20,6 @@ int tde_sql_is_registered(sqlite3 *db);
 ** file that is another VFS's says that it is to be encrypted. */
 int tde_sql_on_open(sqlite3 *db, char **error);
 
-/* PRAGMA tde_status and tde_revalidate: what these functions do. SQLite of today reads the schema
-** before any SELECT, which fails without the key: then no function can be called. */
-int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out);
-
 /* sqlite3_open_v2, for who knows that the file is plain whatever its name says. */
 int tde_sql_open_plain(const char *name, sqlite3 **db, int flags, const char *vfs);
 
