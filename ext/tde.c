@@ -14,9 +14,9 @@
 #include "../keyprovider/http.h"
 #include "../keyprovider/provider.h"
 #include "../sql/attach.h"
-#include "../sql/change.h"
 #include "../sql/functions.h"
 #include "../sql/progress.h"
+#include "../sql/protector.h"
 #include "../sql/status_fn.h"
 #include "../vfs/tdevfs.h"
 #include "../vfs/watch.h"
@@ -57,7 +57,7 @@ static int start(char **error) {
   } else {
     rc = tde_vfs_register(&tde_wire, &st);
   }
-  if (rc == SQLITE_OK) tde_watch_set_job(tde_change_job);
+  if (rc == SQLITE_OK) tde_watch_set_job(tde_protector_job);
   if (rc == SQLITE_OK) tde_vfs_ask_of_new(tde_attach_check);
   if (rc == SQLITE_OK) tde_vfs_ask_of_guest(tde_attach_vacuum_check);
   if (rc == SQLITE_OK) tde_vfs_answer_pragma(tde_sql_pragma);

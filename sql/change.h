@@ -61,25 +61,19 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
 /* For work: a DEK that the basis names (secret memory, copied). */
 tde_class tde_change_dek(tde_change *c, uint32_t epoch, uint8_t *dek, tde_status *st);
 
-/* ---- the changes; SQLite codes, st tells ---- */
-
-/* Puts the database under key_id, a protector of its own. out gets the key version. */
-int tde_change_protector(sqlite3 *db, const char *schema, const char *key_id, const char *event,
-                         tde_key_info *out, tde_status *st);
-/* Puts it under the instance's default protector, whatever it has now, and whichever instance it
-** inherited from: from here on it is this one. */
-int tde_change_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
-/* The same for a database that inherits. SQLITE_MISUSE: it has a protector of its own. */
-int tde_change_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
-/* Looks for a new version of the protector and moves to it. */
-int tde_change_auto_rotate(sqlite3 *db, const char *schema, tde_status *st);
+/* For work: the DEKs of all epochs of the basis, wrapped under a key of inst that who asks for,
+** under one version of it; each is proved by an unwrap. out->of is the caller's (free), after a
+** failure, too. */
+typedef struct tde_wraps {
+  int n;
+  uint32_t epochs[TDE_EPOCHS_MAX];
+  tde_op *of; /* of each epoch */
+} tde_wraps;
+tde_class tde_change_wrap(tde_change *c, const tde_instance *inst, const char *key_id,
+                          const tde_keydoc_asker *who, tde_wraps *out, tde_status *st);
 
 /* A connection of its own to a database that is open, to be closed by the caller; NULL: it could not
 ** be opened. */
 sqlite3 *tde_change_open(const tde_key_params *params);
-
-/* The background job of watch.h. Whatever it was decided on is looked at again in each try. */
-void tde_change_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
-                    const tde_key_params *params);
 
 #endif

@@ -2,7 +2,8 @@
 ** lifecycle.c: the SQL functions that change a database's keys.
 **
 ** Each takes its database's schema as an optional last argument, and answers with
-** a JSON object that says what holds now. What a change is made of is in change.c.
+** a JSON object that says what holds now. What a change is made of is in change.c, those of the
+** protector are in protector.c.
 */
 #include "lifecycle.h"
 
@@ -13,6 +14,7 @@
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 #include "change.h"
+#include "protector.h"
 #include "result.h"
 
 SQLITE_EXTENSION_INIT3
@@ -100,13 +102,13 @@ void tde_sql_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv)
   }
   if (strcmp(key, "inherit") == 0) {
     mode = "inherit";
-    rc = tde_change_follow(db, schema, &out, &st);
+    rc = tde_protector_follow(db, schema, &out, &st);
   } else if (is_new(f, info)) {
     rc = tde_change_allowed(db, schema, f, info->path, &st);
     if (rc == SQLITE_OK) rc = create_under(f, key, &st);
     if (rc == SQLITE_OK) rc = protector_in_force(f, &out, &st);
   } else {
-    rc = tde_change_protector(db, schema, key, "set-protector", &out, &st);
+    rc = tde_protector_set(db, schema, key, "set-protector", &out, &st);
   }
   sqlite3_free(info);
   if (rc) {
@@ -138,7 +140,7 @@ void tde_sql_revert(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
              "the instance's protector is a customer's key: a database goes back to it by a "
              "restore only");
   }
-  if (rc == SQLITE_OK) rc = tde_change_revert(db, schema, &out, &st);
+  if (rc == SQLITE_OK) rc = tde_protector_revert(db, schema, &out, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
   } else {
@@ -313,7 +315,7 @@ void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv)
                       switch_auto_rotation, &s, &st);
   /* The first look is now: whoever switches it on sees that it works. */
   if (rc == SQLITE_OK && s.on) {
-    rc = tde_change_auto_rotate(db, schema, &st);
+    rc = tde_protector_auto_rotate(db, schema, &st);
     if (rc && !s.was) {
       (void)tde_change_run(db, schema, "auto-rotation-off", switch_auto_rotation, &back, &ignored);
     }
