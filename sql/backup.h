@@ -7,8 +7,6 @@
 #include "sqlite3ext.h"
 
 void tde_sql_backup(sqlite3_context *ctx, int argc, sqlite3_value **argv);
-void tde_sql_create_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv);
-void tde_sql_sync_secondary(sqlite3_context *ctx, int argc, sqlite3_value **argv);
 void tde_sql_copy(sqlite3_context *ctx, int argc, sqlite3_value **argv);
 
 #endif

@@ -20,6 +20,7 @@
 #include "result.h"
 #include "retire.h"
 #include "rotate_dek.h"
+#include "secondary.h"
 #include "status_fn.h"
 #include "subject.h"
 #include "verify_fn.h"

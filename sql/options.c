@@ -115,6 +115,19 @@ int tde_options_identity(const tde_options *o, const tde_instance *inst, const c
                          tde_status *st) {
   if (!o->identity && !o->federated_client_id) return SQLITE_OK;
   if (!who) who = tde_instance_default_identity(inst);
-  return tde_cloud_identity(tde_instance_cloud(inst), who, st) ? SQLITE_OK
-                                                               : tde_class_rc(st->code);
+  return tde_cloud_identity(tde_instance_cloud(inst), who, st) ? SQLITE_OK : tde_class_rc(st->code);
+}
+
+tde_keydoc_asker tde_options_asker(const tde_options *o, const tde_keydoc *doc,
+                                   const tde_instance *inst) {
+  tde_keydoc_asker who;
+
+  tde_keydoc_asker_of(doc, &who);
+  if (who.identity && !tde_cloud_identity(tde_instance_cloud(inst), who.identity, NULL)) {
+    memset(&who, 0, sizeof(who));
+  }
+  if (o->identity || o->federated_client_id) who.federated_client_id = o->federated_client_id;
+  if (o->identity) who.identity = o->identity;
+  if (!who.identity && who.federated_client_id) who.identity = tde_instance_asker(inst);
+  return who;
 }

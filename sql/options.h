@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 #include "../ext/base/status.h"
-#include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
+#include "../keyprovider/keydoc.h"
 #include "sqlite3ext.h"
 
 /* Every text is borrowed from json; NULL where it is absent. */
@@ -30,5 +30,9 @@ void tde_options_end(tde_options *o);
 ** instance's default one), must be there. An SQLite code. */
 int tde_options_identity(const tde_options *o, const tde_instance *inst, const char *who,
                          tde_status *st);
+/* Who is to ask for a copy's key: as the options say, otherwise as for the source's (doc), if the
+** instance knows that one. Who is federated has a name. Borrowed from all three. */
+tde_keydoc_asker tde_options_asker(const tde_options *o, const tde_keydoc *doc,
+                                   const tde_instance *inst);
 
 #endif

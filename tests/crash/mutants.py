@@ -79,7 +79,7 @@ MUTANTS = [
      "  if (rc == SQLITE_OK) rc = t->lower->pMethods->xSync(t->lower, SQLITE_SYNC_FULL);\n",
      "  if (rc == SQLITE_OK) rc = write_header(t);\n",
      "crash -s backup -n 200 -m tde"),
-    ("statement-stays", "sql/backup.c",
+    ("statement-stays", "sql/rawcopy.c",
      "    rc = sqlite3_finalize(s->hold);\n    s->hold = NULL;\n  }\n  return rc;",
      "    rc = sqlite3_reset(s->hold);\n  }\n  return rc;",
      "faults -s backup -f read"),
