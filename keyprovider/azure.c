@@ -16,7 +16,8 @@
 **  - A key that is disabled, outside its dates or could be purged never wraps.
 **    An expired one is not kept from unwrapping.
 **  - Outages and denials are told apart by the HTTP status first, the inner code
-**    second; the service's prose is in no message.
+**    second; the service's prose is in no message. Only the vault itself can deny: who else
+**    answers in its place makes an outage.
 */
 #include "azure.h"
 
@@ -276,8 +277,9 @@ static void azure_finish(tde_op *op) {
 
 /* ---- errors ---- */
 
-/* Status, codes and request id into st; inner gets the most telling code. */
-static void note_error(const tde_reply *reply, char inner[40], tde_status *st) {
+/* Status, codes and request id into st; inner gets the most telling code. Returns whether the reply
+** is the vault's: it has the form of its errors, or the id that it gives to each request. */
+static int note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   tde_json *root = NULL;
   char code[40] = "";
   inner[0] = 0;
@@ -285,14 +287,32 @@ static void note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   tde_copy_code(st->request_id, sizeof st->request_id,
                 reply->header != NULL ? reply->header(reply, "x-ms-request-id") : NULL);
   st->service_code[0] = 0;
-  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return;
+  int known = st->request_id[0] != 0;
+  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return known;
   const tde_json *error = tde_json_get(root, "error");
+  if (tde_json_get_text(error, "code") != NULL) known = 1;
   tde_copy_code(code, sizeof code, tde_json_get_text(error, "code"));
   tde_copy_code(inner, 40, tde_json_get_text(tde_json_get(error, "innererror"), "code"));
   snprintf(st->service_code, sizeof st->service_code, "%.31s%s%.31s", code,
            code[0] != 0 && inner[0] != 0 ? "/" : "", inner);
   if (inner[0] == 0) memcpy(inner, code, sizeof code);
   tde_json_free(root);
+  return known;
+}
+
+/* A 401 needs no more than a challenge: that of a Managed HSM has no body. */
+static int is_challenge(const tde_reply *reply) {
+  const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
+  return reply->status == 401 && header != NULL && strncasecmp(header, "Bearer ", 7) == 0;
+}
+
+/* A proxy or a gateway on the way refuses by itself: that is no word on the key, which the vault was
+** not asked for. */
+static tde_class not_the_vault(const tde_op *op, int status, tde_status *st) {
+  const az *a = op->state;
+  return tde_fail(st, TDE_UNREACHABLE,
+                  "look at the proxy, gateway or firewall between this machine and the vault",
+                  "what answered for %.200s (%d) is not the vault", a->key.host, status);
 }
 
 static int is_code(const char *code, const char *const *list) {
@@ -354,8 +374,12 @@ static tde_class absent(const tde_op *op, const char *code, tde_status *st) {
 static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *st) {
   const az *a = op->state;
   char code[40];
-  int s = reply->status;
-  note_error(reply, code, st);
+  int s = reply->status, known = note_error(reply, code, st);
+  if (s == 429) return tde_fail(st, TDE_THROTTLED, NULL, "the vault is busy (429)");
+  if (s == 408 || s >= 500) {
+    return tde_fail(st, TDE_UNREACHABLE, NULL, "the vault cannot serve the request now (%d)", s);
+  }
+  if (s >= 400 && !known && !is_challenge(reply)) return not_the_vault(op, s, st);
   if (s == 401) {
     return tde_fail(st, TDE_UNAUTHENTICATED,
                     "check that the identity belongs to the vault's tenant, and this machine's clock",
@@ -364,10 +388,6 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
   }
   if (s == 403) return forbidden(op, code, st);
   if (s == 404 || s == 409 || s == 410) return absent(op, code, st);
-  if (s == 429) return tde_fail(st, TDE_THROTTLED, NULL, "the vault is busy (429)");
-  if (s == 408 || s >= 500) {
-    return tde_fail(st, TDE_UNREACHABLE, NULL, "the vault cannot serve the request now (%d)", s);
-  }
   if (s == 400 && a->stage == STAGE_OP && op->kind == TDE_OP_UNWRAP) {
     return tde_fail(st, TDE_WRONG_KEY, "use the key version that wrapped it, or a backup of the header",
                     "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);

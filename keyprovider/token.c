@@ -785,13 +785,16 @@ static tde_class accept_token(const tde_reply *reply, want *w, tde_status *st) {
   return settle_ok(w, text.at, text.n, seconds, st);
 }
 
-/* The service's codes and request id into st; its prose stays out. */
-static void note_error(const tde_reply *reply, tde_status *st) {
+/* The service's codes and request id into st; its prose stays out. Returns whether the reply is the
+** service's own, by its form or by that id: App Service (managed) has a form of its own. */
+static int note_error(const tde_reply *reply, int managed, tde_status *st) {
   tde_json *root = NULL;
   char code[48] = "", id[sizeof st->request_id] = "";
+  int known = 0;
   st->http_status = reply->status;
   if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) == TDE_OK) {
     const tde_json *codes = tde_json_get(root, "error_codes");
+    known = tde_json_get_text(root, "error") != NULL || (managed && tde_json_is_object(root));
     tde_copy_code(code, sizeof code, tde_json_get_text(root, "error"));
     tde_copy_code(id, sizeof id, tde_json_get_text(root, "trace_id"));
     int64_t number = tde_json_int_at(codes, 0, 0);
@@ -807,13 +810,13 @@ static void note_error(const tde_reply *reply, tde_status *st) {
     tde_copy_code(id, sizeof id, reply->header(reply, "x-ms-request-id"));
   }
   memcpy(st->request_id, id, sizeof id);
+  return known || id[0] != 0;
 }
 
 static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_status *st) {
   const tde_identity *id = f->asking_inner ? &f->via : &f->id;
   int managed = is_managed(id);
-  int s = reply->status;
-  note_error(reply, st);
+  int s = reply->status, known = note_error(reply, managed, st);
   if (s == 429) {
     return tde_fail(st, TDE_THROTTLED, NULL, "the token endpoint of the identity %s is busy (429)",
                     id->name);
@@ -824,6 +827,10 @@ static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_st
                     "the token endpoint of the identity %s has no token now (%d)", id->name, s);
   }
   if (s < 400) return malformed(st, "has a status that none should have");
+  if (!known) {
+    return tde_fail(st, TDE_UNREACHABLE, "look at the proxy, gateway or firewall on the way to it",
+                    "what answered for the token endpoint of the identity %s (%d) is none", id->name, s);
+  }
   return tde_fail(st, TDE_UNAUTHENTICATED,
                   managed ? "assign the managed identity to this machine, and check \"client_id\""
                           : "check the identity's tenant, client id, and its secret, certificate or "

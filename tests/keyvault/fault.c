@@ -29,6 +29,7 @@ static const struct {
     {"wrong-kid", KV_FAULT_WRONG_KID, 0, NULL, NULL},
     {"flip", KV_FAULT_FLIP, 0, NULL, NULL},
     {"redirect", KV_FAULT_REDIRECT, 307, NULL, NULL},
+    {"stranger", KV_FAULT_STRANGER, 403, NULL, NULL},
     {"status", KV_FAULT_STATUS, 500, "InternalServerError", NULL},
     {"401", KV_FAULT_STATUS, 401, "Unauthorized", NULL},
     {"403", KV_FAULT_STATUS, 403, "Forbidden", "AccessDenied"},
@@ -201,6 +202,9 @@ bool kv_fault_met(kv_request *r, bool authenticated) {
       return true;
     case KV_FAULT_NOT_JSON:
       raw_reply(r, 200, "<html><body><h1>Proxy</h1></body></html>", 0);
+      return true;
+    case KV_FAULT_STRANGER:
+      raw_reply(r, (int)number(f, "status", 403), "<html><body><h1>Proxy</h1></body></html>", 0);
       return true;
     case KV_FAULT_OVERSIZED:
       raw_reply(r, 200, "{\"value\":\"", (size_t)number(f, "bytes", 8 << 20));

@@ -143,6 +143,7 @@ static void add_headers(struct MHD_Response *response, const kv_request *r) {
 
   MHD_add_response_header(response, "Content-Type",
                           r->raw ? "text/html" : "application/json; charset=utf-8");
+  if (r->fault == KV_FAULT_STRANGER) return;
   MHD_add_response_header(response, "Cache-Control", "no-cache");
   MHD_add_response_header(response, "x-ms-request-id", r->id);
   if (r->listener == KV_HTTPS) MHD_add_response_header(response, "x-ms-keyvault-region", "local");

@@ -49,7 +49,8 @@ typedef enum {
   KV_FAULT_EMPTY,
   KV_FAULT_WRONG_KID,
   KV_FAULT_FLIP,
-  KV_FAULT_REDIRECT
+  KV_FAULT_REDIRECT,
+  KV_FAULT_STRANGER
 } kv_fault_kind;
 
 /* One request and the reply to it. The strings of the request live as long as it. */

@@ -71,10 +71,13 @@ static struct {
   asked log[40];
 } wire = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
+/* The replies are those of somebody on the way, who does not know the service's ids. */
+static int no_request_id;
+
 static const char *header_of(const tde_reply *reply, const char *name) {
   const step *s = reply->impl;
   if (strcasecmp(name, "WWW-Authenticate") == 0) return s->challenge;
-  return strcasecmp(name, "x-ms-request-id") == 0 ? "req-42" : NULL;
+  return strcasecmp(name, "x-ms-request-id") == 0 && !no_request_id ? "req-42" : NULL;
 }
 
 static void keep(asked *a, const tde_request *req) {
@@ -701,6 +704,48 @@ static void error_classes(void) {
   CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_CORRUPT);
 }
 
+/* What a proxy or a gateway refuses by itself is no word of the vault on the key; what the vault
+** refuses is, in its form or by its request id. */
+static void strangers(void) {
+  static const int statuses[] = {400, 401, 403, 404, 405, 409, 410, 413, 451};
+  static const char *const bodies[] = {"", "SECRET", "<html><body>403 Forbidden</body></html>",
+                                       "{\"statusCode\":403,\"message\":\"SECRET\"}",
+                                       "{\"error\":\"SECRET prose\"}", "{\"error\":{\"code\":\"For"};
+  static const tde_op_kind kinds[] = {TDE_OP_UNWRAP, TDE_OP_GET, TDE_OP_VERSIONS};
+  tde_op op;
+  for (size_t i = 0; i < COUNT(statuses) * COUNT(bodies) * COUNT(kinds); i++) {
+    int status = statuses[i % COUNT(statuses)];
+    const char *body = bodies[i / COUNT(statuses) % COUNT(bodies)];
+    tde_op_kind kind = kinds[i / COUNT(statuses) / COUNT(bodies)];
+    const step s[] = {DENY, TOKEN, {status, body, NULL}, TOKEN, {status, body, NULL}};
+    const char *id = kind == TDE_OP_VERSIONS ? KEY : KEY "/" VERSION;
+    forget();
+    no_request_id = 1;
+    script(s, 5);
+    tde_class rc = run(kind, usual(), id, &op);
+    if (rc != TDE_UNREACHABLE) printf("%d %s: %s\n", status, body, tde_class_name(rc));
+    CHECK(rc == TDE_UNREACHABLE && last.http_status == status && wire.n == (status == 401 ? 5 : 3));
+    CHECK(strstr(last.remedy, "proxy") != NULL && strstr(last.message, "v.vault.azure.net") != NULL);
+    no_request_id = 0;
+    forget();
+    script(s, 5);
+    CHECK(!tde_class_is_outage(run(kind, usual(), id, &op)));
+  }
+  static const step first[] = {{403, "<html>", NULL}}, own[] = {DENY, TOKEN, {404, ERROR("KeyNotFound", ""), NULL}};
+  static const step bearer[] = {DENY, TOKEN, DENY, TOKEN, DENY};
+  no_request_id = 1;
+  forget();
+  script(first, 1);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNREACHABLE && wire.n == 1);
+  forget();
+  script(own, 3);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_MISSING);
+  forget();
+  script(bearer, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED);
+  no_request_id = 0;
+}
+
 #define VERSION_OF(key, v, created)                                                           \
   "{\"kid\":\"" key "/" v "\",\"attributes\":{\"enabled\":true,\"created\":" created          \
   ",\"updated\":1700000000,\"recoveryLevel\":\"Recoverable\"}}"
@@ -980,6 +1025,34 @@ static void token_replies(void) {
     script(s, 2);
     CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_CORRUPT);
   }
+}
+
+/* The same of who gives tokens: OAuth's form (RFC 6749 section 5.2) or Entra's request id; App Service
+** answers in a form of its own. */
+static void token_strangers(void) {
+  static const struct {
+    int status;
+    const char *body;
+    tde_class authority, machine;
+  } all[] = {{400, "", TDE_UNREACHABLE, TDE_UNREACHABLE},
+             {401, "SECRET", TDE_UNREACHABLE, TDE_UNREACHABLE},
+             {403, "<html><body>403 Forbidden</body></html>", TDE_UNREACHABLE, TDE_UNREACHABLE},
+             {404, "{\"error\":\"inval", TDE_UNREACHABLE, TDE_UNREACHABLE},
+             {400, "{\"statusCode\":400,\"message\":\"SECRET\"}", TDE_UNREACHABLE, TDE_UNAUTHENTICATED},
+             {400, "{\"error\":\"invalid_request\"}", TDE_UNAUTHENTICATED, TDE_UNAUTHENTICATED}};
+  const tde_instance *machine = instance(",\"identities\":{\"m\":{\"kind\":\"managed_identity\"}}");
+  tde_op op;
+  no_request_id = 1;
+  for (size_t i = 0; i < 2 * COUNT(all); i++) {
+    const step s[] = {DENY, {all[i / 2].status, all[i / 2].body, NULL}};
+    tde_class want = i & 1 ? all[i / 2].machine : all[i / 2].authority;
+    forget();
+    script(s, 2);
+    tde_class rc = run(TDE_OP_UNWRAP, i & 1 ? machine : usual(), KEY "/" VERSION, &op);
+    if (rc != want) printf("%zu: %s\n", i, tde_class_name(rc));
+    CHECK(rc == want && wire.n == 2 && last.http_status == all[i / 2].status);
+  }
+  no_request_id = 0;
 }
 
 /* ---- renewals ---- */
@@ -1499,12 +1572,14 @@ int main(int argc, char **argv) {
       {"bad_key_replies", bad_key_replies},
       {"bad_unwrap_replies", bad_unwrap_replies},
       {"error_classes", error_classes},
+      {"strangers", strangers},
       {"list_versions", list_versions},
       {"bad_version_lists", bad_version_lists},
       {"endless_lists", endless_lists},
       {"refused_token", refused_token},
       {"refused_token_claims", refused_token_claims},
       {"token_replies", token_replies},
+      {"token_strangers", token_strangers},
       {"renewal", renewal},
       {"renewal_of_an_assertion", renewal_of_an_assertion},
       {"old_failure_is_forgotten", old_failure_is_forgotten},
