@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/auxv.h>
 #include <time.h>
 
 #include "../ext/base/crypto.h"
@@ -66,7 +67,14 @@ static void pool_unlock(void) {
   pthread_mutex_unlock(&pool.mutex);
 }
 
+/* A set-user-id program's environment is somebody else's. */
+static int foreign_environment(void) {
+  return getauxval(AT_SECURE) != 0;
+}
+
 static void pool_once(void) {
+  /* The library would write the keys of its TLS sessions there, with the program's rights. */
+  if (foreign_environment()) unsetenv("SSLKEYLOGFILE");
   pool.ready = curl_global_init(CURL_GLOBAL_DEFAULT);
   pthread_atfork(raw_lock, pool_unlock, pool_unlock);
 }
@@ -384,7 +392,8 @@ static CURLcode set_security(CURL *curl, const exchange *x) {
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, 2L);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
-  if (rc == CURLE_OK && (x->plain || x->cloud == NULL || !x->cloud->proxy_from_environment)) {
+  int by_proxy = x->cloud != NULL && x->cloud->proxy_from_environment && !foreign_environment();
+  if (rc == CURLE_OK && (x->plain || !by_proxy)) {
     rc = curl_easy_setopt(curl, CURLOPT_PROXY, "");
   }
   if (rc == CURLE_OK && x->cloud != NULL && x->cloud->ca_file[0] != 0) {

@@ -10,7 +10,8 @@
 **      a loopback address, if the instance says "allow_loopback_http": true;
 **    all of them without a proxy.
 **  - No redirect is followed: a token goes only to the host it was meant for.
-**  - A proxy only if the instance says "proxy_from_environment": true.
+**  - A proxy only if the instance says "proxy_from_environment": true, and none in a
+**    set-user-id program.
 **  - A connect deadline, and one for the whole exchange with its retries, which a
 **    request can shorten. A whole operation has twice that time (provider.h).
 **  - At most TDE_HTTP_TRIES tries, full-jitter back-off between them, for a

@@ -7,6 +7,7 @@
 */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <grp.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -580,6 +581,70 @@ static void no_proxy(void) {
   server_stop(&proxy);
 }
 
+/* ---- a set-user-id program ---- */
+
+#define NOT_SECURE 77
+
+/* The program, started anew: what the environment names is up to whoever started it. */
+static int be_program(void) {
+  if (geteuid() != 0) return NOT_SECURE;
+  answer a = ask(instance("program", ",\"http\":{\"timeout_ms\":300,\"proxy_from_environment\":true,"
+                                     "\"connect_to\":\"127.0.0.1:1\"}"),
+                 "GET", "https://v.vault.localtest/");
+  return a.rc == TDE_UNREACHABLE ? 0 : 1;
+}
+
+static int run_program(const char *path, int stranger) {
+  int status = -1;
+  fflush(stdout);
+  pid_t pid = fork();
+  if (pid == 0) {
+    char *const args[] = {(char *)(uintptr_t)path, (char *)(uintptr_t)"--program", NULL};
+    if (stranger && (setgroups(0, NULL) != 0 || setgid(65534) != 0 || setuid(65534) != 0)) _exit(2);
+    execv(path, args);
+    _exit(NOT_SECURE);
+  }
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int copy_self(const char *to) {
+  char buf[65536];
+  size_t n;
+  FILE *in = fopen("/proc/self/exe", "rb"), *out = fopen(to, "wb");
+  int ok = in != NULL && out != NULL;
+  while (ok && (n = fread(buf, 1, sizeof buf, in)) > 0) ok = fwrite(buf, 1, n, out) == n;
+  if (in != NULL) fclose(in);
+  if (out != NULL) ok &= fclose(out) == 0;
+  return ok && chmod(to, 04755) == 0;
+}
+
+/* Neither the proxy of a stranger's environment is asked there, nor does the library write the keys
+** of TLS sessions where that environment says, with the program's rights. */
+static void set_user_id(void) {
+  static const char *const no_tunnel[] = {"HTTP/1.1 403 No\r\nConnection: close\r\n\r\n"};
+  char program[300], keys[300], text[64];
+  server proxy;
+  if (geteuid() != 0) SKIP("only root makes a set-user-id program of root's");
+  snprintf(program, sizeof program, "%s/program", root_dir);
+  snprintf(keys, sizeof keys, "%s/keys", root_dir);
+  REQUIRE(copy_self(program) && chmod(root_dir, 0711) == 0);
+  server_start(&proxy, NULL, no_tunnel, 1);
+  snprintf(text, sizeof text, "http://127.0.0.1:%d", proxy.port);
+  setenv("https_proxy", text, 1);
+  setenv("SSLKEYLOGFILE", keys, 1);
+  int rc = run_program(program, 1);
+  CHECK((rc == 0 || rc == NOT_SECURE) && proxy.requests == 0 && access(keys, F_OK) != 0);
+  /* The same by root itself does both: the check above can fail. */
+  CHECK(rc == NOT_SECURE || run_program(program, 0) == 0);
+  CHECK(rc == NOT_SECURE || (proxy.requests >= 1 && access(keys, F_OK) == 0));
+  unsetenv("https_proxy");
+  unsetenv("SSLKEYLOGFILE");
+  server_stop(&proxy);
+  if (rc == NOT_SECURE) SKIP("set-user-id has no effect here");
+}
+
 /* ---- threads, forks, signals ---- */
 
 static int shared_port;
@@ -659,12 +724,13 @@ int main(int argc, char **argv) {
       {"bad_replies", bad_replies}, {"sizes", sizes},
       {"tls", tls},                 {"no_proxy", no_proxy},
       {"threads", threads},         {"forked", forked},
-      {"signals_as_found", signals_as_found},
+      {"signals_as_found", signals_as_found}, {"set_user_id", set_user_id},
   };
   snprintf(root_dir, sizeof root_dir, "/tmp/tde-http-XXXXXX");
   if (mkdtemp(root_dir) == NULL || tde_crypto_init(NULL) != TDE_OK) return 1;
   signal(SIGPIPE, SIG_IGN); /* the test's own server writes to closed sockets */
-  int rc = unit_main(argc, argv, tests, COUNT(tests));
+  int program = argc > 1 && strcmp(argv[1], "--program") == 0;
+  int rc = program ? be_program() : unit_main(argc, argv, tests, COUNT(tests));
   remove_tree(root_dir);
   return rc;
 }
