@@ -44,6 +44,9 @@
 /* AES key wrap, RFC 3394, with a key of 256 bits: RFC 7518 section 4.4. */
 #define A256KW "A256KW"
 #define A256KW_BYTES (TDE_KEY_BYTES + 8)
+#define LET_PURGEABLE                                          \
+  "--enable-purge-protection true), or let such keys wrap " \
+  "(tde_instance_set_policy('allow_purgeable_keys', 1))"
 #define KEY_KINDS "use an RSA or RSA-HSM key of 2048, 3072 or 4096 bits, or in Managed HSM an oct-HSM key of 256"
 
 /* Data-plane domains of the public and the sovereign clouds. */
@@ -315,6 +318,12 @@ static tde_class not_the_vault(const tde_op *op, int status, tde_status *st) {
                   "what answered for %.200s (%d) is not the vault", a->key.host, status);
 }
 
+/* Its names differ from those of a vault, and it has no access policies. */
+static int is_hsm(const tde_op *op) {
+  const az *a = op->state;
+  return strstr(a->key.host, ".managedhsm.") != NULL;
+}
+
 static int is_code(const char *code, const char *const *list) {
   for (; *list != NULL; list++) {
     if (strcasecmp(code, *list) == 0) return 1;
@@ -332,24 +341,27 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   const char *who = a->flow != NULL ? tde_token_identity(a->flow) : "(not signed in yet)";
   char remedy[320];
   if (is_code(code, disabled)) {
-    return tde_fail(st, TDE_DISABLED, "enable the key version, or correct its dates",
+    return tde_fail(st, TDE_DISABLED,
+                    "enable the key version, or correct its dates (az keyvault key set-attributes)",
                     "the vault refuses %s: the key %s is disabled or outside its dates (403 %s)",
                     what, a->key.name, code);
   }
   if (is_code(code, network)) {
-    return tde_fail(st, TDE_DENIED, "allow this machine in the vault's firewall or private link",
+    return tde_fail(st, TDE_DENIED,
+                    "allow this machine in the vault's firewall or private link (az keyvault network-rule add)",
                     "the vault refuses %s: this machine's network is not allowed (403 %s)", what,
                     code);
   }
   if (is_code(code, key_ops)) {
-    snprintf(remedy, sizeof remedy, "add %s to the key's permitted operations", what);
+    snprintf(remedy, sizeof remedy,
+             "add %s to the key's permitted operations (az keyvault key set-attributes --ops)", what);
     return tde_fail(st, TDE_DENIED, remedy, "the key %s does not permit %s (403 %s)", a->key.name,
                     what, code);
   }
-  snprintf(remedy, sizeof remedy,
-           "grant %s to the identity %.60s on this key (role Key Vault Crypto Service Encryption "
-           "User, or an access policy with get, wrapKey, unwrapKey%s)",
-           what, who, a->stage == STAGE_LIST ? ", list" : "");
+  snprintf(remedy, sizeof remedy, "grant %s to the identity %.60s on this key (role %s%s)", what, who,
+           is_hsm(op) ? "Managed HSM Crypto Service Encryption User: az keyvault role assignment create"
+                      : "Key Vault Crypto Service Encryption User, or an access policy with get, wrapKey, unwrapKey",
+           a->stage == STAGE_LIST && !is_hsm(op) ? ", list" : "");
   return tde_fail(st, TDE_DENIED, remedy, "the vault refuses %s on the key %s to the identity %s (403%s%s)",
                   what, a->key.name, who, code[0] != 0 ? " " : "", code);
 }
@@ -365,7 +377,8 @@ static tde_class absent(const tde_op *op, const char *code, tde_status *st) {
     return tde_fail(st, TDE_MISSING, "recover the deleted key (az keyvault key recover)",
                     "the key %s is deleted, and may be recovered (409 %s)", a->key.name, code);
   }
-  return tde_fail(st, TDE_MISSING, "recover or restore the key, or correct its id",
+  return tde_fail(st, TDE_MISSING,
+                  "recover or restore the key (az keyvault key recover, az keyvault key restore), or correct its id",
                   "the vault has no key %s%s%s (%d)", a->key.name,
                   op->version[0] != 0 ? ", version " : "", op->version, s);
 }
@@ -523,14 +536,15 @@ static tde_class may_wrap(const tde_op *op, const tde_json *key, const char *lev
                     "the key %.300s %s: it must not wrap a key", info->base_id, why);
   }
   if (!permits(key, "wrapKey") || !permits(key, "unwrapKey")) {
-    return tde_fail(st, TDE_DENIED, "add wrapKey and unwrapKey to the key's permitted operations",
+    return tde_fail(st, TDE_DENIED,
+                    "add wrapKey and unwrapKey to the key's permitted operations (az keyvault key "
+                    "set-attributes --ops)",
                     "the key %.300s does not permit both wrapKey and unwrapKey", info->base_id);
   }
   if (!tde_instance_cloud(op->instance)->allow_purgeable_keys && !purge_protected(level)) {
     return tde_fail(st, TDE_MISCONFIGURED,
-                    "turn on purge protection of the vault (az keyvault update "
-                    "--enable-purge-protection true), or let such keys wrap "
-                    "(tde_instance_set_policy('allow_purgeable_keys', 1))",
+                    is_hsm(op) ? "turn on purge protection of the HSM (az keyvault update-hsm " LET_PURGEABLE
+                               : "turn on purge protection of the vault (az keyvault update " LET_PURGEABLE,
                     "the key %.300s could be purged, and every database with it", info->base_id);
   }
   return TDE_OK;

@@ -704,6 +704,36 @@ static void error_classes(void) {
   CHECK(run(TDE_OP_GET, usual(), KEY, &op) == TDE_CORRUPT);
 }
 
+/* The next step in the words of what refused: a Managed HSM has roles of its own, and no access
+** policies; what its own command changes, that of vaults does not. */
+static void next_steps(void) {
+  static const step denied[] = {HSM_DENY, TOKEN, {403, "{\"error\":{\"code\":\"Forbidden\"}}", NULL}};
+  static const char key[] = KEY_JSON(HSM_KEY "/" HSM_VERSION, "RSA-HSM", RFC7638_N, ALL_OPS, "\"enabled\":true");
+  static const step purgeable[] = {HSM_DENY, TOKEN, {200, key, NULL}};
+  static const struct {
+    int status;
+    const char *body, *says;
+  } vault[] = {{404, ERROR("KeyNotFound", ""), "az keyvault key recover"},
+               {403, ERROR("Forbidden", "KeyDisabled"), "az keyvault key set-attributes"},
+               {403, ERROR("Forbidden", "KeyOperationForbidden"), "az keyvault key set-attributes --ops"},
+               {403, ERROR("Forbidden", "ForbiddenByFirewall"), "az keyvault network-rule add"},
+               {403, ERROR("Forbidden", "ForbiddenByRbac"), "role Key Vault Crypto Service Encryption User"}};
+  tde_op op;
+  for (size_t i = 0; i < COUNT(vault); i++) {
+    CHECK(with_reply(TDE_OP_UNWRAP, vault[i].status, vault[i].body) != TDE_OK);
+    CHECK(strstr(last.remedy, vault[i].says) != NULL);
+  }
+  forget();
+  script(denied, 3);
+  CHECK(run(TDE_OP_GET, usual(), HSM_KEY, &op) == TDE_DENIED);
+  CHECK(strstr(last.remedy, "role Managed HSM Crypto Service Encryption User") != NULL);
+  CHECK(strstr(last.remedy, "Key Vault") == NULL && strstr(last.remedy, "access policy") == NULL);
+  forget();
+  script(purgeable, 3);
+  CHECK(run(TDE_OP_WRAP, usual(), HSM_KEY, &op) == TDE_MISCONFIGURED);
+  CHECK(strstr(last.remedy, "az keyvault update-hsm --enable-purge-protection true") != NULL);
+}
+
 /* What a proxy or a gateway refuses by itself is no word of the vault on the key; what the vault
 ** refuses is, in its form or by its request id. */
 static void strangers(void) {
@@ -1572,6 +1602,7 @@ int main(int argc, char **argv) {
       {"bad_key_replies", bad_key_replies},
       {"bad_unwrap_replies", bad_unwrap_replies},
       {"error_classes", error_classes},
+      {"next_steps", next_steps},
       {"strangers", strangers},
       {"list_versions", list_versions},
       {"bad_version_lists", bad_version_lists},
