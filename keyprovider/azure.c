@@ -280,6 +280,19 @@ static void azure_finish(tde_op *op) {
 
 /* ---- errors ---- */
 
+/* What is wrong with a token has a number, which stands at the head of the prose alone: "AKV10032" of
+** "AKV10032: Invalid issuer. ...". */
+static void token_number(const char *message, char out[40]) {
+  size_t n = message != NULL && strncmp(message, "AKV", 3) == 0 ? 3 + strspn(message + 3, "0123456789") : 0;
+  if (n == 0 || message[n] != ':' || !tde_copy_part(out, 40, message, n)) out[0] = 0;
+}
+
+/* The vault has not got the key that tokens are signed with. It says so of good ones, for hours and in
+** turn with taking them, while a part of it is ill. */
+static int is_blind(const char *code) {
+  return strcmp(code, "AKV10046") == 0;
+}
+
 /* Status, codes and request id into st; inner gets the most telling code. Returns whether the reply
 ** is the vault's: it has the form of its errors, or the id that it gives to each request. */
 static int note_error(const tde_reply *reply, char inner[40], tde_status *st) {
@@ -296,6 +309,7 @@ static int note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   if (tde_json_get_text(error, "code") != NULL) known = 1;
   tde_copy_code(code, sizeof code, tde_json_get_text(error, "code"));
   tde_copy_code(inner, 40, tde_json_get_text(tde_json_get(error, "innererror"), "code"));
+  if (inner[0] == 0) token_number(tde_json_get_text(error, "message"), inner);
   snprintf(st->service_code, sizeof st->service_code, "%.31s%s%.31s", code,
            code[0] != 0 && inner[0] != 0 ? "/" : "", inner);
   if (inner[0] == 0) memcpy(inner, code, sizeof code);
@@ -393,11 +407,16 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
     return tde_fail(st, TDE_UNREACHABLE, NULL, "the vault cannot serve the request now (%d)", s);
   }
   if (s >= 400 && !known && !is_challenge(reply)) return not_the_vault(op, s, st);
+  if (s == 401 && is_blind(code)) {
+    return tde_fail(st, TDE_UNREACHABLE,
+                    "wait, and look at the health of Key Vault in its region; if it stays so, check azure.authority",
+                    "the vault cannot check tokens now (401 %s)", code);
+  }
   if (s == 401) {
     return tde_fail(st, TDE_UNAUTHENTICATED,
                     "check that the identity belongs to the vault's tenant, and this machine's clock",
-                    "the vault does not accept the token of the identity %s (401)",
-                    a->flow != NULL ? tde_token_identity(a->flow) : "");
+                    "the vault does not accept the token of the identity %s (401%s%s)",
+                    a->flow != NULL ? tde_token_identity(a->flow) : "", code[0] != 0 ? " " : "", code);
   }
   if (s == 403) return forbidden(op, code, st);
   if (s == 404 || s == 409 || s == 410) return absent(op, code, st);

@@ -993,6 +993,39 @@ static void refused_token_claims(void) {
   CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
 }
 
+#define AKV(text) "{\"error\":{\"code\":\"Unauthorized\",\"message\":\"" text " SECRET\"}}"
+#define DENY_AKV(text) \
+  { 401, AKV(text), CHALLENGE }
+
+/* Key Vault numbers what is wrong with a token. That it has not got the key that tokens are signed with
+** is its own trouble. */
+static void refused_token_numbers(void) {
+  static const step blind[] = {DENY, TOKEN, DENY_AKV("AKV10046: Unable"), TOKEN, DENY_AKV("AKV10046: Unable")};
+  static const step once[] = {DENY, TOKEN, DENY_AKV("AKV10046: Unable"), TOKEN, {200, UNWRAP_REPLY, NULL}};
+  static const step sees[] = {DENY, TOKEN, DENY_AKV("AKV10046: Unable"), TOKEN, DENY};
+  static const step issuer[] = {DENY, TOKEN, DENY_AKV("AKV10032: Invalid."), TOKEN, DENY_AKV("AKV10032: Invalid.")};
+  static const step prose[] = {DENY, TOKEN, DENY_AKV("AKV10046 Unable"), TOKEN, DENY_AKV("see AKV10046: Unable")};
+  tde_op op;
+  forget();
+  script(blind, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNREACHABLE && wire.n == 5);
+  CHECK(last.http_status == 401 && strcmp(last.service_code, "Unauthorized/AKV10046") == 0);
+  forget();
+  script(once, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_OK && wire.n == 5);
+  forget();
+  script(sees, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED && wire.n == 5);
+  forget();
+  script(issuer, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED && wire.n == 5);
+  CHECK(strcmp(last.service_code, "Unauthorized/AKV10032") == 0 && strstr(last.message, "AKV10032") != NULL);
+  forget();
+  script(prose, 5);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNAUTHENTICATED);
+  CHECK(strcmp(last.service_code, "Unauthorized") == 0);
+}
+
 /* ---- tokens ---- */
 
 static void token_replies(void) {
@@ -1609,6 +1642,7 @@ int main(int argc, char **argv) {
       {"endless_lists", endless_lists},
       {"refused_token", refused_token},
       {"refused_token_claims", refused_token_claims},
+      {"refused_token_numbers", refused_token_numbers},
       {"token_replies", token_replies},
       {"token_strangers", token_strangers},
       {"renewal", renewal},
