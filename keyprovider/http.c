@@ -367,6 +367,7 @@ typedef struct exchange {
   const tde_cloud *cloud;    /* or NULL: the defaults */
   int plain;
   int64_t deadline;          /* tde_boot_ms() */
+  long tunnel;               /* a proxy's answer to CONNECT; 0: none */
   struct curl_slist *headers;
   struct curl_slist *connect_to;
 } exchange;
@@ -451,7 +452,7 @@ static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t le
   return rc;
 }
 
-static CURLcode try_once(const exchange *x, inbox *in, int *status) {
+static CURLcode try_once(exchange *x, inbox *in, int *status) {
   long code = 0;
   pipe_guard guard;
   int64_t left = x->deadline - tde_boot_ms();
@@ -462,6 +463,7 @@ static CURLcode try_once(const exchange *x, inbox *in, int *status) {
   CURLcode rc = curl != NULL ? set_security(curl, x) : CURLE_OUT_OF_MEMORY;
   if (rc == CURLE_OK) rc = set_request(curl, x, in, left);
   if (rc == CURLE_OK) rc = curl_easy_perform(curl);
+  if (rc != CURLE_OK && curl != NULL) (void)curl_easy_getinfo(curl, CURLINFO_HTTP_CONNECTCODE, &x->tunnel);
   if (rc == CURLE_OK) rc = curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &code);
   if (curl != NULL) handle_put(curl);
   pipe_restore(&guard);
@@ -606,6 +608,11 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
   if (in->too_large) {
     return tde_fail(st, TDE_CORRUPT, "check what answers at this address",
                     "the reply of %s is larger than %d bytes", host, TDE_HTTP_BODY_MAX);
+  }
+  if (x->tunnel >= 300) {
+    return tde_fail(st, TDE_UNREACHABLE,
+                    "permit the host in the proxy that https_proxy or all_proxy names, or except it in no_proxy",
+                    "the proxy does not lead to %s (%ld)", host, x->tunnel);
   }
   switch (rc) {
     case CURLE_SSL_CACERT_BADFILE:

@@ -571,8 +571,10 @@ static void no_proxy(void) {
       "https://v.vault.localtest/");
   CHECK(proxy.requests == 0);
   /* The same with the environment's proxy allowed does ask it: the check above can fail. */
-  ask(instance("proxied", ",\"http\":{\"timeout_ms\":300,\"proxy_from_environment\":true}"), "GET",
-      "https://v.vault.localtest/");
+  answer a = ask(instance("proxied", ",\"http\":{\"timeout_ms\":300,\"proxy_from_environment\":true}"),
+                 "GET", "https://v.vault.localtest/");
+  CHECK(a.rc == TDE_UNREACHABLE && strstr(a.st.message, "proxy") != NULL && strstr(a.st.message, "(403)") != NULL);
+  CHECK(strstr(a.st.message, "v.vault.localtest") != NULL && strstr(a.st.remedy, "no_proxy") != NULL);
   CHECK(proxy.requests >= 1 && strncmp(got(&proxy), "CONNECT v.vault.localtest:443 ", 30) == 0);
   CHECK(strstr(got(&proxy), "SECRET") == NULL);
   unsetenv("http_proxy");
