@@ -192,16 +192,19 @@ static int is_loopback(const char *host) {
   return inet_pton(AF_INET, host, &a) == 1 && (ntohl(a.s_addr) >> 24) == 127;
 }
 
-static int is_link_local(const char *host) {
+/* Link-local (RFC 3927) or private (RFC 1918): App Service on Linux has had both. */
+static int is_near(const char *host) {
   struct in_addr a;
-  return inet_pton(AF_INET, host, &a) == 1 && (ntohl(a.s_addr) >> 16) == 0xA9FE;
+  if (inet_pton(AF_INET, host, &a) != 1) return 0;
+  uint32_t v = ntohl(a.s_addr);
+  return v >> 16 == 0xA9FE || v >> 24 == 10 || v >> 20 == 0xAC1 || v >> 16 == 0xC0A8;
 }
 
 /* True when url is what IDENTITY_ENDPOINT names, with a query of its own. */
 static int is_identity_endpoint(const char *url, const char *host) {
   const char *endpoint = secure_getenv("IDENTITY_ENDPOINT");
   size_t n = endpoint != NULL ? strcspn(endpoint, "?") : 0;
-  return n > 0 && (is_loopback(host) || is_link_local(host)) && strncmp(url, endpoint, n) == 0 &&
+  return n > 0 && (is_loopback(host) || is_near(host)) && strncmp(url, endpoint, n) == 0 &&
          (url[n] == 0 || url[n] == '?');
 }
 

@@ -6,7 +6,7 @@
 **  - https only, TLS 1.2 or later, peer and host verified; the instance may
 **    name the certificate authorities. Plain http goes to
 **      the instance metadata service, 169.254.169.254, and its token path,
-**      the endpoint in IDENTITY_ENDPOINT, on a loopback or link-local address,
+**      the endpoint in IDENTITY_ENDPOINT, on a loopback, link-local or private address,
 **      a loopback address, if the instance says "allow_loopback_http": true;
 **    all of them without a proxy.
 **  - No redirect is followed: a token goes only to the host it was meant for.

@@ -273,7 +273,22 @@ static void url_policy(void) {
     if (a != all[i].strict || b != all[i].lax) printf("%s: %d %d\n", all[i].url, a, b);
     CHECK(a == all[i].strict && b == all[i].lax);
   }
-  /* App Service names its endpoint; only loopback and link-local count. */
+  /* App Service names its endpoint; only addresses that no router of the Internet's knows count. */
+  static const struct {
+    const char *endpoint;
+    int allowed;
+  } named[] = {{"http://172.16.6.3:8081/msi/token", 1},  {"http://10.0.0.1/msi/token", 1},
+               {"http://172.31.255.1/msi/token", 1},     {"http://192.168.3.1/msi/token", 1},
+               {"http://172.32.0.1/msi/token", 0},       {"http://172.15.0.1/msi/token", 0},
+               {"http://192.169.0.1/msi/token", 0},      {"http://11.0.0.1/msi/token", 0},
+               {"http://10.0.0.1.example/msi/token", 0}, {"http://u@10.0.0.1/msi/token", 0}};
+  for (size_t i = 0; i < COUNT(named); i++) {
+    setenv("IDENTITY_ENDPOINT", named[i].endpoint, 1);
+    int a = tde_http_url_check(&strict, named[i].endpoint, &is_plain, NULL) == TDE_OK;
+    if (a != named[i].allowed) printf("%s: %d\n", named[i].endpoint, a);
+    CHECK(a == named[i].allowed);
+  }
+  CHECK(tde_http_url_check(&strict, "http://172.16.6.3:8081/msi/token", &is_plain, NULL) != TDE_OK);
   setenv("IDENTITY_ENDPOINT", "http://169.254.129.2:8081/msi/token", 1);
   const char *url = "http://169.254.129.2:8081/msi/token?resource=r";
   CHECK(tde_http_url_check(&strict, url, &is_plain, NULL) == TDE_OK && is_plain);
