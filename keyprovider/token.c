@@ -529,8 +529,11 @@ static tde_class ask_app_service(const tde_identity *id, const char *resource, t
   const char *endpoint = env("IDENTITY_ENDPOINT"), *header = env("IDENTITY_HEADER");
   tde_sbuf s;
   if (endpoint[0] == 0 || header[0] == 0 || strlen(endpoint) > 1024 || strlen(header) > 4096) {
-    return tde_fail(st, TDE_MISCONFIGURED, "use another kind of identity outside of App Service",
-                    "IDENTITY_ENDPOINT and IDENTITY_HEADER are not set");
+    int first = endpoint[0] == 0 || strlen(endpoint) > 1024;
+    return tde_fail(st, TDE_MISCONFIGURED,
+                    "use another kind of identity outside of App Service (Azure Arc's is not supported)",
+                    "the environment variable %s is not set, or too long",
+                    first ? "IDENTITY_ENDPOINT" : "IDENTITY_HEADER");
   }
   tde_sbuf_init(&s, 4096);
   tde_sbuf_add(&s, endpoint);
@@ -725,6 +728,11 @@ static tde_step not_renewed(tde_token_flow *f, tde_request *req, tde_status *st)
 }
 
 tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *st) {
+  int near = is_managed(f->asking_inner ? &f->via : &f->id);
+  if (near && st->code == TDE_UNREACHABLE && st->remedy[0] == 0) {
+    tde_fail(st, st->code, "try again; use another kind of identity where there is no managed identity of Azure's",
+             "%s", st->message);
+  }
   return not_renewed(f, req, st);
 }
 

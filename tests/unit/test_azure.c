@@ -1255,8 +1255,15 @@ static void managed_identities(void) {
   CHECK(strstr(wire.log[1].headers, "X-IDENTITY-HEADER: SECRET-HEADER\n") != NULL);
   setenv("IDENTITY_HEADER", "x\r\nEvil: 1", 1);
   CHECK(unwrap_as("\"m\":{\"kind\":\"app_service\"}", "m", NULL, three, 3) == TDE_MISCONFIGURED);
-  unsetenv("IDENTITY_ENDPOINT");
+  /* Azure Arc sets the first alone. */
   unsetenv("IDENTITY_HEADER");
+  CHECK(unwrap_as("\"m\":{\"kind\":\"app_service\"}", "m", NULL, three, 3) == TDE_MISCONFIGURED);
+  CHECK(strstr(last.message, "IDENTITY_HEADER is not set, or") != NULL);
+  unsetenv("IDENTITY_ENDPOINT");
+  /* Where nothing answers, this may be no machine that has one. */
+  static const step silent[] = {DENY, NO_ANSWER};
+  CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "m", NULL, silent, 2) == TDE_UNREACHABLE);
+  CHECK(strstr(last.remedy, "managed identity") != NULL && strstr(last.message, "no answer") != NULL);
   CHECK(unwrap_as("\"m\":{\"kind\":\"managed_identity\"}", "other", NULL, three, 3) ==
         TDE_MISCONFIGURED);
 }
