@@ -37,10 +37,17 @@ static void set_kid(const call *c, const char *folder, const char *name, const c
            kv_port[KV_HTTPS], folder, name, version ? "/" : "", version ? version : "");
 }
 
+/* DeletionRecoveryLevel of the REST API: a retention of less than 90 days is a customized one. */
+static const char *recovery_level(const kv_vault *vault) {
+  if (vault->days < 90)
+    return vault->purge_protection ? "CustomizedRecoverable" : "CustomizedRecoverable+Purgeable";
+  return vault->purge_protection ? "Recoverable" : "Recoverable+Purgeable";
+}
+
 static json_t *attributes(const kv_vault *vault, const kv_version *v) {
   json_t *a = json_pack("{s:b,s:I,s:I,s:s,s:I}", "enabled", v->enabled, "created",
                         (json_int_t)v->created, "updated", (json_int_t)v->updated, "recoveryLevel",
-                        vault->purge_protection ? "Recoverable" : "Recoverable+Purgeable",
+                        recovery_level(vault),
                         "recoverableDays", (json_int_t)vault->days);
 
   if (vault->hsm) json_object_set_new(a, "exportable", json_false());

@@ -265,7 +265,8 @@ const tests = {
     await refused(alpha.getDeletedKey('gone'), 404);
     await alpha.createRsaKey('gone');
 
-    assert.equal((await beta.createRsaKey('safe')).properties.recoveryLevel, 'Recoverable');
+    assert.equal((await beta.createRsaKey('safe')).properties.recoveryLevel, 'CustomizedRecoverable');
+    assert.equal((await hsm.getKey('rsa')).properties.recoveryLevel, 'Recoverable');
     await (await beta.beginDeleteKey('safe', { intervalInMs: 50 })).pollUntilDone();
     await refused(beta.purgeDeletedKey('safe'), 403);
     await (await beta.beginRecoverDeletedKey('safe', { intervalInMs: 50 })).pollUntilDone();
