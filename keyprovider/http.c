@@ -627,7 +627,8 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
                       "\"ca_file\" in instance.json",
                       "the TLS certificate of %s is not valid: nothing was sent to it", host);
     case CURLE_COULDNT_RESOLVE_HOST:
-      return tde_fail(st, TDE_UNREACHABLE, "check the name and this machine's DNS",
+      return tde_fail(st, TDE_UNREACHABLE,
+                      "check the name (that of a deleted vault is gone) and this machine's DNS",
                       "the host name %s cannot be resolved", host);
     case CURLE_OPERATION_TIMEDOUT:
       return tde_fail(st, TDE_UNREACHABLE, NULL, "%s did not answer in time", host);

@@ -836,7 +836,9 @@ static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_st
   }
   if (s < 400) return malformed(st, "has a status that none should have");
   if (!known) {
-    return tde_fail(st, TDE_UNREACHABLE, "look at the proxy, gateway or firewall on the way to it",
+    return tde_fail(st, TDE_UNREACHABLE,
+                    managed ? "look at what answers at the endpoint of the managed identity: a proxy?"
+                            : "check azure.authority, and look at the proxy, gateway or firewall on the way to it",
                     "what answered for the token endpoint of the identity %s (%d) is none", id->name, s);
   }
   return tde_fail(st, TDE_UNAUTHENTICATED,
