@@ -844,7 +844,7 @@ static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_st
   return tde_fail(st, TDE_UNAUTHENTICATED,
                   managed ? "assign the managed identity to this machine, and check \"client_id\""
                           : "check the identity's tenant, client id, and its secret, certificate or "
-                            "federated credential",
+                            "federated credential; in a sovereign cloud, azure.authority, too",
                   "no token for the identity %s: %s (%d)", id->name,
                   st->service_code[0] != 0 ? st->service_code : "refused", s);
 }
