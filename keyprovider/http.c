@@ -614,7 +614,9 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
   }
   if (x->tunnel >= 300) {
     return tde_fail(st, TDE_UNREACHABLE,
-                    "permit the host in the proxy that https_proxy or all_proxy names, or except it in no_proxy",
+                    x->tunnel == 407
+                        ? "write the proxy's user and password into its URL (https_proxy, all_proxy)"
+                        : "permit the host in the proxy that https_proxy or all_proxy names, or except it in no_proxy",
                     "the proxy does not lead to %s (%ld)", host, x->tunnel);
   }
   switch (rc) {

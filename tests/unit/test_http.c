@@ -573,6 +573,8 @@ static void tls(void) {
 static void no_proxy(void) {
   static const char *const script[] = {OK_REPLY};
   static const char *const no_tunnel[] = {"HTTP/1.1 403 No\r\nConnection: close\r\n\r\n"};
+  static const char *const no_password[] = {
+      "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"x\"\r\nConnection: close\r\n\r\n"};
   server s, proxy;
   char text[64];
   server_start(&s, NULL, script, 1);
@@ -592,6 +594,10 @@ static void no_proxy(void) {
   CHECK(strstr(a.st.message, "v.vault.localtest") != NULL && strstr(a.st.remedy, "no_proxy") != NULL);
   CHECK(proxy.requests >= 1 && strncmp(got(&proxy), "CONNECT v.vault.localtest:443 ", 30) == 0);
   CHECK(strstr(got(&proxy), "SECRET") == NULL);
+  proxy.script = no_password;
+  a = ask(instance("password", ",\"http\":{\"timeout_ms\":300,\"proxy_from_environment\":true}"), "GET",
+          "https://v.vault.localtest/");
+  CHECK(a.rc == TDE_UNREACHABLE && strstr(a.st.message, "(407)") != NULL && strstr(a.st.remedy, "password") != NULL);
   unsetenv("http_proxy");
   unsetenv("https_proxy");
   server_stop(&s);
