@@ -317,6 +317,17 @@ static int note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   return known;
 }
 
+/* That it does not know the version of its API the vault says as of any bad parameter, but for its prose. */
+static int is_api_version(const tde_reply *reply) {
+  static const char says[] = "The specified version (";
+  tde_json *root = NULL;
+  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return 0;
+  const char *message = tde_json_get_text(tde_json_get(root, "error"), "message");
+  int found = message != NULL && strncmp(message, says, sizeof says - 1) == 0;
+  tde_json_free(root);
+  return found;
+}
+
 /* A 401 needs no more than a challenge: that of a Managed HSM has no body. */
 static int is_challenge(const tde_reply *reply) {
   const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
@@ -420,6 +431,11 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
   }
   if (s == 403) return forbidden(op, code, st);
   if (s == 404 || s == 409 || s == 410) return absent(op, code, st);
+  if (s == 400 && is_api_version(reply)) {
+    return tde_fail(st, TDE_MISCONFIGURED, "correct azure.api_version in instance.json; without it, it is 7.4",
+                    "the vault does not know the version %s of its API (400)",
+                    tde_instance_cloud(op->instance)->api_version);
+  }
   if (s == 400 && a->stage == STAGE_OP && op->kind == TDE_OP_UNWRAP) {
     return tde_fail(st, TDE_WRONG_KEY, "use the key version that wrapped it, or a backup of the header",
                     "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);

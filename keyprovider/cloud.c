@@ -211,8 +211,7 @@ const tde_suffix *tde_cloud_suffix(const tde_cloud *c, const char *host) {
   return NULL;
 }
 
-/* "7.4", "7.6-preview.2", "2025-07-01". One that the vault does not know makes it refuse
-** everything as it refuses a wrapped key that is not its own. */
+/* "7.4", "7.6-preview.2", "2025-07-01". Whether the vault knows it the vault says. */
 static int api_version_valid(const char *text) {
   size_t n = strspn(text, "0123456789");
   if (strncmp(text, "7.", 2) == 0) return strspn(text + 2, "0123456789") > 0;

@@ -641,7 +641,10 @@ void kv_vault_serve(kv_request *r, kv_vault *vault) {
     kv_error(r, 405, "MethodNotAllowed", NULL, "Method not allowed.");
   } else if (!version || strcmp(version, KV_API_VERSION) != 0) {
     kv_error(r, 400, "BadParameter", NULL,
-             "api-version must be specified and be " KV_API_VERSION ".");
+             version ? "The specified version (%s) is not recognized. Consider using the latest "
+                       "supported version (" KV_API_VERSION ")."
+                     : "api-version must be specified",
+             version);
   } else {
     perform(&c, op);
   }

@@ -681,6 +681,10 @@ static void error_classes(void) {
       {500, "", "", TDE_UNREACHABLE},
       {503, "", "", TDE_UNREACHABLE},
       {400, ERROR("BadParameter", ""), "does not unwrap", TDE_WRONG_KEY},
+      {400,
+       "{\"error\":{\"code\":\"BadParameter\",\"message\":\"The specified version (7.9) is not recognized. "
+       "Consider using the latest supported version (7.4).\"}}",
+       "azure.api_version", TDE_MISCONFIGURED},
       {307, "", "not followed", TDE_CORRUPT},
       {204, "", "", TDE_CORRUPT},
       {418, "{\"error\":{\"code\":\"\\u001b[31mSECRET prose with spaces\"}}", "", TDE_UNSUPPORTED},
