@@ -359,7 +359,7 @@ static int is_code(const char *code, const char *const *list) {
 /* 403: why matters for what to do next. */
 static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   static const char *const disabled[] = {"KeyDisabled", "KeyExpired", "KeyNotYetValid", NULL};
-  static const char *const network[] = {"ForbiddenByFirewall", "ForbiddenByConnection", NULL};
+  static const char *const network[] = {"ForbiddenByFirewall", "ForbiddenByConnection", "ForbiddenByNsp", NULL};
   static const char *const key_ops[] = {"KeyOperationForbidden", "KeyOperationNotPermitted", NULL};
   const az *a = op->state;
   const char *what = permission(op, a->stage);
@@ -373,7 +373,8 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   }
   if (is_code(code, network)) {
     return tde_fail(st, TDE_DENIED,
-                    "allow this machine in the vault's firewall or private link (az keyvault network-rule add)",
+                    "allow this machine in the vault's firewall or private link (az keyvault network-rule add), or "
+                    "in its network security perimeter",
                     "the vault refuses %s: this machine's network is not allowed (403 %s)", what,
                     code);
   }

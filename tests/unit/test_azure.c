@@ -721,6 +721,7 @@ static void next_steps(void) {
                {403, ERROR("Forbidden", "KeyDisabled"), "az keyvault key set-attributes"},
                {403, ERROR("Forbidden", "KeyOperationForbidden"), "az keyvault key set-attributes --ops"},
                {403, ERROR("Forbidden", "ForbiddenByFirewall"), "az keyvault network-rule add"},
+               {403, ERROR("Forbidden", "ForbiddenByNsp"), "network security perimeter"},
                {403, ERROR("Forbidden", "ForbiddenByRbac"), "role Key Vault Crypto Service Encryption User"}};
   tde_op op;
   for (size_t i = 0; i < COUNT(vault); i++) {
