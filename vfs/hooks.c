@@ -1,6 +1,6 @@
 /*
 ** hooks.c: what the sealed files (sealed.h) of a database ask of it: its journal's order, and what a
-** unit that does not open means.
+** unit means that does not open, or can not be sealed.
 */
 #include "../ext/base/log.h"
 #include "redo.h"
@@ -60,13 +60,27 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
   return tde_class_rc(c);
 }
 
+static int unsealed_unit(void *ctx, uint64_t index, tde_class c) {
+  tde_file *f = ctx;
+  tde_status st, *s = f->role == TDE_ROLE_TEMP ? &st : &f->db->last;
+
+  if (c == TDE_NOMEM) return SQLITE_NOMEM;
+  tde_status_clear(s);
+  tde_fail(s, c, c == TDE_RANDOM ? TDE_RANDOM_REMEDY : NULL,
+           "%s: %s unit %llu could not be sealed (%s)", tde_path_of(f), tde_role_name(f->role),
+           (unsigned long long)index, tde_class_name(c));
+  tde_log_status(TDE_LOG_ERROR, NULL, s);
+  return tde_class_rc(c);
+}
+
 const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
                                          .guard = tde_guard_put,
                                          .salvage = tde_guard_salvage,
                                          .absent = tde_wal_has_rest,
                                          .bad = bad_unit,
+                                         .unsealed = unsealed_unit,
                                          .learn = tde_db_learn_epoch,
                                          .copy = tde_map_copy};
 const tde_sealed_hooks tde_log_hooks = {
-    .bad = bad_unit, .trim = tde_journal_trim, .learn = tde_db_learn_epoch};
-const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit};
+    .bad = bad_unit, .unsealed = unsealed_unit, .trim = tde_journal_trim, .learn = tde_db_learn_epoch};
+const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit, .unsealed = unsealed_unit};

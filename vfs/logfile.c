@@ -246,7 +246,7 @@ static int new_generation(tde_file *f, uint32_t unit) {
   tde_wipe(mac_key, sizeof(mac_key));
   if (c) {
     f->gen.valid = f->gen.checked = 0;
-    return tde_class_rc(c);
+    return c == TDE_RANDOM ? tde_db_report(db) : tde_class_rc(c);
   }
   memcpy(f->s.salt, p.salt, TDE_SALT_BYTES);
   memcpy(f->gen.seen, f->s.prefix, TDE_PREFIX_BYTES);

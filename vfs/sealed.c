@@ -338,7 +338,7 @@ static int put_unit(tde_sealed *s, uint64_t i, const uint8_t *pt, uint32_t len) 
     to = s->scratch;
   }
   c = tde_unit_seal(aead, &at, epoch, pad, pt, to, n);
-  if (c) return tde_class_rc(c);
+  if (c) return s->hooks->unsealed(s->ctx, i, c);
   if (!append) memcpy(slot, to, n + TDE_UNIT_OVERHEAD);
   s->counters->units_sealed++;
   note_own(s, i);

@@ -48,6 +48,8 @@ typedef struct tde_sealed_hooks {
   int (*absent)(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
   /* A unit that does not open: log it, and say what the read returns. */
   int (*bad)(void *ctx, uint64_t index, tde_class c);
+  /* A unit that can not be sealed: log it, and say what the write returns. */
+  int (*unsealed)(void *ctx, uint64_t index, tde_class c);
   /* Takes off *size, of the lower file, what stands behind the records and is none. NULL:
   ** nothing ever does. */
   int (*trim)(void *ctx, sqlite3_int64 *size);

@@ -176,9 +176,7 @@ tde_class tde_random(void *out, size_t n, tde_status *st) {
   int refused = tde_test_random_hook && tde_test_random_hook(n);
   if (!refused && draw(out, n)) return TDE_OK;
   tde_wipe(out, n);
-  return tde_fail(st, TDE_RANDOM,
-                  "Look for seccomp or container rules that forbid getrandom, then try again.",
-                  "the random source gave no bytes");
+  return tde_fail(st, TDE_RANDOM, TDE_RANDOM_REMEDY, "the random source gave no bytes");
 }
 
 /* ---- Hashes ------------------------------------------------------------ */

@@ -29,6 +29,9 @@ tde_class tde_crypto_init(tde_status *st);
 ** copied by a fork. On failure the buffer is wiped and TDE_RANDOM returned: the
 ** caller must not go on. Thread-safe; needs no tde_crypto_init. */
 tde_class tde_random(void *out, size_t n, tde_status *st);
+/* What to do about it. */
+#define TDE_RANDOM_REMEDY \
+  "Look for seccomp or container rules that forbid getrandom, then try again."
 
 /* A number that differs in a forked child from its parent (never 0). It
 ** changes whichever way the process was cloned: the page it stands on is

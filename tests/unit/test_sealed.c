@@ -1,10 +1,12 @@
 /*
 ** test_sealed.c: a temporary file beside a model of it, a buffer: whatever is written, read
-** and cut off in whatever order, both hold the same (vfs/sealed.c).
+** and cut off in whatever order, both hold the same (vfs/sealed.c). And a database whose units
+** can not be sealed.
 */
 #include <sqlite3.h>
 #include <stdint.h>
 
+#include "ext/base/crypto.h"
 #include "ext/tde.h"
 #include "tests/unit/database.h"
 #include "tests/unit/tree.h"
@@ -113,14 +115,71 @@ static void anything_in_any_order(void) {
   }
 }
 
+/* ---- no randomness any more ---- */
+
+#define LOGGED 2000
+
+static char logged[LOGGED];
+
+static void keep_log(void *ctx, int code, const char *line) {
+  size_t used = strlen(logged);
+
+  (void)ctx;
+  (void)code;
+  (void)snprintf(logged + used, LOGGED - used, "%s\n", line);
+}
+
+static int refuse(size_t n) {
+  return n > 0;
+}
+
+/* Does PRAGMA tde_status speak of this? */
+static int status_has(sqlite3 *db, const char *what) {
+  sqlite3_stmt *stmt = NULL;
+  int has = sqlite3_prepare_v2(db, "PRAGMA tde_status", -1, &stmt, NULL) == SQLITE_OK &&
+            sqlite3_step(stmt) == SQLITE_ROW &&
+            strstr((const char *)sqlite3_column_text(stmt, 0), what) != NULL;
+
+  (void)sqlite3_finalize(stmt);
+  return has;
+}
+
+/* Nonces and salts come in batches, so that a write fails some time after the source did. */
+static void what_cannot_be_sealed_is_told(void) {
+  static const char *const modes[] = {"delete", "wal"};
+
+  for (size_t m = 0; m < COUNT(modes); m++) {
+    char sql[100];
+    sqlite3 *db = open_below(root, modes[m]);
+    int rc = SQLITE_OK;
+
+    (void)snprintf(sql, sizeof(sql), "PRAGMA journal_mode=%s; CREATE TABLE t(a)", modes[m]);
+    CHECK(run_sql(db, sql) == SQLITE_OK);
+    logged[0] = 0;
+    tde_test_random_hook = refuse;
+    for (int i = 0; i < 64 && rc == SQLITE_OK; i++) {
+      rc = run_sql(db, "INSERT INTO t VALUES(randomblob(3000))");
+    }
+    tde_test_random_hook = NULL;
+    CHECK(rc == SQLITE_IOERR);
+    CHECK(status_has(db, "\"class\":\"random\"") && status_has(db, "getrandom"));
+    CHECK(strstr(logged, "[random]") != NULL && strstr(logged, "getrandom") != NULL);
+    CHECK(run_sql(db, "INSERT INTO t VALUES(1)") == SQLITE_OK);
+    CHECK(sqlite3_close(db) == SQLITE_OK);
+  }
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"what_waits_before_a_new_end_stays", what_waits_before_a_new_end_stays},
       {"anything_in_any_order", anything_in_any_order},
+      {"what_cannot_be_sealed_is_told", what_cannot_be_sealed_is_told},
   };
   int rc;
 
-  if (make_root("sealed", root, sizeof(root)) || tde_register() != SQLITE_OK) {
+  if (make_root("sealed", root, sizeof(root)) ||
+      sqlite3_config(SQLITE_CONFIG_LOG, keep_log, NULL) != SQLITE_OK ||
+      tde_register() != SQLITE_OK) {
     perror("test_sealed");
     return 1;
   }
