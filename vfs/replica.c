@@ -44,6 +44,8 @@ typedef struct target {
   uint8_t *there; /* one record read back */
   int failed;     /* a write of a run did: it stays so */
   int unread;     /* the source could not be read */
+  int twice;      /* its units are gone through ahead, and once more */
+  int again;      /* ... which is at hand now */
 } target;
 
 static int write_run(target *t) {
@@ -85,9 +87,12 @@ static int new_put(void *ctx, uint64_t i, const uint8_t *record, uint32_t n) {
   return SQLITE_OK;
 }
 
+/* Who looks on is told of one course, whose halves may be of different length. */
 static int tell(void *ctx, uint64_t done, uint64_t all) {
   target *t = ctx;
-  return t->r->progress ? t->r->progress(t->r->ctx, done, all) : 0;
+
+  if (!t->r->progress) return 0;
+  return t->r->progress(t->r->ctx, t->again ? all + done : done, t->twice ? 2 * all : all);
 }
 
 /* Both slots, and the header's last byte. A unit size in it says that there are units. */
@@ -115,8 +120,11 @@ static int write_header(target *t) {
 static int copy_units(target *t) {
   tde_snapshot_sink sink = {t, new_has, new_put, tell};
   tde_replica *r = t->r;
-  int rc = tde_snapshot_ahead(t->f, &sink);
+  int rc;
 
+  t->twice = 1;
+  rc = tde_snapshot_ahead(t->f, &sink);
+  t->twice = t->again = t->written > 0;
   if (rc == SQLITE_OK) rc = write_run(t);
   if (rc) return rc;
   rc = r->begin(r->ctx);

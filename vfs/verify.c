@@ -204,7 +204,7 @@ static int verify_main(tde_file *f, verifier *v) {
 
   if (rc || !v->unit) return rc;
   n = v->unit + TDE_UNIT_OVERHEAD;
-  v->all += units;
+  v->all = v->done + units;
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
@@ -363,11 +363,14 @@ static int walk_log(tde_file *f, const tde_verify_log *log, verifier *v) {
   wal_walk k;
   size_t n;
   uint8_t *b;
+  uint64_t behind = 0, rest; /* the database file's turn comes then */
   int rc = settle_log(f, log, v, &k);
 
   if (rc || (k.units == 0 && v->frames == 0)) return rc;
+  rc = measure(f, v, &behind, &rest);
+  if (rc) return rc;
   n = w->s.geo.unit + TDE_UNIT_OVERHEAD;
-  v->all += k.units;
+  v->all = k.units + behind;
   v->pages = sqlite3_malloc64((k.units + 1) * sizeof(*v->pages));
   v->spoilt = sqlite3_malloc64((k.units + 2) * sizeof(*v->spoilt));
   b = sqlite3_malloc64(2 * n);

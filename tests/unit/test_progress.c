@@ -62,6 +62,49 @@ static void the_host_hears_of_an_operation_and_may_stop_it(void) {
   (void)sqlite3_close(db);
 }
 
+/* ---- how far it is ---- */
+
+#define PAUSE_USEC 210000 /* the host is not told twice in less */
+
+typedef struct course {
+  long long done, total; /* as told last */
+  int calls, back;
+} course;
+
+static int follow(void *ctx, const char *operation, const char *path, long long done,
+                  long long total) {
+  course *c = ctx;
+
+  (void)operation, (void)path;
+  if (c->calls++) c->back |= done * c->total < c->done * total;
+  c->done = done;
+  c->total = total;
+  (void)usleep(PAUSE_USEC);
+  return 0;
+}
+
+static void what_is_told_never_goes_back(void) {
+  static const char *const operations[] = {
+      "SELECT tde_backup('%s/steps.bak')", "SELECT tde_create_secondary('%s/steps.sec')",
+      "SELECT tde_sync_secondary('%s/steps.sec')",
+      "PRAGMA journal_mode=wal; INSERT INTO t VALUES(zeroblob(2500000)); SELECT tde_verify()"};
+  sqlite3 *db = open_below(root, "steps.db");
+
+  CHECK(run_sql(db, "CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(2500000))") == SQLITE_OK);
+  CHECK(run_sql(db, "PRAGMA wal_autocheckpoint=0") == SQLITE_OK);
+  for (size_t i = 0; i < COUNT(operations); i++) {
+    course c = {0};
+    char sql[400];
+
+    (void)snprintf(sql, sizeof(sql), operations[i], root);
+    tde_set_progress(follow, &c);
+    CHECK(run_sql(db, sql) == SQLITE_OK);
+    tde_set_progress(NULL, NULL);
+    if (!CHECK(c.calls > 1 && !c.back)) printf("%s\n", sql);
+  }
+  (void)sqlite3_close(db);
+}
+
 /* ---- another connection meanwhile ---- */
 
 typedef struct turn {
@@ -190,6 +233,7 @@ int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"the_host_hears_of_an_operation_and_may_stop_it",
        the_host_hears_of_an_operation_and_may_stop_it},
+      {"what_is_told_never_goes_back", what_is_told_never_goes_back},
       {"a_backup_during_which_the_dek_changed_starts_over",
        a_backup_during_which_the_dek_changed_starts_over},
       {"a_verification_holds_the_file_still_where_the_schema_is_empty",
