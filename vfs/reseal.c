@@ -126,6 +126,7 @@ typedef struct step {
   tde_file *f;
   tde_redo log;
   int log_open;
+  int applying; /* the log counts: it stays until it is applied */
   uint8_t *records; /* TDE_FETCH_UNITS records, then one plaintext */
   uint32_t record;
   uint64_t looked, sealed;
@@ -193,6 +194,7 @@ static int write_step(step *p) {
 
   if (!p->log_open || !p->log.count) return SQLITE_OK;
   rc = tde_redo_commit(&p->log);
+  p->applying = rc == SQLITE_OK;
   if (rc == SQLITE_OK) rc = tde_redo_apply(&p->log);
   if (rc == SQLITE_OK) rc = tde_redo_void(&p->log);
   return rc;
@@ -215,6 +217,8 @@ static int run_step(step *p, uint64_t *next, int *end) {
     }
   }
   if (rc == SQLITE_OK) rc = write_step(p);
+  /* A full disk: whoever commits to a WAL next looks at no log, and needs what room there is. */
+  if (rc && p->log.lower && !p->applying) (void)tde_redo_void(&p->log);
   if (p->log_open) tde_redo_close(&p->log);
   if (rc == SQLITE_OK && *end) tde_redo_tidy(p->f);
   if (rc == SQLITE_OK) *next = i;
