@@ -11,7 +11,8 @@
 **
 ** The records are read through this connection's own lower handles (a second
 ** open of the file in this process would cost SQLite its POSIX locks). A unit
-** that fails is read again a few times: a checkpoint may be writing it. Page
+** that fails is read again a few times: a checkpoint may be writing it. Where very many
+** fail, as in a file that was half lost, the others are read twice at once: hours would go by. Page
 ** content never leaves this module. With a shared cache, another connection's thread
 ** may be at work in the same file: each unit is opened with the file entered.
 **
@@ -32,6 +33,8 @@ SQLITE_EXTENSION_INIT3
 
 #define REREADS 5
 #define REREAD_USEC 1000
+/* Units of one file that may fail so. */
+#define PATIENCE 1000
 #define PROGRESS_EVERY 256
 #define LOG_TRIES 5
 
@@ -45,6 +48,7 @@ typedef struct verifier {
   uint64_t npages;
   uint32_t *spoilt; /* frames that do not open */
   uint64_t nspoilt;
+  uint64_t hopeless;         /* units that did not open however often they were read */
   uint32_t unit;             /* of the database file */
   uint32_t page_size;        /* of the log; 0: it does not tell */
   uint32_t frames, restored; /* committed; of these: in the database file already */
@@ -64,13 +68,13 @@ static int step(verifier *v) {
 }
 
 /* Opens unit i, reading it again when it fails. b: record, then plaintext. */
-static tde_class open_again(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) {
+static tde_class open_again(tde_sealed *s, uint64_t i, int patient, uint8_t *b, int *rc) {
   uint32_t n = tde_record_size(&s->geo, i), got;
   tde_class c = TDE_TAMPERED;
   int torn;
 
-  for (int k = 0; k < REREADS && c == TDE_TAMPERED; k++) {
-    if (k) usleep(REREAD_USEC);
+  for (int k = 0; k < (patient ? REREADS : 2) && c == TDE_TAMPERED; k++) {
+    if (k && patient) usleep(REREAD_USEC);
     *rc = tde_sealed_fetch(s, i, 1, b, &got, &torn);
     if (*rc == SQLITE_IOERR_SHORT_READ) {
       *rc = SQLITE_OK;
@@ -85,12 +89,13 @@ static tde_class open_again(tde_sealed *s, uint64_t i, uint8_t *b, int *rc) {
   return c;
 }
 
-static tde_class open_patiently(tde_file *f, uint64_t i, uint8_t *b, int *rc) {
+static tde_class open_patiently(tde_file *f, verifier *v, uint64_t i, uint8_t *b, int *rc) {
   tde_class c;
 
   tde_file_enter(f);
-  c = open_again(&f->s, i, b, rc);
+  c = open_again(&f->s, i, v->hopeless < PATIENCE, b, rc);
   tde_file_leave(f);
+  if (c == TDE_TAMPERED) v->hopeless++;
   return c;
 }
 
@@ -208,7 +213,7 @@ static int verify_main(tde_file *f, verifier *v) {
   b = sqlite3_malloc64(2 * (size_t)n);
   if (!b) return SQLITE_NOMEM;
   for (uint64_t i = 0; rc == SQLITE_OK && i < units; i++) {
-    tde_class c = open_patiently(f, i, b, &rc);
+    tde_class c = open_patiently(f, v, i, b, &rc);
     if (rc) break;
     rc = judge_unit(v, i, c);
     if (c == TDE_OK && i == 0) check_length(b + n, units, rest, v);

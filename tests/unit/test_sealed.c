@@ -1,7 +1,7 @@
 /*
 ** test_sealed.c: a temporary file beside a model of it, a buffer: whatever is written, read
 ** and cut off in whatever order, both hold the same (vfs/sealed.c). And a database whose units
-** can not be sealed.
+** can not be sealed, or do not open.
 */
 #include <sqlite3.h>
 #include <stdint.h>
@@ -169,11 +169,60 @@ static void what_cannot_be_sealed_is_told(void) {
   }
 }
 
+/* ---- half of the file is gone ---- */
+
+#define LOST_BYTES (16 * 1024 * 1024)
+#define UNITS_NAMED 1000 /* by tde_verify() */
+#define NAPS_A_UNIT 4
+
+static unsigned naps;
+
+/* The C library's, for all that is linked in here. */
+int usleep(useconds_t usec) {
+  (void)usec;
+  naps++;
+  return 0;
+}
+
+static int64_t number_of(sqlite3 *db, const char *sql) {
+  sqlite3_stmt *stmt = NULL;
+  int64_t n = -1;
+
+  if (sqlite3_prepare_v2(db, sql, -1, &stmt, NULL) == SQLITE_OK &&
+      sqlite3_step(stmt) == SQLITE_ROW) {
+    n = sqlite3_column_int64(stmt, 0);
+  }
+  (void)sqlite3_finalize(stmt);
+  return n;
+}
+
+static void what_is_lost_is_not_waited_for_unit_by_unit(void) {
+  const int64_t units = LOST_BYTES / UNIT;
+  char path[300];
+  sqlite3 *db = open_below(root, "lost");
+  FILE *f;
+  int64_t bad;
+
+  CHECK(run_sql(db, "CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(20000000))") == SQLITE_OK);
+  (void)snprintf(path, sizeof(path), "%s/lost", root);
+  f = fopen(path, "r+b");
+  REQUIRE(f && fseek(f, 1000000, SEEK_SET) == 0);
+  for (int64_t i = 0; i < units; i++) CHECK(fwrite(bytes, 1, UNIT, f) == UNIT);
+  CHECK(fclose(f) == 0);
+  naps = 0;
+  bad = number_of(db, "SELECT json_extract(tde_verify(), '$.bad')");
+  CHECK(bad > units - units / 50 && bad < units);
+  CHECK(naps >= NAPS_A_UNIT * UNITS_NAMED);
+  CHECK(naps < NAPS_A_UNIT * (UNITS_NAMED + 100));
+  CHECK(sqlite3_close(db) == SQLITE_OK);
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"what_waits_before_a_new_end_stays", what_waits_before_a_new_end_stays},
       {"anything_in_any_order", anything_in_any_order},
       {"what_cannot_be_sealed_is_told", what_cannot_be_sealed_is_told},
+      {"what_is_lost_is_not_waited_for_unit_by_unit", what_is_lost_is_not_waited_for_unit_by_unit},
   };
   int rc;
 
