@@ -409,7 +409,8 @@ static int open_source(restore *r, sqlite3 **db, tde_status *st) {
     }
   }
   if (rc && !st->code) {
-    tde_fail(st, TDE_IO, "check the file", "%s: cannot be opened: %s", r->v.path,
+    tde_fail(st, TDE_IO, tde_errno_remedy(*db ? sqlite3_system_errno(*db) : 0, "check the file"),
+             "%s: cannot be opened: %s", r->v.path,
              *db ? sqlite3_errmsg(*db) : sqlite3_errstr(rc));
   }
   sqlite3_free(info);

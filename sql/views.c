@@ -3,6 +3,7 @@
 */
 #include "views.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,8 +70,9 @@ static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
     return rc;
   }
   if (rc) {
-    tde_fail(st, TDE_IO, "check the file's name and permissions", "%s: cannot be read (%s)",
-             v->path, sqlite3_errstr(rc));
+    int err = rc == SQLITE_CANTOPEN ? errno : 0; /* of the open that failed */
+    tde_fail(st, TDE_IO, tde_errno_remedy(err, "check the file's name and permissions"),
+             "%s: cannot be read (%s)", v->path, sqlite3_errstr(rc));
     return rc;
   }
   c = tde_keydoc_parse(v->head.doc, v->head.ndoc, &v->doc, st);
