@@ -291,7 +291,7 @@ static int open_parent(const char *path, char room[TDE_PATH_MAX + 128], const ch
   return open(parent, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-static int closing(int fd, int rc) {
+int tde_file_close(int fd, int rc) {
   int err = errno;
   close(fd);
   errno = err;
@@ -303,7 +303,7 @@ static int sync_parent(int dirfd) {
   int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   /* A folder that may be searched but not read cannot be synced by us. */
   if (fd < 0) return errno == EACCES ? 0 : -1;
-  return closing(fd, fsync(fd));
+  return tde_file_close(fd, fsync(fd));
 }
 
 static int adopt_in(int dirfd, int fd, const char *name) {
@@ -318,7 +318,7 @@ int tde_file_adopt(int fd, const char *path) {
   const char *name;
   if (geteuid() != 0) return 0;
   int dirfd = open_parent(path, room, &name);
-  return dirfd < 0 ? -1 : closing(dirfd, adopt_in(dirfd, fd, name));
+  return dirfd < 0 ? -1 : tde_file_close(dirfd, adopt_in(dirfd, fd, name));
 }
 
 /* Is this folder about as new as the last entry of its parent? What the parent's owner gave its
@@ -334,9 +334,9 @@ static int adopt_folder(int dirfd, const char *name) {
   if (geteuid() != 0) return 0;
   int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return -1;
-  if (is_new(dirfd, fd)) return closing(fd, adopt_in(dirfd, fd, name));
+  if (is_new(dirfd, fd)) return tde_file_close(fd, adopt_in(dirfd, fd, name));
   errno = ESTALE;
-  return closing(fd, -1);
+  return tde_file_close(fd, -1);
 }
 
 /* The owner's rights do not depend on the host's umask either. Where the file system has modes
@@ -383,7 +383,7 @@ int tde_file_sync_parent(const char *path) {
   char room[TDE_PATH_MAX + 128];
   const char *name;
   int dirfd = open_parent(path, room, &name);
-  return dirfd < 0 ? -1 : closing(dirfd, sync_parent(dirfd));
+  return dirfd < 0 ? -1 : tde_file_close(dirfd, sync_parent(dirfd));
 }
 
 int tde_dir_next(DIR *d, const char **name) {

@@ -71,6 +71,9 @@ void tde_file_unmask(int fd, mode_t need);
 ** with errno. */
 int tde_file_sync_parent(const char *path);
 
+/* Closes fd, keeps errno, and returns rc. */
+int tde_file_close(int fd, int rc);
+
 /* The next name in a directory, less "." and "..": 1 and *name, good until the next call; 0: there
 ** is none; -1 with errno: the rest cannot be read, which readdir(3) alone does not tell. */
 int tde_dir_next(DIR *d, const char **name);

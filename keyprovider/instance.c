@@ -624,10 +624,7 @@ static int lock_take(const char *dir) {
   for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += LOCK_NAP_MS) {
     struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
     if ((errno != EWOULDBLOCK && errno != EINTR) || waited >= LOCK_WAIT_MS) {
-      int err = errno;
-      close(fd);
-      errno = err;
-      return -1;
+      return tde_file_close(fd, -1);
     }
     nanosleep(&nap, NULL);
   }

@@ -16,7 +16,7 @@ void tde_sbuf_init(tde_sbuf *s, size_t cap) {
   s->bad = s->p == NULL;
 }
 
-void tde_sbuf_add_n(tde_sbuf *s, const char *text, size_t n) {
+static void add_n(tde_sbuf *s, const char *text, size_t n) {
   if (s->bad || n >= s->cap - s->n) {
     s->bad = 1;
     return;
@@ -26,7 +26,7 @@ void tde_sbuf_add_n(tde_sbuf *s, const char *text, size_t n) {
 }
 
 void tde_sbuf_add(tde_sbuf *s, const char *text) {
-  tde_sbuf_add_n(s, text, strlen(text));
+  add_n(s, text, strlen(text));
 }
 
 void tde_sbuf_escaped(tde_sbuf *s, const char *text) {
@@ -35,10 +35,10 @@ void tde_sbuf_escaped(tde_sbuf *s, const char *text) {
     unsigned char c = (unsigned char)*text;
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
         c == '.' || c == '_' || c == '~') {
-      tde_sbuf_add_n(s, text, 1);
+      add_n(s, text, 1);
     } else {
       char code[3] = {'%', hex[c >> 4], hex[c & 15]};
-      tde_sbuf_add_n(s, code, sizeof code);
+      add_n(s, code, sizeof code);
       tde_wipe(code, sizeof code);
     }
   }

@@ -23,7 +23,6 @@ typedef struct tde_sbuf {
 
 /* cap: bytes with the NUL, at most 65536. */
 void tde_sbuf_init(tde_sbuf *s, size_t cap);
-void tde_sbuf_add_n(tde_sbuf *s, const char *text, size_t n);
 void tde_sbuf_add(tde_sbuf *s, const char *text);
 /* Percent-encoded: all but RFC 3986's unreserved characters. */
 void tde_sbuf_escaped(tde_sbuf *s, const char *text);

@@ -13,6 +13,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/crypto.h"
+#include "../keyprovider/files.h"
 #include "../vfs/tdevfs.h"
 #include "subject.h"
 
@@ -202,15 +203,6 @@ int tde_place_fits(const tde_place *p, int opened, tde_status *st) {
   return SQLITE_CANTOPEN;
 }
 
-/* Closes it, and keeps errno. */
-static int closing(int fd, int rc) {
-  int err = errno;
-
-  (void)close(fd);
-  errno = err;
-  return rc;
-}
-
 /* The whole file system, by a file that is nobody's: closing one of the new file would drop
 ** the locks that another connection of this process may have on it by now. */
 static int sync_around(int folder, const char *free_name) {
@@ -218,7 +210,7 @@ static int sync_around(int folder, const char *free_name) {
 
   if (fd < 0) return -1;
   (void)unlinkat(folder, free_name, 0);
-  return closing(fd, syncfs(fd));
+  return tde_file_close(fd, syncfs(fd));
 }
 
 /* A folder that may be written, but not listed, can not be opened; on some file systems
@@ -227,8 +219,8 @@ static int sync_folder(int folder, const char *free_name) {
   int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
   if (fd < 0) return errno == EACCES ? sync_around(folder, free_name) : -1;
-  if (fsync(fd) == 0) return closing(fd, 0);
-  return closing(fd, errno == EINVAL || errno == ENOTSUP ? syncfs(fd) : -1);
+  if (fsync(fd) == 0) return tde_file_close(fd, 0);
+  return tde_file_close(fd, errno == EINVAL || errno == ENOTSUP ? syncfs(fd) : -1);
 }
 
 int tde_place_sync(tde_place *p, tde_status *st) {
