@@ -457,13 +457,6 @@ tde_class tde_keydoc_unwrap_which(const tde_keydoc *doc, const tde_instance *ins
   return rc;
 }
 
-tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uint32_t epoch,
-                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st) {
-  tde_keydoc_asker who;
-  tde_keydoc_asker_of(doc, &who);
-  return tde_keydoc_unwrap_as(doc, inst, &who, NULL, epoch, uuid, dek, st);
-}
-
 /* ---- facts ---- */
 
 uint32_t tde_keydoc_epoch(const tde_keydoc *doc) {

@@ -61,15 +61,12 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
 ** its thumbprint. True: no memory. */
 int tde_key_put(tde_json *obj, const tde_key_info *info, size_t nthumb);
 
-/* Unwraps the DEK of one epoch through its provider into dek (secret memory).
+/* Unwraps the DEK of one epoch through its provider into dek (secret memory), in the name of who
+** (tde_keydoc_asker_of: whom the document names), or (as not NULL) under another key's id: of a key
+** of the same material that is kept elsewhere.
 ** Its wraps are tried newest first; when all fail, st tells of the last one
 ** tried, except that a failure which may pass (an outage, memory, I/O) is never
 ** hidden by an older wrap's: it must not look like a denial. On failure dek is wiped. */
-tde_class tde_keydoc_unwrap(const tde_keydoc *doc, const tde_instance *inst, uint32_t epoch,
-                            const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st);
-
-/* The same for somebody else, or (as not NULL) under another key's id: of a key of
-** the same material that is kept elsewhere. */
 tde_class tde_keydoc_unwrap_as(const tde_keydoc *doc, const tde_instance *inst,
                                const tde_keydoc_asker *who, const char *as, uint32_t epoch,
                                const uint8_t uuid[TDE_UUID_BYTES], uint8_t *dek, tde_status *st);

@@ -91,12 +91,14 @@ static void expand(text_buf *b, const char *in, size_t n) {
 }
 
 static void try_unwrap(const tde_keydoc *doc, uint32_t epoch) {
+  tde_keydoc_asker who;
   tde_status st;
   tde_class c;
 
   tde_status_clear(&st);
+  tde_keydoc_asker_of(doc, &who);
   memset(dek_again, 0xcc, TDE_KEY_BYTES);
-  c = tde_keydoc_unwrap(doc, instance, epoch, uuid, dek_again, &st);
+  c = tde_keydoc_unwrap_as(doc, instance, &who, NULL, epoch, uuid, dek_again, &st);
   if (c == TDE_OK) {
     FUZZ_ASSERT(memcmp(dek, dek_again, TDE_KEY_BYTES) == 0);
   } else {

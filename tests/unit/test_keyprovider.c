@@ -37,6 +37,7 @@
 #include "keyprovider/keydoc.h"
 #include "keyprovider/local.h"
 #include "keyprovider/rsa.h"
+#include "tests/unit/keydoc.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
@@ -1522,7 +1523,7 @@ static void wraps_of_hosts_that_do_not_answer(void) {
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
   int64_t begun = tde_boot_ms();
   tde_http_sender = silent_send;
-  CHECK(tde_keydoc_unwrap(doc, inst, 1, uuid, dek, &st) == TDE_UNREACHABLE);
+  CHECK(unwrap_plainly(doc, inst, 1, uuid, dek, &st) == TDE_UNREACHABLE);
   tde_http_sender = NULL;
   CHECK(tde_boot_ms() - begun < 1000 && asked_hosts >= 2);
   tde_secret_free(dek);
@@ -1892,8 +1893,8 @@ static void keydoc_create_and_unwrap(void) {
   CHECK(strcmp(info.version, smk_version(inst)) == 0 && strcmp(info.type, "RSA-3072") == 0);
   CHECK(tde_keydoc_text(doc, &text, &n, &st) == TDE_OK && strstr(text, "\"name\":\"myself\"") != NULL);
   CHECK(n == strlen(text) && tde_keydoc_parse(text, n, &again, &st) == TDE_OK);
-  CHECK(tde_keydoc_unwrap(again, inst, 1, uuid, got, &st) == TDE_OK && tde_equal(got, dek, 32));
-  CHECK(tde_keydoc_unwrap(again, inst, 2, uuid, got, &st) == TDE_CORRUPT && tde_all_zero(got, 32));
+  CHECK(unwrap_plainly(again, inst, 1, uuid, got, &st) == TDE_OK && tde_equal(got, dek, 32));
+  CHECK(unwrap_plainly(again, inst, 2, uuid, got, &st) == TDE_CORRUPT && tde_all_zero(got, 32));
   tde_keydoc_free(doc);
   tde_keydoc_free(again);
   free(text);
@@ -1935,7 +1936,7 @@ static tde_class unwrap_json(const tde_json *j, const tde_instance *inst, uint8_
   memset(dek, 0x55, TDE_KEY_BYTES);
   tde_class rc = tde_keydoc_parse(text, n, &doc, st);
   CHECK(rc == TDE_OK);
-  if (rc == TDE_OK) rc = tde_keydoc_unwrap(doc, inst, 1, uuid, dek, st);
+  if (rc == TDE_OK) rc = unwrap_plainly(doc, inst, 1, uuid, dek, st);
   CHECK(rc == TDE_OK || tde_all_zero(dek, TDE_KEY_BYTES));
   tde_keydoc_free(doc);
   free(text);
@@ -2105,7 +2106,7 @@ static void *crowd_member(void *arg) {
     tde_keydoc *doc = NULL;
     int ok = tde_instance_open(crowd.dir, 1, &inst, NULL) == TDE_OK &&
              tde_keydoc_parse(crowd.doc_text, crowd.doc_n, &doc, NULL) == TDE_OK &&
-             tde_keydoc_unwrap(doc, inst, 1, uuid, got, NULL) == TDE_OK &&
+             unwrap_plainly(doc, inst, 1, uuid, got, NULL) == TDE_OK &&
              tde_equal(got, crowd.dek, TDE_KEY_BYTES);
     if (!ok) crowd.failures++;
     crowd.rounds++;

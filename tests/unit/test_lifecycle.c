@@ -22,6 +22,7 @@
 #include "keyprovider/json.h"
 #include "keyprovider/keydoc.h"
 #include "keyprovider/local.h"
+#include "tests/unit/keydoc.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
@@ -198,7 +199,7 @@ static void a_new_wrap_unwraps(void) {
   CHECK(tde_keydoc_set_wrap(doc, 1, wrap, 5) == 0);
   REQUIRE(tde_keydoc_protector(doc, &info, NULL) == TDE_OK);
   CHECK(strcmp(info.base_id, "local:b") == 0 && parses(doc));
-  CHECK(tde_keydoc_unwrap(doc, inst, 1, uuid, got, NULL) == TDE_OK);
+  CHECK(unwrap_plainly(doc, inst, 1, uuid, got, NULL) == TDE_OK);
   CHECK(memcmp(got, dek, sizeof dek) == 0);
   /* The same key under another name: the wrapped bytes and their time stay. */
   moved = info;
@@ -253,8 +254,8 @@ static void epochs(void) {
   CHECK(tde_keydoc_begin_epoch(doc, wrap, 100, 1, &st) == TDE_MISUSE);
   CHECK(strstr(st.remedy, "tde_rotate_dek()") != NULL);
   CHECK(has_epochs(doc, 2, 1, 2));
-  CHECK(tde_keydoc_unwrap(doc, inst, 1, uuid, got, NULL) == TDE_OK && got[0] == dek[0]);
-  CHECK(tde_keydoc_unwrap(doc, inst, 2, uuid, got, NULL) == TDE_OK && got[0] == 7);
+  CHECK(unwrap_plainly(doc, inst, 1, uuid, got, NULL) == TDE_OK && got[0] == dek[0]);
+  CHECK(unwrap_plainly(doc, inst, 2, uuid, got, NULL) == TDE_OK && got[0] == 7);
   CHECK(tde_keydoc_epoch_progress(doc, 50, 120) == 0 && parses(doc));
   CHECK(tde_json_get_int(tde_json_get(tde_keydoc_json(doc), "regeneration"), "all", 0) == 120);
   CHECK(tde_keydoc_end_epoch(doc, 2) == 0 && !tde_keydoc_regenerating(doc));
