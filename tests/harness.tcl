@@ -140,6 +140,8 @@ proc close_all {args} {
 proc json {text path} {
   return [::sql onecolumn {SELECT json_extract($text, $path)}]
 }
+# Several paths of one text.
+proc jget {json args} { return [lmap p $args { json $json $p }] }
 # SQLite since 3.49 or so reads the schema before any SELECT: of a database without its key or whose
 # page 1 is damaged a PRAGMA alone can ask, and the rest is asked through another connection.
 write_file [at junk.db] [string repeat x 5000]
@@ -224,6 +226,10 @@ proc content {db {schema main}} {
   }
   return $out
 }
+
+proc readable {db} { return [expr {![catch {$db eval {SELECT count(*) FROM t}}]}] }
+# Time for several checks of a key that is checked each second, with a thread that makes them.
+proc some_checks {db {n 5}} { for {set i 0} {$i < $n} {incr i} { after 700; readable $db } }
 
 # ---- other programs ----
 
