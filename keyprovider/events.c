@@ -335,10 +335,7 @@ static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
       if ((errno != EWOULDBLOCK && errno != EINTR) || *waited >= LOCK_WAIT_MS) {
-        int saved = errno;
-        close(fd);
-        errno = saved;
-        return -1;
+        return tde_file_close(fd, -1);
       }
       nanosleep(&nap, NULL);
       *waited += LOCK_NAP_MS;

@@ -32,7 +32,6 @@
 
 #define INSTANCE_FILE "instance.json"
 #define LOCK_FILE ".lock"
-#define SMK_NAME "smk"
 /* Room for the names that are appended to a directory. */
 #define DIR_MAX (TDE_PATH_MAX - 128)
 #define FILE_PATH_MAX TDE_PATH_MAX
@@ -372,11 +371,11 @@ static void lock_release(int fd) {
 tde_class tde_instance_smk_ready(const char *dir, tde_key_info *info, tde_status *st) {
   tde_status inner;
   tde_status_clear(&inner);
-  tde_class rc = tde_local_latest(dir, SMK_NAME, info, &inner);
+  tde_class rc = tde_local_latest(dir, TDE_SMK_NAME, info, &inner);
   if (rc == TDE_OK) return TDE_OK;
   if (rc == TDE_MISSING || rc == TDE_CORRUPT || rc == TDE_WRONG_KEY) {
     if (rc != TDE_MISSING) tde_log_status(TDE_LOG_WARNING, NULL, &inner);
-    return tde_local_create(dir, SMK_NAME, info, st);
+    return tde_local_create(dir, TDE_SMK_NAME, info, st);
   }
   if (st != NULL) *st = inner;
   return rc;
@@ -384,7 +383,7 @@ tde_class tde_instance_smk_ready(const char *dir, tde_key_info *info, tde_status
 
 static char *instance_text(const tde_key_info *smk, size_t *n) {
   tde_json *root = tde_json_object(), *key = tde_json_object();
-  int bad = tde_json_set_text(key, "name", SMK_NAME) | tde_json_set_text(key, "version", smk->version) |
+  int bad = tde_json_set_text(key, "name", TDE_SMK_NAME) | tde_json_set_text(key, "version", smk->version) |
             tde_json_set_int(key, "created", smk->created);
   bad |= tde_json_set_int(root, "version", 1) |
          tde_json_set_text(root, "default_protector", TDE_SERVICE_MANAGED);

@@ -38,6 +38,8 @@
 typedef struct tde_instance tde_instance;
 
 #define TDE_SERVICE_MANAGED "service-managed"
+/* The name of that key among the local ones. */
+#define TDE_SMK_NAME "smk"
 /* Keys of an instance's key list. */
 #define TDE_INSTANCE_KEYS_MAX 100
 /* Bytes that an instance file may have. */

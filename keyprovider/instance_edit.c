@@ -15,8 +15,6 @@
 #include "keydoc.h"
 #include "local.h"
 
-#define SMK_NAME "smk"
-
 /* Before a change: where the audit is required, it must be possible to tell. */
 static tde_class announce(const char *path, const char *event, const char *key_id,
                           const char *version, tde_status *st) {
@@ -90,7 +88,7 @@ static tde_class apply_protector(void *ctx, tde_json *root, tde_status *st) {
   failed |= set_found(root, &c->found);
   if (c->smk.version[0] != 0) {
     tde_json *key = tde_json_object();
-    failed |= tde_json_set_text(key, "name", SMK_NAME) |
+    failed |= tde_json_set_text(key, "name", TDE_SMK_NAME) |
               tde_json_set_text(key, "version", c->smk.version) |
               tde_json_set_int(key, "created", c->smk.created);
     failed |= tde_json_set_json(root, "service_managed_key", key);
@@ -134,7 +132,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
   protector_change change = {.key_id = key_id, .identity = identity};
   tde_key_info info;
   memset(&info, 0, sizeof info);
-  snprintf(full, TDE_KEY_ID_MAX, "local:" SMK_NAME);
+  snprintf(full, TDE_KEY_ID_MAX, "local:" TDE_SMK_NAME);
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) rc = check_named(inst, identity, st);
@@ -277,7 +275,7 @@ tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info 
                                tde_status *st) {
   const tde_instance *inst;
   tde_class rc = tde_local_check_name(name, st); /* first: nothing is made for a wrong one */
-  if (rc == TDE_OK && strcmp(name, SMK_NAME) == 0) {
+  if (rc == TDE_OK && strcmp(name, TDE_SMK_NAME) == 0) {
     rc = tde_fail(st, TDE_MISUSE, "choose another name",
                   "the name smk is that of the service-managed key");
   }

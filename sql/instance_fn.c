@@ -51,7 +51,7 @@ static int is_there(sqlite3_context *ctx, const char *path, int named, const cha
   if (c == TDE_OK && key && strcmp(key, TDE_SERVICE_MANAGED) != 0) {
     c = tde_key_id_parse(key, &remote, &st);
     if (c) c = st.code = TDE_MISUSE; /* the argument is no key's id */
-    old |= !remote && strcmp(key, "local:smk") != 0;
+    old |= !remote && strcmp(key, "local:" TDE_SMK_NAME) != 0;
   }
   if (c == TDE_OK && old) c = tde_instance_open(path, 0, &inst, &st);
   if (c == TDE_OK) return 1;

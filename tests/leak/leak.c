@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "../../ext/tde.h"
+#include "../unit/tree.h"
 #include "../unit/unit.h"
 #include "leakvfs.h"
 
@@ -527,20 +528,6 @@ static void test_messages(void) {
 }
 
 /* ---- main ---- */
-
-static void remove_tree(const char *dir) {
-  DIR *d = opendir(dir);
-  struct dirent *e;
-  char path[PATH_SIZE + 300];
-
-  while (d && (e = readdir(d)) != NULL) {
-    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-    snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
-    if (unlink(path) != 0) remove_tree(path);
-  }
-  if (d) closedir(d);
-  (void)rmdir(dir);
-}
 
 static const unit_test tests[] = {
     {"control", test_control},

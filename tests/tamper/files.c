@@ -3,11 +3,12 @@
 */
 #include "files.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "../unit/tree.h"
 
 static char scratch[300];
 static sqlite3 *keeper;
@@ -37,20 +38,6 @@ int scratch_make(void) {
   if (!mkdtemp(scratch)) return -1;
   setenv("TDE_INSTANCE", at("instance"), 1);
   return 0;
-}
-
-static void remove_tree(const char *dir) {
-  DIR *d = opendir(dir);
-  struct dirent *e;
-  char path[700];
-
-  while (d && (e = readdir(d)) != NULL) {
-    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-    snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
-    if (unlink(path) != 0) remove_tree(path);
-  }
-  if (d) closedir(d);
-  (void)rmdir(dir);
 }
 
 void scratch_remove(void) {
