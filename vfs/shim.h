@@ -16,10 +16,10 @@
 typedef struct tde_db {
   struct tde_file *file;
   tde_state state;
-  tde_status last;  /* why it is not accessible, or the last bad unit */
-  int64_t retry_at; /* monotonic ms: when an unlock may be tried again */
+  tde_status last;    /* why it is not accessible, or the last bad unit */
+  int64_t retry_at;   /* monotonic ms: when an unlock may be tried again */
   tde_class unlearnt; /* why the DEK of an epoch that is new here was not to be had */
-  uint64_t fork;    /* of the process in which a check was last thought of */
+  uint64_t fork;      /* of the process in which a check was last thought of */
   unsigned io_gates;
   tde_key_params params;
   char *as_key; /* tde_key=: the id to ask under, in place of the header's */
@@ -42,10 +42,10 @@ typedef struct tde_db {
   /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
   ** it was first may be closed. */
   sqlite3 *const *connection;
-  int guest; /* one of them has attached it, and has a main database of another VFS */
+  int guest;  /* one of them has attached it, and has a main database of another VFS */
   int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
-  int refuse_inaccessible; /* tde_inaccessible=refuse: it is not opened then */
+  int refuse_inaccessible;          /* tde_inaccessible=refuse: it is not opened then */
   int shm_locks;                    /* wal-index locks that this connection holds */
   int wal_writing;                  /* ... the one to write is among them */
   uint8_t seen[2][TDE_SLOT_FIXED];  /* of both slots when the header was read */
@@ -58,7 +58,7 @@ typedef struct tde_db {
   uint8_t head[100];                /* SQLite's database header: no user data in it */
   int head_valid;
   int slot_durable;  /* the slot in force is known to be synced */
-  int slot_behind;   /* the slot not in force does not know U yet */
+  int slot_behind;   /* the slot not in force lacks U, or a change made here */
   int slot_lost;     /* header.slot holds an older one: that of the header in force was damaged */
   int journal_lost;  /* a journal was closed that could not be written */
   int write_failed;  /* a page may be torn: see heal.c */
@@ -193,7 +193,7 @@ void tde_db_forget_uri(tde_db *db); /* frees what was read */
 int tde_db_open(tde_file *f, const char *name, int flags);
 void tde_db_close(tde_file *f);
 int tde_db_load(tde_file *f, int wait);
-int tde_db_report(tde_db *db); /* logs db->last, returns its rc */
+int tde_db_report(tde_db *db);   /* logs db->last, returns its rc */
 int tde_db_not_made(tde_db *db); /* the same of a new one that is to stay empty */
 /* The code, and st, for what needs a database that is Online. */
 int tde_db_not_online(tde_db *db, tde_status *st);
