@@ -16,6 +16,7 @@
 #include "../ext/base/secret.h"
 #include "rawcopy.h"
 #include "result.h"
+#include "views.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -291,19 +292,14 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
   return cls;
 }
 
-static int fail_secondary(const char *path, int rc, tde_status *st) {
-  if (rc == SQLITE_NOMEM) {
-    tde_nomem(st);
-  } else if (rc == SQLITE_NOTADB) {
-    tde_fail(st, TDE_MISUSE, "create it with tde_create_secondary()",
-             "%s: is no secondary, nor any encrypted database", path);
-  } else if (rc == SQLITE_CORRUPT) {
-    tde_fail(st, TDE_DAMAGED_HEADER, "remove it, and create it anew with tde_create_secondary()",
-             "%s: its header is damaged, or of a newer format", path);
-  } else {
-    tde_fail(st, TDE_IO, "check its name and permissions; tde_create_secondary() makes a new one",
-             "%s: the secondary cannot be read (%s)", path, sqlite3_errstr(rc));
-  }
+static int fail_secondary(const char *path, int rc, int unknown, tde_status *st) {
+  const char *remedy =
+      rc == SQLITE_CORRUPT
+          ? "remove it, and create it anew with tde_create_secondary()"
+          : "check its name and permissions; tde_create_secondary() makes a new one";
+
+  (void)tde_view_fail(path, rc, unknown, st);
+  if (rc != SQLITE_NOMEM) (void)sqlite3_snprintf(sizeof(st->remedy), st->remedy, "%s", remedy);
   return rc;
 }
 
@@ -314,7 +310,7 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_class cls;
   int rc = tde_header_peek(w->place.target, c->info->lower_vfs, &peek);
 
-  if (rc) return fail_secondary(w->place.target, rc, st);
+  if (rc) return fail_secondary(w->place.target, rc, peek.unknown, st);
   cls = tde_keydoc_parse(peek.doc, peek.ndoc, &there, st);
   if (cls == TDE_OK && memcmp(peek.uuid, c->info->uuid, TDE_UUID_BYTES) != 0) {
     cls = tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",

@@ -43,38 +43,35 @@ static tde_class parse_other(tde_view_db *v, tde_status *st) {
   return c;
 }
 
+int tde_view_fail(const char *path, int rc, int unknown, tde_status *st) {
+  if (rc == SQLITE_NOTADB && unknown >= TDE_UNKNOWN_INDEX) {
+    tde_fail(st, TDE_MISUSE, "rename it, if it is a database or a backup",
+             "%s: was not opened, for it is, or is named as, the wal-index (-shm) of a database",
+             path);
+  } else if (rc == SQLITE_NOTADB) {
+    tde_fail(st, TDE_NOT_ENCRYPTED, "check the file's name",
+             "%s: no header of an encrypted database is to be found in it", path);
+  } else if (rc == SQLITE_NOMEM) {
+    tde_nomem(st);
+  } else if (rc == SQLITE_CORRUPT) {
+    tde_fail(st, TDE_DAMAGED_HEADER,
+             "restore the file from a backup, or use a newer version of tde",
+             "%s: its header is damaged, or of a newer format", path);
+  } else {
+    int err = rc == SQLITE_CANTOPEN ? errno : 0; /* of the open that failed */
+    tde_fail(st, TDE_IO, tde_errno_remedy(err, "check the file's name and permissions"),
+             "%s: cannot be read (%s)", path, sqlite3_errstr(rc));
+  }
+  return rc;
+}
+
 static int read_head(tde_view_db *v, const char *vfs, tde_status *st) {
   tde_class c;
   int rc;
 
   if (!v->schema && tde_is_uri(v->path, st)) return SQLITE_MISUSE;
   rc = tde_header_peek(v->path, vfs, &v->head);
-  if (rc == SQLITE_NOTADB && v->head.unknown >= TDE_UNKNOWN_INDEX) {
-    tde_fail(st, TDE_MISUSE, "rename it, if it is a database or a backup",
-             "%s: was not opened, for it is, or is named as, the wal-index (-shm) of a database",
-             v->path);
-    return rc;
-  }
-  if (rc == SQLITE_NOTADB) {
-    tde_fail(st, TDE_NOT_ENCRYPTED, "check the file's name",
-             "%s: no header of an encrypted database is to be found in it", v->path);
-    return rc;
-  }
-  if (rc == SQLITE_NOMEM) {
-    tde_nomem(st);
-    return rc;
-  }
-  if (rc == SQLITE_CORRUPT) {
-    tde_fail(st, TDE_TAMPERED, "restore the file from a backup, or use a newer version of tde",
-             "%s: its header is damaged, or of a newer format", v->path);
-    return rc;
-  }
-  if (rc) {
-    int err = rc == SQLITE_CANTOPEN ? errno : 0; /* of the open that failed */
-    tde_fail(st, TDE_IO, tde_errno_remedy(err, "check the file's name and permissions"),
-             "%s: cannot be read (%s)", v->path, sqlite3_errstr(rc));
-    return rc;
-  }
+  if (rc) return tde_view_fail(v->path, rc, v->head.unknown, st);
   c = tde_keydoc_parse(v->head.doc, v->head.ndoc, &v->doc, st);
   if (c == TDE_OK && v->head.other) c = parse_other(v, st);
   free(v->head.doc);

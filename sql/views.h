@@ -32,6 +32,9 @@ typedef struct tde_view_db {
 int tde_view_open_path(tde_view_db *v, sqlite3 *db, const char *path, const char *vfs,
                        tde_status *st);
 void tde_view_close(tde_view_db *v);
+/* Says in st why tde_header_peek did not read this file, and returns its code. unknown: as the peek
+** has it. */
+int tde_view_fail(const char *path, int rc, int unknown, tde_status *st);
 
 /* A view: its scalar function and its table have this name. */
 typedef struct tde_view {
