@@ -212,7 +212,8 @@ void tde_change_tell(const tde_change *c) {
 /* Who lost to another change has its keys to learn before the next try, and would be the slower
 ** one each time, were there no pause. Its length is random, so that two do not meet again. */
 static void pause_before(int try) {
-  int longest = 1 << try < PAUSE_MS_MAX ? 1 << try : PAUSE_MS_MAX;
+  int longest = 1 << try < PAUSE_MS_MAX ? 1 << try : PAUSE_MS_MAX
+    ;
   uint32_t random;
 
   sqlite3_randomness(sizeof(random), &random);

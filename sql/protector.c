@@ -103,7 +103,10 @@ typedef struct protector_work {
 
 static int set_protector(void *ctx, tde_change *c, tde_status *st) {
   protector_work *w = ctx;
-  rewrap r = {.mode = w->mode, .inst = c->inst, .who = w->who, .event = c->event,
+  rewrap r = {.mode = w->mode,
+              .inst = c->inst,
+              .who = w->who,
+              .event = c->event,
               .now = (int64_t)time(NULL)};
   tde_keydoc_asker own;
   int rc = SQLITE_OK;
@@ -119,8 +122,7 @@ static int set_protector(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK) rc = settle_log(c, st);
   if (rc) return rc;
   tde_keydoc_asker_of(c->doc, &own);
-  rc = tde_class_rc(
-      tde_change_wrap(c, c->inst, w->key_id, w->who ? w->who : &own, &r.wraps, st));
+  rc = tde_class_rc(tde_change_wrap(c, c->inst, w->key_id, w->who ? w->who : &own, &r.wraps, st));
   if (rc == SQLITE_OK) {
     *w->out = c->subject = r.wraps.of[0].info;
     rc = tde_change_commit(c, edit_protector, &r, 0, 1, w->out, st);
@@ -130,7 +132,7 @@ static int set_protector(void *ctx, tde_change *c, tde_status *st) {
 }
 
 int tde_protector_set(sqlite3 *db, const char *schema, const char *key_id, const char *event,
-                         tde_key_info *out, tde_status *st) {
+                      tde_key_info *out, tde_status *st) {
   protector_work w = {.key_id = key_id, .mode = MODE_DATABASE, .out = out};
 
   memset(out, 0, sizeof(*out));
@@ -202,8 +204,8 @@ typedef struct newest {
   const uint8_t *uuid; /* whose protector; NULL: that of the database that is open */
   tde_key_info info;
   tde_key_info from; /* the protector then */
-  int moved; /* another version than the protector's */
-  int other; /* the file is not the one that was meant, or is not to be rotated any more */
+  int moved;         /* another version than the protector's */
+  int other;         /* the file is not the one that was meant, or is not to be rotated any more */
   looked l;
 } newest;
 
@@ -336,8 +338,8 @@ static int adopt(void *ctx, tde_change *c, tde_status *st) {
 
 static void follow(sqlite3 *db, following *f) {
   tde_key_info out;
-  protector_work w = {.key_id = f->target, .out = &out, .still = still_follows, .ctx = f,
-                      .tried_again = 1};
+  protector_work w = {
+      .key_id = f->target, .out = &out, .still = still_follows, .ctx = f, .tried_again = 1};
   tde_status st;
   int rc = SQLITE_OK;
 
@@ -374,7 +376,7 @@ static void run_job(sqlite3 *db, following *f, int rotate) {
 }
 
 void tde_protector_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
-                    const tde_key_params *params) {
+                       const tde_key_params *params) {
   following f = {.uuid = uuid};
   const tde_instance *inst;
   sqlite3 *db;

@@ -183,8 +183,7 @@ static int begins_otherwise(const uint8_t head[2][TDE_SLOT_GULP]) {
   return memcmp(b, "SQLite format 3", 16) == 0 ||
          memcmp(b, tde_sqlite_journal_magic, sizeof(tde_sqlite_journal_magic)) == 0 ||
          wal == TDE_SQLITE_WAL_MAGIC || tde_is_log_magic(b) ||
-         begins_as_index(b, TDE_SQLITE_WAL_VERSION) ||
-         begins_as_index(b, TDE_INDEX_SIGN) ||
+         begins_as_index(b, TDE_SQLITE_WAL_VERSION) || begins_as_index(b, TDE_INDEX_SIGN) ||
          (is_text(b, TDE_SLOT_GULP) && is_text(head[1], TDE_SLOT_GULP));
 }
 
