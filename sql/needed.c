@@ -1,10 +1,10 @@
 /*
 ** needed.c: the keys that a backup needs; see needed.h.
 **
-** Each is looked for by its thumbprint: among the keys that the call names, then in the
-** instance's key list and among its local keys, then it may be the instance's protector. A key
-** under another id that holds the same material serves, too; where the thumbprint is that of a
-** name, as there is no public part, the wrapped DEK tells which one does.
+** Each is looked for by its thumbprint: among the keys that the call names (to read, or as the new
+** protector), then in the instance's key list and among its local keys, then it may be the
+** instance's protector. A key under another id that holds the same material serves, too; where the
+** thumbprint is that of a name, as there is no public part, the wrapped DEK tells which one does.
 **
 ** Who asks: whom the call names; then who was named when the key was put on the instance's list;
 ** where the call names nobody also who the backup says, as far as the instance knows that one, and
@@ -277,9 +277,9 @@ static void look_in_instance(const tde_needed *k, tde_needed_key *key) {
   if (!key->as[0]) look_at_protector(k, key, full);
 }
 
-/* Does a key id that was given name this key? */
+/* Does a key id that was given name this key? So does that of the new database's protector. */
 static int is_given(tde_needed *k, const tde_key_info *info) {
-  int is = 0;
+  int is = k->o->protector && tde_key_named(info, k->o->protector);
 
   for (size_t i = 0; i < k->ngiven; i++) {
     if (!tde_key_named(info, k->given[i].id)) continue;
