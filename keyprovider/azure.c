@@ -438,7 +438,8 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
                     tde_instance_cloud(op->instance)->api_version);
   }
   if (s == 400 && a->stage == STAGE_OP && op->kind == TDE_OP_UNWRAP) {
-    return tde_fail(st, TDE_WRONG_KEY, "use the key version that wrapped it, or a backup of the header",
+    return tde_fail(st, TDE_WRONG_KEY,
+                    "use the key version that wrapped it, or restore the database from a backup",
                     "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);
   }
   if (s >= 400) {

@@ -41,7 +41,7 @@
 #include "../ext/base/secret.h"
 #include "keydoc_int.h"
 
-#define RESTORE_IT "restore the database, or its header, from a backup"
+#define RESTORE_IT "restore the database from a backup"
 #define FIELD_MAX 64
 
 /* ---- checking a document ---- */

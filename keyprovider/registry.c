@@ -405,7 +405,7 @@ static const char *default_remedy(tde_class code) {
     case TDE_DISABLED: return "enable the key version";
     case TDE_MISSING: return "restore the key, or correct its id";
     case TDE_WRONG_KEY: return "use the key that wrapped this database's DEK";
-    case TDE_CORRUPT: return "restore the database's header from a backup";
+    case TDE_CORRUPT: return "restore the database from a backup";
     case TDE_NOMEM: return "free memory, then try again";
     case TDE_IO: return "check the disk and the file system's permissions";
     default: return "correct the key id or the instance's configuration";

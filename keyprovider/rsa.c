@@ -113,7 +113,7 @@ tde_class tde_rsa_unwrap(EVP_PKEY *key, const uint8_t *wrapped, size_t nwrapped,
   size_t n = RSA_MAX_BYTES;
   if (nwrapped != (size_t)EVP_PKEY_get_size(key) || nwrapped > RSA_MAX_BYTES) {
     return tde_fail(st, TDE_CORRUPT,
-                    "use the key that wrapped it, or restore the database's header from a backup",
+                    "use the key that wrapped it, or restore the database from a backup",
                     "the wrapped key is %zu bytes long; this key makes %d", nwrapped,
                     EVP_PKEY_get_size(key));
   }
@@ -126,10 +126,10 @@ tde_class tde_rsa_unwrap(EVP_PKEY *key, const uint8_t *wrapped, size_t nwrapped,
     rc = crypto_failed(st, "prepare to unwrap a key");
   } else if (EVP_PKEY_decrypt(ctx, plain, &n, wrapped, nwrapped) != 1) {
     rc = tde_fail(st, TDE_WRONG_KEY,
-                  "use the key that wrapped it, or restore the database's header from a backup",
+                  "use the key that wrapped it, or restore the database from a backup",
                   "the wrapped key does not open: it was changed, or wrapped by another key");
   } else if (n != TDE_KEY_BYTES) {
-    rc = tde_fail(st, TDE_CORRUPT, "restore the database's header from a backup",
+    rc = tde_fail(st, TDE_CORRUPT, "restore the database from a backup",
                   "what the wrapped key holds is %zu bytes long, not %d", n, TDE_KEY_BYTES);
   } else {
     memcpy(dek, plain, TDE_KEY_BYTES);

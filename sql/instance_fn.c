@@ -74,7 +74,7 @@ void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   tde_status st;
   tde_class c;
 
-  if (!is_there(ctx, path, 0, NULL)) return;
+  if (!is_there(ctx, path, is_named(argc, argv, 0), NULL)) return;
   tde_status_clear(&st);
   c = tde_instance_open(path, 0, &inst, &st);
   n = strlen(st.remedy);
@@ -127,7 +127,7 @@ void tde_sql_instance_remove_key(sqlite3_context *ctx, int argc, sqlite3_value *
   tde_status st;
   int removed;
 
-  if (!key || !is_there(ctx, path, 0, NULL)) return;
+  if (!key || !is_there(ctx, path, is_named(argc, argv, 1), NULL)) return;
   tde_status_clear(&st);
   answer(ctx, path, tde_instance_remove_key(path, key, &removed, &st), &st);
 }

@@ -76,6 +76,14 @@ static int read_member(tde_options *o, sqlite3 *db, const char *name, tde_status
   return bad(st, name, "is no time", "give a Unix time or '2026-01-31 12:00'");
 }
 
+static int no_object(tde_status *st, const char *allowed) {
+  char names[sizeof(st->remedy)];
+
+  tde_json_name_list("give a JSON object; its members may be: ", allowed, names, sizeof(names));
+  tde_fail(st, TDE_MISUSE, names, "the options are no JSON object");
+  return SQLITE_MISUSE;
+}
+
 static int no_option(tde_status *st, const char *name, const char *allowed) {
   char names[sizeof(st->remedy)];
 
@@ -93,11 +101,7 @@ int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *
   if (!text) return SQLITE_OK;
   c = tde_json_parse(text, strlen(text), "options", &o->json, st);
   if (c == TDE_NOMEM) return SQLITE_NOMEM;
-  if (c || !tde_json_is_object(o->json)) {
-    tde_fail(st, TDE_MISUSE, "give a JSON object, e.g. json_object('protector', '...')",
-             "the options are no JSON object");
-    return SQLITE_MISUSE;
-  }
+  if (c || !tde_json_is_object(o->json)) return no_object(st, allowed);
   for (size_t i = 0; i < tde_json_members(o->json) && rc == SQLITE_OK; i++) {
     const char *name = tde_json_member_name(o->json, i);
     if (!name || !tde_is_one_of(name, allowed)) return no_option(st, name, allowed);

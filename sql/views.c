@@ -533,7 +533,12 @@ static tde_json *rows_instance_keylist(sqlite3 *db, const char *const *argv, tde
     tde_fail(st, TDE_MISUSE, "name it, or give NULL", "the instance directory's path is empty");
     return NULL;
   }
-  if (tde_instance_open(path, 0, &inst, st)) return NULL;
+  if (tde_instance_open(path, 0, &inst, st)) {
+    if (st->code == TDE_MISSING && argv[0]) {
+      (void)snprintf(st->remedy, sizeof(st->remedy), "check the path");
+    }
+    return NULL;
+  }
   list = tde_instance_keylist(inst);
   protector = tde_instance_protector(inst);
   for (size_t i = 0; i < tde_json_count(list) && !bad; i++) {

@@ -483,7 +483,7 @@ static tde_class check_header(const tde_header *h, const tde_key_facts *facts, c
   tde_wipe(key, sizeof(key));
   if (c == TDE_WRONG_KEY) {
     return tde_fail(st, TDE_NOT_AUTHENTIC,
-                    "restore the header's other slot or a backup; the key itself answered",
+                    "restore the file from a backup; the key itself answered",
                     "key %s unwraps a DEK that does not verify this header", facts->key_id);
   }
   if (c) return tde_fail(st, c, NULL, "the header's authentication could not be computed");
