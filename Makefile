@@ -99,6 +99,7 @@ MODULEDIR ?= $(LIBDIR)/sqlite3-tde
 VERSION = $(shell sed -n 's/^.define TDE_VERSION "\(.*\)"$$/\1/p' ext/base/limits.h)
 # The documents, in their folders: they link to each other.
 DOCS := README.md SECURITY.md CHANGELOG.md LICENSE sql/SQL.md keyprovider/PROVIDERS.md vfs/FORMAT.md tests/README.md \
+        tests/decoder/decode.py \
         tests/crash/README.md tests/fuzz/README.md $(addprefix tests/bench/,README.md ratios.svg size.svg)
 INSTALLED := $(MODULEDIR)/tde.so $(LIBDIR)/libtde.a $(LIBDIR)/pkgconfig/sqlite3-tde.pc $(INCLUDEDIR)/tde.h \
              $(addprefix $(DOCDIR)/,$(DOCS))
