@@ -286,5 +286,10 @@ static int pragma_revalidate(tde_file *f, const char *key, char **out) {
 int tde_sql_pragma(tde_file *f, const char *name, const char *value, char **out) {
   if (sqlite3_stricmp(name, "tde_status") == 0) return pragma_status(f, value, out);
   if (sqlite3_stricmp(name, "tde_revalidate") == 0) return pragma_revalidate(f, value, out);
-  return SQLITE_NOTFOUND;
+  if (sqlite3_strnicmp(name, "tde_", 4) != 0) return SQLITE_NOTFOUND;
+  /* SQLite passes over what nobody knows: who meant to change a key would believe it changed. */
+  *out = sqlite3_mprintf("there is no PRAGMA %.60s; there are tde_status and tde_revalidate, all "
+                         "else is a function: SELECT tde_...()",
+                         name);
+  return *out ? SQLITE_MISUSE : SQLITE_NOMEM;
 }
