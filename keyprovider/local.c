@@ -441,6 +441,14 @@ tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info
 
 /* ---- operations ---- */
 
+/* Who wants to wrap under a key that never was can make it; to unwrap, only the old one serves. */
+static void advise_new_key(const tde_op *op, const char *name, tde_status *st) {
+  size_t n = strlen(st->remedy);
+  if (op->kind == TDE_OP_UNWRAP || strcmp(op->base_id, "local:smk") == 0) return;
+  snprintf(st->remedy + n, sizeof st->remedy - n,
+           "; if there never was one: SELECT tde_instance_new_key('%s')", name);
+}
+
 /* Which version a versionless id means: the service-managed key's is the one
 ** that the instance names, another key's the newest. */
 static tde_class resolve_version(tde_op *op, const char *dir, const char *name, tde_status *st) {
@@ -453,6 +461,7 @@ static tde_class resolve_version(tde_op *op, const char *dir, const char *name, 
   }
   tde_class rc = tde_local_latest(dir, name, &info, st);
   if (rc == TDE_OK) memcpy(op->version, info.version, sizeof op->version);
+  if (rc == TDE_MISSING) advise_new_key(op, name, st);
   return rc;
 }
 

@@ -53,7 +53,8 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
   for (size_t i = 0; i < NPROVIDERS; i++) {
     if (providers[i]->matches(key_id)) return providers[i];
   }
-  tde_fail(st, TDE_UNSUPPORTED, "check the key id's form, e.g. local:NAME",
+  tde_fail(st, TDE_UNSUPPORTED,
+           "check the key id's form: local:NAME or https://VAULT.vault.azure.net/keys/NAME",
            "no key provider of this build takes the key id %.200s", key_id);
   return NULL;
 }
