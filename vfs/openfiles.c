@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 #include "../ext/base/bytes.h"
 
@@ -26,9 +27,15 @@ static void before_fork(void) {
 static void after_fork(void) {
   pthread_mutex_unlock(&list_lock);
 }
-/* Who asked is a thread of the parent. */
+/* Who asked, or looks, is a thread of the parent. */
 static void in_child(void) {
   asked = NULL;
+  for (unsigned b = 0; b < BUCKETS; b++) {
+    for (tde_file *f = buckets[b]; f; f = f->next_open) {
+      if (f->looked_at) tde_file_leave(f);
+      f->looked_at = 0;
+    }
+  }
   pthread_cond_init(&answered, NULL);
   pthread_mutex_unlock(&list_lock);
 }
@@ -56,7 +63,7 @@ void tde_openfiles_add(tde_file *f) {
 
 void tde_openfiles_remove(tde_file *f) {
   pthread_mutex_lock(&list_lock);
-  while (asked == f) pthread_cond_wait(&answered, &list_lock);
+  while (asked == f || f->looked_at) pthread_cond_wait(&answered, &list_lock);
   if (f->prev_open) {
     f->prev_open->next_open = f->next_open;
   } else {
@@ -201,6 +208,57 @@ int tde_openfiles_writable(const char *path, const char *instance) {
   }
   pthread_mutex_unlock(&list_lock);
   return found;
+}
+
+/* ---- the header, for the checks of a key ---- */
+
+#define LOOK_TRIES 50 /* a connection is at work for less than a millisecond, but for a sync */
+
+/* A connection whose thread is elsewhere, and is kept there; *busy: one is at work. The lock is
+** held. */
+static tde_file *idle_one(const char *path, const char *vfs, int *busy) {
+  size_t n = strlen(path);
+
+  for (tde_file *f = find(path, n, NULL); f; f = find(path, n, f)) {
+    const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
+    if (!db || !__atomic_load_n(&db->opened, __ATOMIC_ACQUIRE) || f->looked_at) continue;
+    if (vfs && strcmp(f->lower_vfs->zName, vfs) != 0) continue;
+    if (tde_file_try_enter(f)) return f;
+    *busy = 1;
+  }
+  return NULL;
+}
+
+/* Its file system may hang: the lock is let go meanwhile. */
+static int read_slots(tde_file *f, tde_slots *both) {
+  tde_counters counters;
+  int rc;
+
+  memset(&counters, 0, sizeof(counters));
+  f->looked_at = 1;
+  pthread_mutex_unlock(&list_lock);
+  rc = f->plain || tde_has_moved(f) ? SQLITE_NOTFOUND : tde_slots_read(f->lower, &counters, both);
+  tde_file_leave(f);
+  pthread_mutex_lock(&list_lock);
+  f->looked_at = 0;
+  pthread_cond_broadcast(&answered);
+  return rc ? SQLITE_NOTFOUND : SQLITE_OK;
+}
+
+int tde_openfiles_slots(const char *path, const char *vfs, tde_slots *both) {
+  struct timespec ms = {0, 1000000};
+
+  for (int i = 0; i < LOOK_TRIES; i++) {
+    int busy = 0, rc = SQLITE_NOTFOUND;
+    tde_file *f;
+    pthread_mutex_lock(&list_lock);
+    f = idle_one(path, vfs, &busy);
+    if (f) rc = read_slots(f, both);
+    pthread_mutex_unlock(&list_lock);
+    if (f || !busy) return rc;
+    nanosleep(&ms, NULL);
+  }
+  return SQLITE_NOTFOUND;
 }
 
 /* Is f the first of its path in the list? */

@@ -8,7 +8,7 @@
 #ifndef TDE_OPENFILES_H
 #define TDE_OPENFILES_H
 
-#include "shim.h"
+#include "slots.h"
 
 void tde_openfiles_add(tde_file *f);
 /* f must be in the list. */
@@ -31,6 +31,12 @@ int tde_openfiles_has(const char *path);
 
 /* Has this process the database of this path open for writing, through this instance? */
 int tde_openfiles_writable(const char *path, const char *instance);
+
+/* Reads the header's slots through a connection that has the database of this path open, with this
+** VFS below, and is not at work. Who opens the file for that gives away a descriptor: while a
+** connection has a lock, as in WAL mode always, SQLite can not close another one of the same file.
+** SQLITE_NOTFOUND: no such connection, or it can not be read. */
+int tde_openfiles_slots(const char *path, const char *vfs, tde_slots *both);
 
 /* The VFS below that has this file: that of the database it belongs to, else
 ** the default one. */

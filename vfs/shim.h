@@ -119,6 +119,7 @@ typedef struct tde_handle {
 
 struct tde_file {
   tde_file *next_open, *prev_open; /* openfiles.c */
+  int looked_at;                   /* ... a thread of its own reads the header; under its lock */
   atomic_int use;                  /* 1: a thread is inside of a method; see below */
   tde_role role;
   int plain;               /* passed through as it is */
@@ -217,9 +218,9 @@ int tde_db_freshen(tde_file *f);
 int tde_db_open_beside(const char *path, sqlite3_vfs *vfs, const char *instance, int flags,
                        tde_file **out);
 void tde_db_close_beside(tde_file *f); /* NULL is allowed */
-/* The newest whole header slot of a file that is not open here, not verified;
-** out->doc NULL: there is none. vfs: the VFS below, by name. TDE_CANTOPEN_NOW, SQLITE_NOMEM: the
-** process lacks descriptors or memory to look. */
+/* The newest whole header slot of a file, not verified; through a connection that has it open, where
+** there is one (openfiles.h). out->doc NULL: there is none. vfs: the VFS below, by name.
+** TDE_CANTOPEN_NOW, SQLITE_NOMEM: the process lacks descriptors or memory to look. */
 #define TDE_CANTOPEN_NOW (SQLITE_CANTOPEN | 99 << 8) /* none of SQLite's own */
 int tde_db_peek(const char *path, const char *vfs, tde_header *out);
 /* Looks for the keys of an epoch that is not known (ctx: the main file). TDE_TAMPERED:

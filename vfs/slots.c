@@ -9,6 +9,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
+#include "openfiles.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -206,6 +207,12 @@ static sqlite3_file *open_to_look(sqlite3_vfs *v, const char *name, int *rc) {
   return lower;
 }
 
+static int parse_found(const tde_slots *both, tde_header *out, tde_header *other) {
+  if (parse_both(both, out, other)) return SQLITE_NOMEM;
+  if (out->doc) return SQLITE_OK;
+  return has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
+}
+
 /* unknown: set to TDE_UNKNOWN_... where what there is may be a database all the same. */
 static int peek(const char *path, const char *vfs, tde_header *out, tde_header *other,
                 int *unknown) {
@@ -226,8 +233,7 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
   if (rc == SQLITE_OK) lower = open_to_look(v, name, &rc);
   if (lower) {
     rc = tde_slots_read(lower, &counters, &both);
-    if (rc == SQLITE_OK && parse_both(&both, out, other)) rc = SQLITE_NOMEM;
-    if (rc == SQLITE_OK && !out->doc) rc = has_magic(&both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
+    if (rc == SQLITE_OK) rc = parse_found(&both, out, other);
     if (rc == SQLITE_NOTADB && may_be_damaged(lower, &both)) *unknown = TDE_UNKNOWN_BYTES;
   }
   (void)tde_main_close(lower);
@@ -238,8 +244,15 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   tde_header other;
-  int unknown = 0, rc = peek(path, vfs, out, &other, &unknown);
+  tde_slots both;
+  int unknown = 0, rc;
 
+  memset(out, 0, sizeof(*out));
+  memset(&other, 0, sizeof(other));
+  tde_slots_init(&both);
+  rc = tde_openfiles_slots(path, vfs, &both);
+  rc = rc == SQLITE_OK ? parse_found(&both, out, &other) : peek(path, vfs, out, &other, &unknown);
+  tde_slots_clear(&both);
   tde_header_clear(&other);
   return rc;
 }
