@@ -216,13 +216,13 @@ int tde_openfiles_writable(const char *path, const char *instance) {
 
 /* A connection whose thread is elsewhere, and is kept there; *busy: one is at work. The lock is
 ** held. */
-static tde_file *idle_one(const char *path, const char *vfs, int *busy) {
+static tde_file *idle_one(const char *path, const sqlite3_vfs *vfs, int *busy) {
   size_t n = strlen(path);
 
   for (tde_file *f = find(path, n, NULL); f; f = find(path, n, f)) {
     const tde_db *db = __atomic_load_n(&f->db, __ATOMIC_ACQUIRE);
     if (!db || !__atomic_load_n(&db->opened, __ATOMIC_ACQUIRE) || f->looked_at) continue;
-    if (vfs && strcmp(f->lower_vfs->zName, vfs) != 0) continue;
+    if (f->lower_vfs != vfs) continue;
     if (tde_file_try_enter(f)) return f;
     *busy = 1;
   }
@@ -245,7 +245,7 @@ static int read_slots(tde_file *f, tde_slots *both) {
   return rc ? SQLITE_NOTFOUND : SQLITE_OK;
 }
 
-int tde_openfiles_slots(const char *path, const char *vfs, tde_slots *both) {
+int tde_openfiles_slots(const char *path, const sqlite3_vfs *vfs, tde_slots *both) {
   struct timespec ms = {0, 1000000};
 
   for (int i = 0; i < LOOK_TRIES; i++) {

@@ -36,7 +36,7 @@ int tde_openfiles_writable(const char *path, const char *instance);
 ** VFS below, and is not at work. Who opens the file for that gives away a descriptor: while a
 ** connection has a lock, as in WAL mode always, SQLite can not close another one of the same file.
 ** SQLITE_NOTFOUND: no such connection, or it can not be read. */
-int tde_openfiles_slots(const char *path, const char *vfs, tde_slots *both);
+int tde_openfiles_slots(const char *path, const sqlite3_vfs *vfs, tde_slots *both);
 
 /* The VFS below that has this file: that of the database it belongs to, else
 ** the default one. */

@@ -213,6 +213,13 @@ static int parse_found(const tde_slots *both, tde_header *out, tde_header *other
   return has_magic(both) ? SQLITE_CORRUPT : SQLITE_NOTADB;
 }
 
+/* Looks through a connection that has the file open. False: none can be asked, or has the answer. */
+static int look_inside(sqlite3_vfs *v, const char *name, tde_slots *both, tde_header *out,
+                       tde_header *other) {
+  return tde_openfiles_slots(name, v, both) == SQLITE_OK &&
+         parse_found(both, out, other) == SQLITE_OK;
+}
+
 /* unknown: set to TDE_UNKNOWN_... where what there is may be a database all the same. */
 static int peek(const char *path, const char *vfs, tde_header *out, tde_header *other,
                 int *unknown) {
@@ -230,7 +237,9 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
   tde_slots_init(&both);
   name = tde_name_as_opened(v, path, "");
   if (name) rc = may_look(name, unknown);
-  if (rc == SQLITE_OK) lower = open_to_look(v, name, &rc);
+  if (rc == SQLITE_OK && !look_inside(v, name, &both, out, other)) {
+    lower = open_to_look(v, name, &rc);
+  }
   if (lower) {
     rc = tde_slots_read(lower, &counters, &both);
     if (rc == SQLITE_OK) rc = parse_found(&both, out, other);
@@ -244,15 +253,8 @@ static int peek(const char *path, const char *vfs, tde_header *out, tde_header *
 
 int tde_db_peek(const char *path, const char *vfs, tde_header *out) {
   tde_header other;
-  tde_slots both;
-  int unknown = 0, rc;
+  int unknown = 0, rc = peek(path, vfs, out, &other, &unknown);
 
-  memset(out, 0, sizeof(*out));
-  memset(&other, 0, sizeof(other));
-  tde_slots_init(&both);
-  rc = tde_openfiles_slots(path, vfs, &both);
-  rc = rc == SQLITE_OK ? parse_found(&both, out, &other) : peek(path, vfs, out, &other, &unknown);
-  tde_slots_clear(&both);
   tde_header_clear(&other);
   return rc;
 }
