@@ -4,6 +4,10 @@
 ** A secondary keeps the database's DEK and UUID: its units are the database's own records
 ** (vfs/replica.h). It has a protector of its own, and is brought up to date from its primary, which
 ** lists it.
+**
+** What must hold: a secondary is given a new DEK under the protector that its own DEKs vouch for, and
+** its header gets that wrap only while it has this protector: whoever can write the file could name a
+** key of theirs there, and have the DEK.
 */
 #include "secondary.h"
 
@@ -226,8 +230,27 @@ typedef struct sync_work {
   uint32_t epochs[TDE_EPOCHS_MAX], current;
   int n;
   tde_op *wraps[TDE_EPOCHS_MAX]; /* of epochs that the secondary does not know */
+  tde_key_info under;            /* its protector, which wrapped them */
   tde_replica r;
 } sync_work;
+
+/* Where the secondary's key is to be had. */
+static const char *instance_of(const sync_work *w, const tde_change *c) {
+  return w->o->instance ? w->o->instance : tde_file_instance(c->f);
+}
+
+/* Does the secondary still have the protector that the new DEKs were wrapped under? */
+static tde_class same_protector(sync_work *w, const tde_keydoc *doc, tde_status *st) {
+  tde_key_info now;
+  tde_class c = tde_keydoc_protector(doc, &now, st);
+
+  if (c || (strcmp(now.base_id, w->under.base_id) == 0 &&
+            strcmp(now.version, w->under.version) == 0)) {
+    return c;
+  }
+  w->b.dek_changed = 1; /* all is done again, under the other one */
+  return tde_fail(st, TDE_BUSY, "try again", "%s: its protector changed meanwhile", w->place.target);
+}
 
 static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep, char **newdoc,
                              size_t *nnew, tde_status *st) {
@@ -238,7 +261,11 @@ static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep,
   int bad;
   tde_class c = tde_keydoc_parse(text, n, &doc, st);
 
-  if (c) return c;
+  if (c == TDE_OK) c = same_protector(w, doc, st);
+  if (c) {
+    tde_keydoc_free(doc);
+    return c;
+  }
   for (int i = 0; i < w->n; i++) wraps[i] = w->wraps[i];
   bad = tde_keydoc_take_epochs(doc, w->epochs, wraps, w->n, w->current, keep, now) |
         tde_keydoc_merge_list(doc, w->primary);
@@ -267,16 +294,12 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
   int nknown = tde_keydoc_epochs(there, known, TDE_EPOCHS_MAX);
   char full[TDE_KEY_ID_MAX];
   tde_keydoc_asker who;
-  tde_key_info p;
   uint8_t *dek = tde_secret_alloc(TDE_KEY_BYTES);
-  tde_class cls = dek ? tde_keydoc_protector(there, &p, st) : tde_nomem(st);
+  tde_class cls = dek ? tde_keydoc_protector(there, &w->under, st) : tde_nomem(st);
 
   tde_keydoc_asker_of(there, &who);
-  if (cls == TDE_OK) {
-    cls = tde_instance_open(w->o->instance ? w->o->instance : tde_file_instance(c->f), 0, &inst,
-                            st);
-  }
-  if (cls == TDE_OK) tde_key_full_id(&p, full);
+  if (cls == TDE_OK) cls = tde_instance_open(instance_of(w, c), 0, &inst, st);
+  if (cls == TDE_OK) tde_key_full_id(&w->under, full);
   for (int i = 0; i < w->n && cls == TDE_OK; i++) {
     int has = 0;
     for (int k = 0; k < nknown; k++) has |= known[k] == w->epochs[i];
@@ -303,27 +326,40 @@ static int fail_secondary(const char *path, int rc, int unknown, tde_status *st)
   return rc;
 }
 
-/* Reads the secondary's header, and prepares what it will need. */
-static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
+/* Is there a file that says it is one of this database? No more is believed of what it says: nothing
+** has verified it. */
+static int look_at_secondary(const sync_work *w, const tde_change *c, tde_status *st) {
   tde_peek peek;
-  tde_keydoc *there = NULL;
-  tde_class cls;
   int rc = tde_header_peek(w->place.target, c->info->lower_vfs, &peek);
 
   if (rc) return fail_secondary(w->place.target, rc, peek.unknown, st);
-  cls = tde_keydoc_parse(peek.doc, peek.ndoc, &there, st);
-  if (cls == TDE_OK && memcmp(peek.uuid, c->info->uuid, TDE_UUID_BYTES) != 0) {
-    cls = tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
-                   "%s is not a secondary of this database", w->place.target);
-  }
+  free(peek.doc);
+  free(peek.other);
+  if (memcmp(peek.uuid, c->info->uuid, TDE_UUID_BYTES) == 0) return SQLITE_OK;
+  tde_fail(st, TDE_MISUSE, "create one with tde_create_secondary()",
+           "%s is not a secondary of this database", w->place.target);
+  return SQLITE_MISUSE;
+}
+
+/* Reads the secondary's header, and prepares what it will need. */
+static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
+  const char *path = w->place.target;
+  tde_keydoc *there = NULL;
+  char *text = NULL;
+  size_t n = 0;
+  tde_class cls;
+  int rc = look_at_secondary(w, c, st);
+
+  if (rc == SQLITE_OK) rc = tde_replica_document(c->f, path, instance_of(w, c), &text, &n, st);
+  if (rc) return rc;
+  cls = tde_keydoc_parse(text, n, &there, st);
+  free(text);
   w->c = c;
   w->primary = c->doc;
   w->n = tde_keydoc_epochs(c->doc, w->epochs, TDE_EPOCHS_MAX);
   w->current = tde_keydoc_epoch(c->doc);
   if (cls == TDE_OK) cls = wrap_new_epochs(w, c, there, st);
   tde_keydoc_free(there);
-  free(peek.doc);
-  free(peek.other);
   return tde_class_rc(cls);
 }
 
@@ -352,7 +388,6 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK) rc = prepare_sync(w, c, st);
   if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) {
-    const char *instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
     w->b.src.schema = c->schema;
     w->r = (tde_replica){.ctx = w,
                          .begin = tde_reading_begin,
@@ -361,7 +396,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
                          .confirm = confirm_epochs,
                          .settled = settled};
     tde_job_begin(&w->b.src.job, w->b.src.db, "sync-secondary", w->place.target);
-    rc = tde_replica_sync(c->f, w->place.target, instance, before_units, after_units, &w->r, st);
+    rc = tde_replica_sync(c->f, w->place.target, instance_of(w, c), before_units, after_units, &w->r, st);
     tde_job_end(&w->b.src.job);
   }
   if (rc == SQLITE_OK) {

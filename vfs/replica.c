@@ -419,17 +419,32 @@ static int apply(update *u, tde_mutation before, tde_mutation after, tde_status 
   return rc;
 }
 
-int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mutation before,
-                     tde_mutation after, tde_replica *r, tde_status *st) {
-  update u;
+/* u->to is to be closed, also after a failure. */
+static int open_target(update *u, const char *path, const char *instance, tde_status *st) {
   int rc;
 
-  memset(&u, 0, sizeof(u));
-  u.from = f;
-  u.r = r;
-  forget_last(f);
-  rc = tde_db_open_beside(path, f->lower_vfs, instance, SQLITE_OPEN_READWRITE, &u.to);
-  if (rc == SQLITE_OK) rc = check_target(&u, path, st);
+  forget_last(u->from);
+  rc = tde_db_open_beside(path, u->from->lower_vfs, instance, SQLITE_OPEN_READWRITE, &u->to);
+  return rc == SQLITE_OK ? check_target(u, path, st) : rc;
+}
+
+int tde_replica_document(tde_file *f, const char *path, const char *instance, char **doc, size_t *n,
+                         tde_status *st) {
+  update u = {.from = f};
+  int rc = open_target(&u, path, instance, st);
+
+  *doc = rc == SQLITE_OK ? tde_file_keydoc(u.to, n) : NULL;
+  if (rc == SQLITE_OK && !*doc) rc = SQLITE_NOMEM;
+  if (rc) explain(f, "the secondary", path, rc, st);
+  tde_db_close_beside(u.to);
+  return rc;
+}
+
+int tde_replica_sync(tde_file *f, const char *path, const char *instance, tde_mutation before,
+                     tde_mutation after, tde_replica *r, tde_status *st) {
+  update u = {.from = f, .r = r};
+  int rc = open_target(&u, path, instance, st);
+
   u.there = rc ? NULL : sqlite3_malloc64(u.to->s.geo.unit + TDE_UNIT_OVERHEAD);
   if (rc == SQLITE_OK && !u.there) rc = SQLITE_NOMEM;
   if (rc == SQLITE_OK) {

@@ -32,6 +32,11 @@ typedef struct tde_replica {
 ** SQLite codes; st tells. On failure the file may be there: remove it. */
 int tde_replica_write(tde_file *f, const char *path, tde_replica *r, tde_status *st);
 
+/* The key document of an existing copy at path, a secondary of f, from the header that is in force
+** there: the copy's own DEKs verify it. *doc is the caller's, from malloc. SQLite codes; st tells. */
+int tde_replica_document(tde_file *f, const char *path, const char *instance, char **doc, size_t *n,
+                         tde_status *st);
+
 /* Brings an existing copy at path, a secondary of f, up to date: what changed goes
 ** through the copy's redo log, so that a crash leaves the state before or after. It
 ** must not be in use for longer than the busy handler of f waits: SQLITE_BUSY. Its key
