@@ -34,7 +34,9 @@ typedef struct restore {
   const tde_options *o;
   const char *instance; /* as an argument of tde_instance_open */
   tde_needed keys;      /* .inst: the instance, NULL: there is none */
-  tde_view_db v;        /* the backup */
+  tde_view_db v;        /* the backup, as nothing verified it */
+  tde_keydoc *source;   /* ... as its DEKs verify it, and which database it is of */
+  uint8_t uuid[TDE_UUID_BYTES];
 } restore;
 
 /* ---- which backup ---- */
@@ -349,6 +351,7 @@ static int begin(restore *r, sqlite3_context *ctx, tde_options *o, const char *o
 }
 
 static void end(restore *r) {
+  tde_keydoc_free(r->source);
   tde_needed_end(&r->keys);
   tde_view_close(&r->v);
   sqlite3_free(r);
@@ -391,6 +394,18 @@ static char *source_uri(const restore *r) {
   return tde_uri_with(r->v.path, "", params, sizeof(params) / sizeof(params[0]));
 }
 
+/* What the header says that is in force, now that its DEKs are at hand: a new database's header is
+** not to vouch for what somebody has put into the other slot. */
+static int read_source(restore *r, tde_file *f, const tde_file_info *info, tde_status *st) {
+  size_t n = 0;
+  char *text = tde_file_keydoc(f, &n);
+  tde_class c = text ? tde_keydoc_parse(text, n, &r->source, st) : tde_nomem(st);
+
+  free(text);
+  memcpy(r->uuid, info->uuid, sizeof(r->uuid));
+  return tde_class_rc(c);
+}
+
 /* Opens the backup for reading. */
 static int open_source(restore *r, sqlite3 **db, tde_status *st) {
   char *uri = source_uri(r);
@@ -406,6 +421,8 @@ static int open_source(restore *r, sqlite3 **db, tde_status *st) {
     if (info->state != TDE_STATE_ONLINE) {
       *st = info->last;
       rc = tde_class_rc(info->last.code) ? tde_class_rc(info->last.code) : SQLITE_ERROR;
+    } else {
+      rc = read_source(r, f, info, st);
     }
   }
   if (rc && !st->code) {
@@ -473,9 +490,9 @@ static int run_restore(restore *r, const char *source, const char *path, int *pa
       n.identity = r->o->identity;
       n.federated_client_id = r->o->federated_client_id;
     }
-    n.source = r->v.doc;
-    n.source_uuid = r->v.head.uuid;
-    n.source_time = backup_time(r->v.path, r->v.doc);
+    n.source = r->source;
+    n.source_uuid = r->uuid;
+    n.source_time = backup_time(r->v.path, r->source);
     tde_job_begin(&job, r->db, "restore", place.target);
     rc = tde_newdb_make(&n, &place, st);
     tde_job_end(&job);
