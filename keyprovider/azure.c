@@ -146,14 +146,19 @@ static tde_class azure_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX]
 
 /* ---- which hosts ---- */
 
+/* The domain of vaults that the host is one of; "": of none. */
+static const char *domain_of(const struct tde_instance *inst, const char *host) {
+  const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(inst), host);
+  for (size_t i = 0; i < sizeof official / sizeof official[0]; i++) {
+    if (tde_host_below(host, official[i])) return official[i];
+  }
+  return own != NULL ? own->name : "";
+}
+
 int tde_azure_host_allowed(const struct tde_instance *inst, const char *host) {
-  const tde_cloud *c = tde_instance_cloud(inst);
   const char *own;
   key_parts parts;
-  for (size_t i = 0; i < sizeof official / sizeof official[0]; i++) {
-    if (tde_host_below(host, official[i])) return 1;
-  }
-  if (tde_cloud_suffix(c, host) != NULL) return 1;
+  if (domain_of(inst, host)[0] != 0) return 1;
   for (size_t i = 0; (own = tde_instance_key_at(inst, i)) != NULL; i++) {
     if (split_id(own, strlen(own), &parts) && strcmp(parts.host, host) == 0) return 1;
   }
@@ -749,7 +754,8 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
   }
   const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
   const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
-  tde_class rc = tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "", &challenge, st);
+  tde_class rc = tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "",
+                                    domain_of(op->instance, a->key.host), &challenge, st);
   if (rc == TDE_CORRUPT && a->flow != NULL) return without_challenge(op, reply, req, st);
   if (rc != TDE_OK) {
     st->http_status = reply->status;

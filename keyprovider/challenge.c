@@ -144,19 +144,22 @@ static tde_class bad_challenge(tde_status *st) {
 
 /* Whether the vault may ask for a token for this resource. */
 static tde_class check_resource(const char *resource, const char *host, const char *expected,
-                                tde_status *st) {
+                                const char *within, tde_status *st) {
   const char *domain = resource_host(resource);
-  int ok = domain != NULL && tde_host_below(host, domain);
+  int ok = domain != NULL && tde_host_below(host, domain) &&
+           (within[0] == 0 || strcmp(domain, within) == 0 || tde_host_below(domain, within));
   if (expected[0] != 0) ok = strcmp(resource, expected) == 0;
   else if (domain == NULL) return bad_challenge(st);
   if (ok) return TDE_OK;
-  return tde_fail(st, TDE_DENIED, "check the vault's address: no token was sent to it",
+  return tde_fail(st, TDE_DENIED,
+                  "check the vault's address, and \"resource\" in azure.vault_suffixes if the vault is "
+                  "below one of those: no token was sent to it",
                   "%.100s asks for a token for %.100s, which it does not belong to", host,
                   domain != NULL ? domain : "another service");
 }
 
 tde_class tde_challenge_read(const char *header, const char *host, const char *expected,
-                             tde_challenge *out, tde_status *st) {
+                             const char *within, tde_challenge *out, tde_status *st) {
   char authority[512];
   memset(out, 0, sizeof *out);
   if (header == NULL || strlen(header) > 4096 || strncasecmp(header, "Bearer ", 7) != 0) {
@@ -180,5 +183,5 @@ tde_class tde_challenge_read(const char *header, const char *host, const char *e
     return bad_challenge(st);
   }
   trim_scope(out->resource);
-  return check_resource(out->resource, host, expected, st);
+  return check_resource(out->resource, host, expected, within, st);
 }

@@ -23,11 +23,12 @@ typedef struct tde_challenge {
 } tde_challenge;
 
 /* Reads a WWW-Authenticate header of the vault at host (no port). The resource
-** must be expected, or, when that is "", a domain that the vault lies below, so that a
-** stranger cannot ask for another service's token. Only the tenant is taken of
+** must be expected, or, when that is "", a domain that the vault lies below and that is within
+** (the domain of vaults that the host is trusted for; "": any), or below it: else a stranger
+** could ask for the token of another service, the parent domain's say. Only the tenant is taken of
 ** the authority it names. TDE_CORRUPT: malformed; TDE_DENIED: another resource. */
 tde_class tde_challenge_read(const char *header, const char *host, const char *expected,
-                             tde_challenge *out, tde_status *st);
+                             const char *within, tde_challenge *out, tde_status *st);
 
 struct tde_instance;
 

@@ -351,24 +351,25 @@ static void challenges(void) {
   };
   tde_challenge c;
   for (size_t i = 0; i < COUNT(all); i++) {
-    tde_class rc = tde_challenge_read(all[i].text, all[i].host, "", &c, NULL);
+    tde_class rc = tde_challenge_read(all[i].text, all[i].host, "", "", &c, NULL);
     if (rc != all[i].rc) printf("%zu: %s\n", i, tde_class_name(rc));
     CHECK(rc == all[i].rc);
   }
-  CHECK(tde_challenge_read(CHALLENGE, "v.vault.azure.net", "", &c, NULL) == TDE_OK);
+  CHECK(tde_challenge_read(CHALLENGE, "v.vault.azure.net", "", "", &c, NULL) == TDE_OK);
   CHECK(strcmp(c.tenant, TENANT) == 0 && strcmp(c.resource, "https://vault.azure.net") == 0);
   char huge[6000];
   memset(huge, ' ', sizeof huge);
   memcpy(huge, "Bearer", 6);
   huge[sizeof huge - 1] = 0;
-  CHECK(tde_challenge_read(huge, "v.vault.azure.net", "", &c, NULL) == TDE_CORRUPT);
+  CHECK(tde_challenge_read(huge, "v.vault.azure.net", "", "", &c, NULL) == TDE_CORRUPT);
 }
 
 /* A domain of one's own in front of a vault: its tokens are for what the instance says, and
 ** for nothing else. */
 static void custom_domain(void) {
   static const char members[] =
-      SECRET_IDENTITY ",\"azure\":{\"vault_suffixes\":[\"vault.example\",{\"suffix\":\"keys.corp.example\","
+      SECRET_IDENTITY ",\"azure\":{\"vault_suffixes\":[\"vault.example\",\"kv.deep.example\","
+                      "{\"suffix\":\"keys.corp.example\","
                       "\"resource\":\"https://vault.azure.net\"},{\"suffix\":\"kv.stack.example\","
                       "\"resource\":\"https://vault.adfs.stack.example/0f1e2d\"}]}";
   static const struct {
@@ -383,6 +384,10 @@ static void custom_domain(void) {
       {"https://v.kv.stack.example/keys/k", "https://vault.azure.net", TDE_DENIED},
       {"https://v.vault.example/keys/k", "https://vault.azure.net", TDE_DENIED},
       {"https://v.vault.example/keys/k", "https://vault.example", TDE_OK},
+      {"https://v.kv.deep.example/keys/k", "https://kv.deep.example", TDE_OK},
+      {"https://v.a.kv.deep.example/keys/k", "https://a.kv.deep.example", TDE_OK},
+      {"https://v.kv.deep.example/keys/k", "https://deep.example", TDE_DENIED},
+      {"https://v.vault.azure.net/keys/k", "https://azure.net", TDE_DENIED},
   };
   const tde_instance *inst = instance(members);
   char header[512], body[1024], want[300];
