@@ -294,6 +294,22 @@ static tde_class fall_back(tde_db *db, tde_header *newer, tde_header *older, int
   return c;
 }
 
+/* The key of the newer slot is not to be had, and the older one names another. To go by that is not
+** for us to decide: who took a key away would find it given back. But the newer one may be forged. */
+static void tell_older(tde_db *db, const tde_header *older) {
+  tde_key_facts *f = sqlite3_malloc64(sizeof(*f));
+  tde_status *st = &db->last;
+  size_t n = strlen(st->remedy);
+
+  if (f && tde_source.describe(tde_source.ctx, older->doc, older->ndoc, f, NULL) == TDE_OK &&
+      (strcmp(f->key_id, db->facts.key_id) != 0 || strcmp(f->key_version, db->facts.key_version) != 0)) {
+    (void)snprintf(st->remedy + n, sizeof(st->remedy) - n,
+                   "; or, if that header is forged (SECURITY.md): slot %d, the older one, names %.100s",
+                   older->slot, f->key_id);
+  }
+  sqlite3_free(f);
+}
+
 /* Takes the newest slot that is whole and unlocks; falls back to the other when that one is not
 ** authentic. Whatever else keeps its DEKs away is no reason to. False: the file's size, which was
 ** not asked for (-1), is needed to tell what the slots mean. */
@@ -335,6 +351,8 @@ static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, in
     rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
     if (rc == TDE_NOT_AUTHENTIC && c[!first] == TDE_OK && may_fall_back(&h[first], &h[!first])) {
       rc = fall_back(db, &h[first], &h[!first], forced);
+    } else if (rc && c[!first] == TDE_OK) {
+      tell_older(db, &h[!first]);
     }
     if (rc) {
       db->state = TDE_STATE_INACCESSIBLE;
