@@ -240,12 +240,13 @@ static int64_t wrap_time(const tde_keydoc *doc, uint32_t epoch, int64_t *dek_cre
   return 0;
 }
 
-/* More than all counts as all. */
+/* More than all counts as all. Nothing has verified the numbers: in integers 100 times one may be too
+** many. */
 int64_t tde_view_percent(const tde_json *regeneration) {
   int64_t done = tde_json_get_int(regeneration, "done", 0);
   int64_t all = tde_json_get_int(regeneration, "all", 0);
 
-  return all > 0 ? 100 * (done < all ? done : all) / all : 0;
+  return all > 0 ? (int64_t)(100.0 * (double)(done < all ? done : all) / (double)all) : 0;
 }
 
 static int put_scan(tde_json *row, const tde_json *regen) {
