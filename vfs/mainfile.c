@@ -330,6 +330,21 @@ static int do_main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
   return drop_failed(f, tde_sealed_truncate(&f->s, (uint64_t)size));
 }
 
+/* Under a lock nobody else makes the file shorter: what was there stays, or was cut off by
+** other means. In WAL mode checkpoints may, and the WAL's page count is known. SQLite asks
+** for the size when a transaction begins. */
+static void note_end(tde_file *f, uint64_t size) {
+  if (f->db->lock < SQLITE_LOCK_SHARED || f->db->wal || tde_sealed_pending(&f->s)) return;
+  if (size > f->s.known_end) f->s.known_end = size;
+}
+
+/* Under locking_mode=EXCLUSIVE SQLite does not ask again for the size of what it makes longer. */
+static void note_own_end(tde_file *f) {
+  const tde_sealed *s = &f->s;
+
+  if (s->size_known && s->nunits) note_end(f, tde_unit_start(&s->geo, s->nunits) - s->last_pad);
+}
+
 static int do_main_sync(sqlite3_file *pf, int flags) {
   tde_file *f = file_of(pf);
   int rc;
@@ -339,16 +354,9 @@ static int do_main_sync(sqlite3_file *pf, int flags) {
   if (rc) return rc;
   rc = LOWER(f)->xSync(f->lower, flags);
   f->s.counters->lower_syncs++;
+  if (rc == SQLITE_OK) note_own_end(f);
   if (rc == SQLITE_OK) rc = tde_db_after_sync(f);
   return rc;
-}
-
-/* Under a lock nobody else makes the file shorter: what was there stays, or was cut off by
-** other means. In WAL mode checkpoints may, and the WAL's page count is known. SQLite asks
-** for the size when a transaction begins. */
-static void note_end(tde_file *f, uint64_t size) {
-  if (f->db->lock < SQLITE_LOCK_SHARED || f->db->wal || tde_sealed_pending(&f->s)) return;
-  if (size > f->s.known_end) f->s.known_end = size;
 }
 
 static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {

@@ -525,7 +525,12 @@ static int leave_gap(tde_sealed *s, uint64_t i) {
 **    transaction cut off, but those that were free, and heal.c seals these.
 ** The page of SQLite's lock bytes is in neither. Nothing would write it anew where an outage tore
 ** it: in both it is guarded.
-** In a transaction of this connection's own the end is where it was when that began. */
+** In a transaction of this connection's own the end is where it was when that began, or somebody has
+** cut off what was there under this lock: that stays without a record, too. */
+static int was_there(const tde_sealed *s, uint64_t i) {
+  return s->geo.role == TDE_ROLE_MAIN && tde_unit_start(&s->geo, i) < s->known_end;
+}
+
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
 
@@ -533,7 +538,7 @@ static int fill_gap(tde_sealed *s, uint64_t i) {
   rc = load_size(s);
   while (rc == SQLITE_OK && s->nunits < i) {
     uint64_t to = s->nunits + 1;
-    if (!s->gap_page) {
+    if (!s->gap_page && !was_there(s, s->nunits)) {
       rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);
       continue;
     }
@@ -541,7 +546,7 @@ static int fill_gap(tde_sealed *s, uint64_t i) {
       rc = put_guarded(s, s->nunits, zero_unit, s->geo.unit);
       continue;
     }
-    while (to < i && !lock_byte_unit(s, to)) to++;
+    while (to < i && !lock_byte_unit(s, to) && (s->gap_page || was_there(s, to))) to++;
     rc = leave_gap(s, to);
   }
   return rc;
