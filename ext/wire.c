@@ -54,7 +54,8 @@ static tde_class wire_create(void *ctx, const tde_key_params *params,
                              size_t *ndoc, tde_status *st) {
   const tde_instance *inst;
   tde_keydoc *kd = NULL;
-  tde_keydoc_asker who = {params->identity, params->federated_client_id, 0};
+  tde_keydoc_asker who = {.identity = params->identity,
+                          .federated_client_id = params->federated_client_id};
   tde_class c = open_for_new(params, &inst, st);
 
   *doc = NULL;
@@ -124,6 +125,8 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
   if (c == TDE_OK) {
     tde_keydoc_asker_of(kd, &who);
     who.patient = !params->insist;
+    if (params->until && *params->until == 0) *params->until = tde_op_deadline(inst);
+    if (params->until) who.until = *params->until;
   }
   if (c == TDE_OK && params->as_key && (params->as_identity || params->as_federated)) {
     who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);

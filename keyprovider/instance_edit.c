@@ -42,7 +42,7 @@ static void tell(const char *path, const char *event, const char *key_id, const 
 static tde_class probe(const tde_instance *inst, const char *key_id, const char *identity,
                        tde_key_info *info, tde_status *st) {
   static const uint8_t nobody[TDE_UUID_BYTES];
-  tde_keydoc_asker who = {identity, NULL, 0};
+  tde_keydoc_asker who = {.identity = identity};
   uint8_t *trial = tde_secret_alloc(TDE_KEY_BYTES);
   tde_op *wrap = calloc(1, sizeof *wrap);
   tde_class rc = trial != NULL && wrap != NULL ? tde_random(trial, TDE_KEY_BYTES, st) : tde_nomem(st);

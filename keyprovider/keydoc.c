@@ -389,6 +389,7 @@ void tde_keydoc_asker_of(const tde_keydoc *doc, tde_keydoc_asker *out) {
   out->identity = tde_json_get_text(identity, "name");
   out->federated_client_id = tde_json_get_text(identity, "federated_client_id");
   out->patient = 0;
+  out->until = 0;
 }
 
 /* as: the id to ask under, NULL: the wrap's own. until: when all wraps must have been tried. */
@@ -441,7 +442,7 @@ tde_class tde_keydoc_unwrap_which(const tde_keydoc *doc, const tde_instance *ins
   }
   const tde_json *wraps = tde_json_get(entry, "wraps");
   /* A header may name sixteen hosts, none of which answers: they have the time of one. */
-  int64_t until = tde_op_deadline(inst);
+  int64_t until = who->until != 0 ? who->until : tde_op_deadline(inst);
   tde_class rc = TDE_CORRUPT;
   for (size_t i = tde_json_count(wraps); i > 0; i--) {
     rc = unwrap_one(who, inst, tde_json_at(wraps, i - 1), as, until, uuid, dek, st);

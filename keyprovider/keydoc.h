@@ -26,7 +26,8 @@ typedef struct tde_keydoc tde_keydoc;
 typedef struct tde_keydoc_asker {
   const char *identity;
   const char *federated_client_id;
-  int patient; /* as in tde_op */
+  int patient;   /* as in tde_op */
+  int64_t until; /* tde_boot_ms() by which all must be asked that belongs together; 0: nothing more does */
 } tde_keydoc_asker;
 
 /* Bounds of a document, in bytes of text and in entries. The text fits a header

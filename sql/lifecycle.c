@@ -260,7 +260,8 @@ static int set_identity(void *ctx, tde_change *c, tde_status *st) {
 }
 
 void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
-  tde_keydoc_asker who = {tde_arg_text(argc, argv, 0), tde_arg_text(argc, argv, 1), 0};
+  tde_keydoc_asker who = {.identity = tde_arg_text(argc, argv, 0),
+                          .federated_client_id = tde_arg_text(argc, argv, 1)};
   tde_status st;
   int rc;
 

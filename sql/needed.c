@@ -93,7 +93,7 @@ static int is_refusal(tde_class c) {
 /* Until one is not refused. When all are, what the first one was told stands. */
 static tde_class ask_in_turn(const tde_needed *k, const char *id, question q, void *ctx,
                              tde_keydoc_asker *who, tde_status *st) {
-  askers may;
+  askers may = {.n = 0};
 
   askers_of(k, id, &may);
   for (int i = 0; i < may.n; i++) {
@@ -190,7 +190,7 @@ static int is_opaque(const tde_key_info *info) {
 static void try_opaque(const tde_needed *k, tde_needed_key *key, const tde_key_info *info,
                        const char *where) {
   char full[TDE_KEY_ID_MAX];
-  tde_keydoc_asker who = {NULL, NULL, 0};
+  tde_keydoc_asker who = {.identity = NULL};
   tde_status st;
   tde_class c;
 

@@ -142,7 +142,7 @@ int tde_protector_set(sqlite3 *db, const char *schema, const char *key_id, const
 /* Puts the database under its instance's default protector, or another key that w names. */
 static int inherit(sqlite3 *db, const char *schema, const char *event, protector_work *w,
                    tde_status *st) {
-  tde_keydoc_asker who = {NULL, NULL, 0};
+  tde_keydoc_asker who = {.identity = NULL};
   const tde_instance *inst;
   int rc;
   tde_file *f = tde_subject_file(db, schema, st);

@@ -510,15 +510,20 @@ static tde_class describe(const tde_key_source *source, const tde_header *h, tde
   return TDE_NOT_AUTHENTIC;
 }
 
-/* Fetches the DEKs of these epochs; the header that names them is the caller's to verify. */
+/* Fetches the DEKs of these epochs; the header that names them is the caller's to verify. It may be
+** anybody's, and name hosts that do not answer: however many epochs there are, they have the time of
+** one. */
 static tde_class fetch(const tde_key_source *source, const tde_key_params *params,
                        const tde_header *h, const uint32_t *epochs, int n, fetched *out,
                        tde_status *st) {
+  tde_key_params shared = *params; /* borrowed */
+  int64_t until = 0;
   tde_class c = TDE_OK;
 
+  shared.until = &until;
   out->n = 0;
   for (int i = 0; c == TDE_OK && i < n; i++) {
-    c = fetch_epoch(source, params, h, epochs[i], out, st);
+    c = fetch_epoch(source, &shared, h, epochs[i], out, st);
   }
   if (c) fetched_clear(out);
   return c;

@@ -28,6 +28,7 @@ typedef struct tde_key_params {
   /* Asks under this key id, as this identity where one is named. */
   char *as_key, *as_identity, *as_federated;
   int insist; /* asks also while the key service wants to be left alone (Retry-After) */
+  int64_t *until; /* NULL, or of calls that share the time of one: the first puts its end there (0) */
 } tde_key_params;
 
 /* What the key document says, without any key. */

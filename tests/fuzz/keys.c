@@ -20,7 +20,7 @@ static const tde_instance *instance;
 static tde_key_info protector;
 static char wrapped[2 * TDE_WRAPPED_MAX];
 static const uint8_t uuid[TDE_UUID_BYTES] = {1, 2, 3};
-static const tde_keydoc_asker nobody = {NULL, NULL, 0};
+static const tde_keydoc_asker nobody = {.identity = NULL};
 static uint8_t *dek, *dek_again;
 
 static void make_instance(void) {

@@ -47,7 +47,7 @@
 extern char **environ;
 static char root_dir[256];
 static const uint8_t uuid[TDE_UUID_BYTES] = "0123456789abcde";
-static const tde_keydoc_asker nobody = {NULL, NULL, 0};
+static const tde_keydoc_asker nobody = {.identity = NULL};
 
 /* Google's Project Wycheproof, rsa_oaep_2048_sha256_mgf1sha256, tcId 7: a
 ** message of 32 bytes, e0 to ff, without a label. */
@@ -1883,7 +1883,7 @@ static void keydoc_create_and_unwrap(void) {
   char *text = NULL;
   size_t n = 0;
   const char *dir = tde_instance_dir(inst);
-  const tde_keydoc_asker myself = {"myself", NULL, 0};
+  const tde_keydoc_asker myself = {.identity = "myself"};
   static const char managed[] = "{\"kind\":\"managed_identity\"}";
   REQUIRE(tde_instance_set_identity(dir, "myself", managed, &st) == TDE_OK);
   REQUIRE(tde_instance_open(dir, 0, &inst, &st) == TDE_OK);
@@ -1905,7 +1905,7 @@ static void keydoc_create_and_unwrap(void) {
   CHECK(tde_keydoc_create(inst, "local:none", &nobody, uuid, dek, &doc, &st) == TDE_MISSING);
   CHECK(doc == NULL && tde_all_zero(dek, 32) && strcmp(st.key_id, "local:none") == 0);
   CHECK(tde_keydoc_create(inst, "nobody:x", &nobody, uuid, dek, &doc, &st) == TDE_UNSUPPORTED);
-  const tde_keydoc_asker stranger = {"stranger", NULL, 0};
+  const tde_keydoc_asker stranger = {.identity = "stranger"};
   CHECK(tde_keydoc_create(inst, NULL, &stranger, uuid, dek, &doc, &st) == TDE_MISCONFIGURED);
   CHECK(doc == NULL && strstr(st.message, "no identity named stranger") != NULL);
   tde_secret_free(dek);

@@ -30,7 +30,7 @@
 
 static char root_dir[256];
 static const uint8_t uuid[TDE_UUID_BYTES] = "0123456789abcde";
-static const tde_keydoc_asker nobody = {NULL, NULL, 0};
+static const tde_keydoc_asker nobody = {.identity = NULL};
 
 static void path_of(char out[PATH_BYTES], const char *name) {
   (void)snprintf(out, PATH_BYTES, "%s/%s", root_dir, name);
@@ -208,7 +208,7 @@ static void a_new_wrap_unwraps(void) {
   CHECK(tde_keydoc_move_wrap(doc, 1, 0, &moved) == 0 && parses(doc));
   REQUIRE(tde_keydoc_protector(doc, &info, NULL) == TDE_OK);
   CHECK(strcmp(info.base_id, "local:elsewhere") == 0 && info.created == 5);
-  CHECK(tde_keydoc_unwrap_as(doc, inst, &(tde_keydoc_asker){NULL, NULL, 0}, "local:b", 1, uuid, got,
+  CHECK(tde_keydoc_unwrap_as(doc, inst, &(tde_keydoc_asker){.identity = NULL}, "local:b", 1, uuid, got,
                              NULL) == TDE_OK);
   CHECK(memcmp(got, dek, sizeof dek) == 0);
   free(wrap);
