@@ -335,7 +335,8 @@ static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       struct timespec nap = {0, LOCK_NAP_MS * 1000000L};
       if ((errno != EWOULDBLOCK && errno != EINTR) || *waited >= LOCK_WAIT_MS) {
-        return tde_file_close(fd, -1);
+        (void)tde_file_close(fd, -1);
+        return -1;
       }
       nanosleep(&nap, NULL);
       *waited += LOCK_NAP_MS;
