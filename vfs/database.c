@@ -575,14 +575,15 @@ static int check_powersafe(tde_file *f) {
 
 int tde_db_open(tde_file *f, const char *name, int flags) {
   tde_db *db = sqlite3_malloc64(sizeof(*db));
-  int rc;
+  int rc, immutable = sqlite3_uri_boolean(name, "immutable", 0);
 
   if (!db) return SQLITE_NOMEM;
   memset(db, 0, sizeof(*db));
   __atomic_store_n(&f->db, db, __ATOMIC_RELEASE); /* for tde_openfiles_owner */
   db->file = f;
   db->fork = tde_fork_generation();
-  db->read_only = (flags & SQLITE_OPEN_READONLY) || sqlite3_uri_boolean(name, "immutable", 0);
+  db->no_locks = immutable || sqlite3_uri_boolean(name, "nolock", 0);
+  db->read_only = immutable || (flags & SQLITE_OPEN_READONLY);
   rc = tde_db_read_uri(db, name);
   if (rc) return rc;
   ask_as_opened(db);

@@ -48,8 +48,7 @@ static int is_due(const tde_file *f) {
   const tde_db *db = f->db;
 
   if (db->state != TDE_STATE_ONLINE || !db->header.unit_size || db->wal) return 0;
-  if (db->lock != SQLITE_LOCK_EXCLUSIVE) return 0;
-  return db->write_failed || tde_db_rolls_back(db);
+  return tde_db_alone(db) && (db->write_failed || tde_db_rolls_back(db));
 }
 
 /* Does every unit of this page open? */

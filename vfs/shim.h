@@ -38,6 +38,7 @@ typedef struct tde_db {
   void *busy_arg;
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
+  int no_locks; /* nolock=1, immutable=1: SQLite takes none, and lock stays SQLITE_LOCK_NONE */
   int unwanted; /* an empty one here gets no header: last says why */
   /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
   ** it was first may be closed. */
@@ -152,12 +153,16 @@ static inline int tde_has_moved(const tde_file *f) {
   return LOWER(f)->xFileControl(f->lower, SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved;
 }
 
+/* Does nobody else read or write the file now? With nolock=1 whoever opened it sees to that. */
+static inline int tde_db_alone(const tde_db *db) {
+  return db->lock == SQLITE_LOCK_EXCLUSIVE || db->no_locks;
+}
+
 /* A hot journal is being played back: in a transaction of its own SQLite writes the
 ** journal before it writes the database. */
 static inline int tde_db_rolls_back(const tde_db *db) {
   const tde_file *j = db->journal;
-  return db->lock == SQLITE_LOCK_EXCLUSIVE && !db->wal && j && j->gen.valid &&
-         j->s.own_from == j->s.own_to;
+  return tde_db_alone(db) && !db->wal && j && j->gen.valid && j->s.own_from == j->s.own_to;
 }
 
 static inline const char *tde_path_of(const tde_file *f) {

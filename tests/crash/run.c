@@ -94,12 +94,15 @@ void run_init(run *r, const scenario *sc, uint64_t seed, int tde, const char *di
 /* ---- connections ---- */
 
 static char *uri(const run *r, const char *path, int sealed, int real) {
-  if (sealed) return sqlite3_mprintf("file:%s?vfs=tde%s", path, real ? "&tde_base=unix" : "");
+  const char *base = real ? "&tde_base=unix" : "";
+  const char *locks = r->sc->locks == LOCKS_NONE ? "&nolock=1" : "";
+
+  if (sealed) return sqlite3_mprintf("file:%s?vfs=tde%s%s", path, base, locks);
   if (r->tde) {
     /* Beside an encrypted database a plain one goes through the shim, too. */
-    return sqlite3_mprintf("file:%s?vfs=tde&tde_plain=allow%s", path, real ? "&tde_base=unix" : "");
+    return sqlite3_mprintf("file:%s?vfs=tde&tde_plain=allow%s%s", path, base, locks);
   }
-  return sqlite3_mprintf("file:%s?vfs=%s", path, real ? "unix" : CRASH_VFS);
+  return sqlite3_mprintf("file:%s?vfs=%s%s", path, real ? "unix" : CRASH_VFS, locks);
 }
 
 static int open_path(run *r, const char *path, int sealed, int real, sqlite3 **db) {
@@ -135,7 +138,7 @@ static void pragmas(run *r) {
   int page = sc->page_size ? sc->page_size : sizes[rng_below(&g, 7)];
 
   (void)run_exec(r, r->db, "PRAGMA page_size=%d; PRAGMA auto_vacuum=%d", page, sc->auto_vacuum);
-  if (sc->exclusive) (void)run_exec(r, r->db, "PRAGMA locking_mode=EXCLUSIVE");
+  if (sc->locks == LOCKS_EXCLUSIVE) (void)run_exec(r, r->db, "PRAGMA locking_mode=EXCLUSIVE");
   (void)run_exec(r, r->db,
                  "PRAGMA synchronous=%s; PRAGMA cache_size=%d; "
                  "PRAGMA wal_autocheckpoint=%d",

@@ -43,6 +43,10 @@
 #include "disk.h"
 #include "model.h"
 
+#define LOCKS_NORMAL 0
+#define LOCKS_EXCLUSIVE 1 /* PRAGMA locking_mode */
+#define LOCKS_NONE 2      /* nolock=1, after the outage, too */
+
 typedef struct scenario {
   const char *name;
   const char *journal; /* delete, truncate, persist, wal; "any": by seed */
@@ -53,7 +57,7 @@ typedef struct scenario {
   int auto_vacuum; /* 0, 1, 2 */
   int attach;      /* 1: a second encrypted database, 2: a plain one */
   int slack;       /* committed transactions that may be lost */
-  int exclusive;   /* locking_mode */
+  int locks;       /* LOCKS_... */
   int tde_only;    /* nothing to compare plain SQLite with */
   const char *first;
   const char *mix;

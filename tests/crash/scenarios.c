@@ -12,7 +12,7 @@
 #define ANY 0
 
 const scenario scenarios[] = {
-    /* name, journal, sync, page, cache, autockpt, autovac, attach, slack, exclusive, tde_only,
+    /* name, journal, sync, page, cache, autockpt, autovac, attach, slack, locks, tde_only,
     ** first, mix, steps, create_safe, death */
     {"delete", "delete", "EXTRA", 4096, 100, 1000, 0, 0, 0, 0, 0, "", "tttbrsdx", 14, 0, 0},
     {"delete-full", "delete", "FULL", ANY, 100, 1000, 0, 0, 1, 0, 0, "", "tttbrsdx", 14, 0, 0},
@@ -38,6 +38,10 @@ const scenario scenarios[] = {
     {"maps-wal", "wal", "FULL", ANY, 5, 30, 1, 0, 0, 0, 0, "bM", "ttMddbvPTox", 14, 0, 0},
     {"exclusive", "any", "EXTRA", ANY, 20, 1000, 0, 0, 0, 1, 0, "", "tttbrsd", 12, 0, 0},
     {"exclusive-wal", "wal", "FULL", ANY, 20, 30, 0, 0, 0, 1, 0, "", "tttbrsPT", 12, 0, 0},
+    {"nolock", "any", "EXTRA", ANY, 50, 1000, 0, 0, 0, 2, 0, "", "tttbrsdx", 14, 0, 0},
+    {"nolock-spill", "any", "EXTRA", ANY, 5, 1000, 0, 0, 0, 2, 0, "", "tbbrsdx", 9, 0, 0},
+    {"nolock-vacuum", "any", "EXTRA", ANY, 20, 1000, 2, 0, 0, 2, 0, "b", "tdvipb", 8, 0, 0},
+    {"nolock-small", "any", "EXTRA", 4096, 20, 1000, 0, 0, 0, 2, 0, "bq", "ttbrsdx", 9, 1, 0},
     {"restore", "any", "EXTRA", ANY, 50, 1000, 0, 0, 0, 0, 0, "b", "tBBb", 6, 0, 0},
     {"restore-wal", "wal", "FULL", ANY, 50, 40, 0, 0, 0, 0, 0, "b", "tBBbT", 6, 0, 0},
     {"death-delete", "delete", "OFF", ANY, 100, 1000, 0, 0, 0, 0, 0, "", "tttbrsd", 14, 0, 1},
