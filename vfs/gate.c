@@ -107,8 +107,8 @@ int tde_db_io_gate(tde_file *f) {
   return tde_db_report(db);
 }
 
-/* A secondary whose update was cut short: it is finished before anything is read.
-** Who updates it holds EXCLUSIVE, so under SHARED such a log is nobody's. */
+/* A secondary whose update was cut short: it is finished before anything is read. Who updates it holds
+** EXCLUSIVE, so under SHARED such a log is nobody's; with nolock=1 it is said to be nobody's. */
 static int finish_update(tde_file *f) {
   tde_db *db = f->db;
   int rc;
@@ -121,6 +121,8 @@ static int finish_update(tde_file *f) {
       tde_fail(&db->last, TDE_BUSY, "open it for writing once, or run tde_sync_secondary() again",
                "%s: an update of this secondary was cut short", tde_path_of(f));
     }
+  } else if (db->no_locks) {
+    rc = tde_redo_settle(f, 1);
   } else {
     rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
     if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);

@@ -208,11 +208,43 @@ static int is_opening(const tde_file *f, int n, sqlite3_int64 off) {
   return f->db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100;
 }
 
+/* A key service that hangs must not keep a lock from others, whose keys are live. */
+static int ask_first(tde_file *f) {
+  int rc = tde_db_ask(f);
+
+  return rc == SQLITE_OK && f->db->state == TDE_STATE_INACCESSIBLE ? tde_db_report(f->db) : rc;
+}
+
+/* A transaction begins: others may have written since the last one. */
+static void forget_seen(tde_file *f) {
+  tde_sealed_forget(&f->s);
+  f->s.known_end = 0;
+  f->db->guard_ready = 0;
+}
+
+/* With nolock=1 and immutable=1 no lock says that a transaction begins; what SQLite asks for first
+** then does: the file's size, or the change counter (pager.c, sqlite3PagerSharedLock). While a
+** journal is open one is under way. */
+static int begin_unlocked(tde_file *f) {
+  int rc;
+
+  if (f->plain || !f->db->no_locks || f->db->journal) return SQLITE_OK;
+  rc = ask_first(f);
+  forget_seen(f);
+  return rc ? rc : tde_db_gate(f);
+}
+
+static int is_counter(int n, sqlite3_int64 off) {
+  return n == 16 && off == 24;
+}
+
 static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *f = file_of(pf);
   tde_db *db = f->db;
   int unlocked = is_opening(f, n, off), rc;
 
+  rc = is_counter(n, off) ? begin_unlocked(f) : SQLITE_OK;
+  if (rc) return rc;
   if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
   if (db->state == TDE_STATE_NEW || (db->state == TDE_STATE_ONLINE && !db->header.unit_size)) {
     memset(buf, 0, (size_t)n);
@@ -362,8 +394,9 @@ static int do_main_sync(sqlite3_file *pf, int flags) {
 static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *f = file_of(pf);
   uint64_t n = 0;
-  int rc = SQLITE_OK;
+  int rc = begin_unlocked(f);
 
+  if (rc) return rc;
   if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
   if (f->db->state == TDE_STATE_ONLINE && f->db->header.unit_size) {
     rc = tde_sealed_size(&f->s, &n);
@@ -380,13 +413,6 @@ static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
 /* Another connection's thread may look (openfiles.c). */
 static void set_lock(tde_db *db, int level) {
   __atomic_store_n(&db->lock, level, __ATOMIC_RELAXED);
-}
-
-/* A key service that hangs must not keep a lock from others, whose keys are live. */
-static int ask_first(tde_file *f) {
-  int rc = tde_db_ask(f);
-
-  return rc == SQLITE_OK && f->db->state == TDE_STATE_INACCESSIBLE ? tde_db_report(f->db) : rc;
 }
 
 static int do_main_lock(sqlite3_file *pf, int level) {
@@ -409,11 +435,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   /* A journal kept open (TRUNCATE, PERSIST): another connection may have
   ** written it, and died. */
   if (before == SQLITE_LOCK_NONE && db->journal) db->journal->gen.checked = 0;
-  if (before == SQLITE_LOCK_NONE) {
-    tde_sealed_forget(&f->s);
-    f->s.known_end = 0;
-    db->guard_ready = 0;
-  }
+  if (before == SQLITE_LOCK_NONE) forget_seen(f);
   rc = before == SQLITE_LOCK_NONE ? tde_db_gate(f) : tde_db_io_gate(f);
   if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && before < SQLITE_LOCK_RESERVED) {
     rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : tde_db_freshen(f);
