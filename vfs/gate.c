@@ -22,7 +22,7 @@ void tde_db_wipe(tde_db *db) {
 
 int tde_db_in_transaction(const tde_db *db) {
   return db->shm_locks > 0 || (db->lock > SQLITE_LOCK_NONE && !db->shm_open) ||
-         db->lock > SQLITE_LOCK_SHARED;
+         db->lock > SQLITE_LOCK_SHARED || db->unlocked_write;
 }
 
 void tde_db_lose(tde_db *db) {

@@ -223,15 +223,25 @@ static void forget_seen(tde_file *f) {
 }
 
 /* With nolock=1 and immutable=1 no lock says that a transaction begins; what SQLite asks for first
-** then does: the file's size, or the change counter (pager.c, sqlite3PagerSharedLock). While a
-** journal is open one is under way. */
+** then does: the change counter, or before the first one the file's size (pager.c,
+** sqlite3PagerSharedLock). */
 static int begin_unlocked(tde_file *f) {
   int rc;
 
-  if (f->plain || !f->db->no_locks || f->db->journal) return SQLITE_OK;
+  if (f->plain || !f->db->no_locks) return SQLITE_OK;
+  f->db->unlocked_write = 0;
   rc = ask_first(f);
   forget_seen(f);
   return rc ? rc : tde_db_gate(f);
+}
+
+/* The size is asked for within a transaction, too, which may end although the key is lost. A secondary
+** has none, and one without pages nothing to lose. */
+static int may_be_first(const tde_file *f) {
+  const tde_db *db = f->db;
+
+  return db->no_locks &&
+         (db->facts.secondary || db->state != TDE_STATE_ONLINE || !db->header.unit_size);
 }
 
 static int is_counter(int n, sqlite3_int64 off) {
@@ -338,6 +348,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (rc == SQLITE_OK) rc = refuse_read_only(f);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
   if (rc) return rc;
+  db->unlocked_write = db->no_locks;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
   f->s.gap_page = gap_page(f, (uint32_t)n);
@@ -394,7 +405,7 @@ static int do_main_sync(sqlite3_file *pf, int flags) {
 static int do_main_size(sqlite3_file *pf, sqlite3_int64 *size) {
   tde_file *f = file_of(pf);
   uint64_t n = 0;
-  int rc = begin_unlocked(f);
+  int rc = may_be_first(f) ? begin_unlocked(f) : SQLITE_OK;
 
   if (rc) return rc;
   if (f->plain) return LOWER(f)->xFileSize(f->lower, size);
@@ -601,6 +612,10 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_COMMIT_PHASETWO:
       rc = main_flush(f);
       if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC) rc = tde_heal_free_pages(f);
+      if (op == SQLITE_FCNTL_COMMIT_PHASETWO) {
+        f->db->unlocked_write = 0;
+        forget_lost(f->db);
+      }
       if (rc) return io_code(rc);
       break;
     default:

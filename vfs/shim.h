@@ -39,6 +39,7 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int no_locks; /* nolock=1, immutable=1: SQLite takes none, and lock stays SQLITE_LOCK_NONE */
+  int unlocked_write; /* ... a page was written, and no commit came, nor another transaction */
   int unwanted; /* an empty one here gets no header: last says why */
   /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
   ** it was first may be closed. */
