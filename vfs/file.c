@@ -13,12 +13,21 @@ SQLITE_EXTENSION_INIT3
 
 void tde_file_info_get(tde_file *f, int refresh, tde_file_info *out) {
   tde_db *db = f->db;
+  int writes;
 
   memset(out, 0, sizeof(*out));
   tde_file_enter(f);
-  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
-  /* Not under a write transaction, whose units are sealed as it began. */
-  if (refresh && db->lock < SQLITE_LOCK_RESERVED && !db->wal_writing) {
+  /* Not under a write transaction, whose units are sealed as it began, and which may end although
+  ** the key was lost. */
+  writes = tde_db_in_write(db);
+  if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) {
+    if (writes) {
+      tde_db_note_loss(db);
+    } else {
+      tde_db_lose(db);
+    }
+  }
+  if (refresh && !writes) {
     const tde_status was = db->last;
     int keep = refresh == TDE_REFRESH_KEEP && db->state == TDE_STATE_ONLINE;
     (void)tde_db_load(f, 1);
@@ -73,7 +82,7 @@ int tde_file_is_locked(tde_file *f) {
   int is;
 
   tde_file_enter(f);
-  is = f->db->lock > SQLITE_LOCK_SHARED || f->db->wal_writing;
+  is = tde_db_in_write(f->db);
   tde_file_leave(f);
   return is;
 }

@@ -21,24 +21,31 @@ void tde_db_wipe(tde_db *db) {
 }
 
 int tde_db_in_transaction(const tde_db *db) {
-  return db->shm_locks > 0 || (db->lock > SQLITE_LOCK_NONE && !db->shm_open) ||
-         db->lock > SQLITE_LOCK_SHARED || db->unlocked_write;
+  return db->shm_locks > 0 || (db->lock > SQLITE_LOCK_NONE && !db->shm_open) || tde_db_in_write(db);
 }
 
-void tde_db_lose(tde_db *db) {
+int tde_db_in_write(const tde_db *db) {
+  return db->lock > SQLITE_LOCK_SHARED || db->wal_writing || (db->no_locks && db->writing);
+}
+
+void tde_db_note_loss(tde_db *db) {
   tde_key_report r;
 
-  tde_db_wipe(db);
-  tde_sealed_forget(&db->file->s);
-  db->head_valid = 0;
-  db->state = TDE_STATE_INACCESSIBLE;
-  db->retry_at = tde_now_ms() + TDE_RETRY_MS;
   tde_keys_report(db->keys, &r);
   db->last = r.last;
   if (r.last.code == TDE_OK) { /* it is being healed at this very moment */
     tde_fail(&db->last, TDE_UNREACHABLE, "try again", "%s: its key was away until just now",
              tde_path_of(db->file));
   }
+}
+
+void tde_db_lose(tde_db *db) {
+  tde_db_wipe(db);
+  tde_sealed_forget(&db->file->s);
+  db->head_valid = 0;
+  db->state = TDE_STATE_INACCESSIBLE;
+  db->retry_at = tde_now_ms() + TDE_RETRY_MS;
+  tde_db_note_loss(db);
 }
 
 /* ---- checks that are due ---- */
@@ -92,7 +99,13 @@ static void check_meanwhile(tde_db *db) {
 
 /* ---- the gates ---- */
 
-int tde_db_io_gate(tde_file *f) {
+/* Does memory alone have what the file held before this transaction wrote there
+** (journal_mode=MEMORY)? */
+static int is_journal_in_memory(const tde_db *db) {
+  return db->writing && !db->journal && !db->wal;
+}
+
+int tde_db_io_gate(tde_file *f, int writes) {
   tde_db *db = f->db;
 
   if (!db->keys || db->state != TDE_STATE_ONLINE) return SQLITE_OK;
@@ -101,9 +114,15 @@ int tde_db_io_gate(tde_file *f) {
     return SQLITE_OK;
   }
   /* What was under way at the loss may end (its rollback needs the journal's
-  ** key), but not go on for ever. */
+  ** key), but not go on for ever. Where nobody could roll it back later it reads nothing any more:
+  ** SQLite then does that, which only writes. */
   if (!tde_keys_cut_off(db->keys)) return SQLITE_OK;
-  tde_db_lose(db);
+  if (is_journal_in_memory(db)) {
+    if (writes) return SQLITE_OK;
+    tde_db_note_loss(db);
+  } else {
+    tde_db_lose(db);
+  }
   return tde_db_report(db);
 }
 

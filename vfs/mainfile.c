@@ -220,6 +220,7 @@ static void forget_seen(tde_file *f) {
   tde_sealed_forget(&f->s);
   f->s.known_end = 0;
   f->db->guard_ready = 0;
+  f->db->writing = 0;
 }
 
 /* With nolock=1 and immutable=1 no lock says that a transaction begins; what SQLite asks for first
@@ -229,7 +230,6 @@ static int begin_unlocked(tde_file *f) {
   int rc;
 
   if (f->plain || !f->db->no_locks) return SQLITE_OK;
-  f->db->unlocked_write = 0;
   rc = ask_first(f);
   forget_seen(f);
   return rc ? rc : tde_db_gate(f);
@@ -348,7 +348,7 @@ static int do_main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64
   if (rc == SQLITE_OK) rc = refuse_read_only(f);
   if (rc == SQLITE_OK && !db->header.unit_size) rc = tde_db_fix_unit(f, n);
   if (rc) return rc;
-  db->unlocked_write = db->no_locks;
+  db->writing = 1;
   if ((uint32_t)n < f->s.geo.unit) f->s.guarding = 1;
   if (off == 0 && n >= 18) note_page_size(f, buf);
   f->s.gap_page = gap_page(f, (uint32_t)n);
@@ -447,7 +447,7 @@ static int do_main_lock(sqlite3_file *pf, int level) {
   ** written it, and died. */
   if (before == SQLITE_LOCK_NONE && db->journal) db->journal->gen.checked = 0;
   if (before == SQLITE_LOCK_NONE) forget_seen(f);
-  rc = before == SQLITE_LOCK_NONE ? tde_db_gate(f) : tde_db_io_gate(f);
+  rc = before == SQLITE_LOCK_NONE ? tde_db_gate(f) : tde_db_io_gate(f, 0);
   if (rc == SQLITE_OK && level >= SQLITE_LOCK_RESERVED && before < SQLITE_LOCK_RESERVED) {
     rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : tde_db_freshen(f);
   }
@@ -524,7 +524,7 @@ static int do_main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   int rc;
 
   if (!f->plain && (flags & SQLITE_SHM_LOCK)) {
-    rc = f->db->shm_locks ? tde_db_io_gate(f) : may_begin(f);
+    rc = f->db->shm_locks ? tde_db_io_gate(f, 0) : may_begin(f);
     if (rc == SQLITE_OK && f->db->guest && offset == TDE_SHM_WRITE)
       rc = tde_connection_refuse_guest(f);
     if (rc) return rc;
@@ -612,11 +612,9 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     case SQLITE_FCNTL_COMMIT_PHASETWO:
       rc = main_flush(f);
       if (rc == SQLITE_OK && op == SQLITE_FCNTL_SYNC) rc = tde_heal_free_pages(f);
-      if (op == SQLITE_FCNTL_COMMIT_PHASETWO) {
-        f->db->unlocked_write = 0;
-        forget_lost(f->db);
-      }
       if (rc) return io_code(rc);
+      f->db->writing = 0; /* it is over, or all of its pages are out */
+      forget_lost(f->db);
       break;
     default:
       break;
@@ -667,7 +665,7 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
 }
 static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *m = enter(pf);
-  int rc = io_gate(m);
+  int rc = m ? tde_db_io_gate(m, 1) : SQLITE_OK;
   return leave(m, io_code(rc ? rc : do_main_write(pf, buf, n, off)));
 }
 static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {

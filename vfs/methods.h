@@ -63,7 +63,7 @@ static inline int leave(tde_file *m, int rc) {
 }
 
 static inline int io_gate(tde_file *m) {
-  return m ? tde_db_io_gate(m) : SQLITE_OK;
+  return m ? tde_db_io_gate(m, 0) : SQLITE_OK;
 }
 
 /* SQLite's table for a main database, which depends on the lower file, and for any other file. */

@@ -39,7 +39,7 @@ typedef struct tde_db {
   int lock; /* SQLITE_LOCK_* that the lower file holds for us */
   int read_only;
   int no_locks; /* nolock=1, immutable=1: SQLite takes none, and lock stays SQLITE_LOCK_NONE */
-  int unlocked_write; /* ... a page was written, and no commit came, nor another transaction */
+  int writing;  /* a page was written, and no transaction has ended or begun since */
   int unwanted; /* an empty one here gets no header: last says why */
   /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
   ** it was first may be closed. */
@@ -246,12 +246,16 @@ void tde_db_before_close(tde_file *f);
 /* Before a transaction's first lock: what the key service may have to be asked for is asked
 ** while nobody waits for this connection. SQLITE_OK does not say that the database is Online. */
 int tde_db_ask(tde_file *f);
-int tde_db_gate(tde_file *f);    /* ... and after it: SQLITE_OK when a transaction may begin */
-int tde_db_io_gate(tde_file *f); /* ... when one that began may go on */
+int tde_db_gate(tde_file *f); /* ... and after it: SQLITE_OK when a transaction may begin */
+/* ... when one that began may go on. writes: with a page into the main file. */
+int tde_db_io_gate(tde_file *f, int writes);
 /* The key is away: nothing that was derived from it stays. */
 void tde_db_lose(tde_db *db);
+/* ... why, into last. */
+void tde_db_note_loss(tde_db *db);
 void tde_db_wipe(tde_db *db);
 int tde_db_in_transaction(const tde_db *db);
+int tde_db_in_write(const tde_db *db); /* ... in one that writes */
 
 /* reserve.c: RESERVED for a change outside of SQLite's transactions */
 /* Takes it; *before: what to go back to with tde_db_unreserve. The connection's busy handler decides
