@@ -35,6 +35,7 @@ typedef struct shared_state {
 static sqlite3_vfs crash_vfs;
 static sqlite3_vfs *unix_vfs;
 static rng random_source;
+static int keeps_reserved; /* as SQLite from 3.51 on does */
 static int open_files;
 
 static shared_state *state_of(crash_file *f) {
@@ -116,6 +117,10 @@ static int crash_lock(sqlite3_file *pf, int level) {
   others = highest_other(f);
   if (level == SQLITE_LOCK_SHARED && others >= SQLITE_LOCK_PENDING) return SQLITE_BUSY;
   if (level >= SQLITE_LOCK_RESERVED && others >= SQLITE_LOCK_RESERVED) return SQLITE_BUSY;
+  /* Not to one that has the wal-index open while others have (os_unix.c, unixIsSharingShmNode). */
+  if (level == SQLITE_LOCK_RESERVED && keeps_reserved && f->shm && state_of(f)->shm_users > 1) {
+    return SQLITE_BUSY;
+  }
   if (level == SQLITE_LOCK_EXCLUSIVE && others > SQLITE_LOCK_NONE) {
     f->lock = SQLITE_LOCK_PENDING;
     return SQLITE_BUSY;
@@ -407,6 +412,7 @@ int crash_vfs_register(void) {
 
 void crash_vfs_seed(uint64_t seed) {
   random_source.s = seed;
+  keeps_reserved = (int)(seed & 1);
   (void)sqlite3_test_control(SQLITE_TESTCTRL_PRNG_RESET);
 }
 
