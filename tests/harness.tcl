@@ -89,6 +89,14 @@ proc truncate_file {path size} {
   close $f
 }
 
+# Where the record of a unit lies in a main file (vfs/FORMAT.md): before SQLite's lock bytes or behind
+# them, which are elsewhere in `make check-tcl-locks`.
+set ::lock_bytes [expr {[info exists ::env(TDE_LOCK_BYTES)] ? $::env(TDE_LOCK_BYTES) : 0x40000000}]
+proc unit_at {i {unit 4096}} {
+  set below [expr {($::lock_bytes - 65536) / ($unit + 48)}]
+  expr {$i < $below ? 65536 + $i * ($unit + 48) : $::lock_bytes + 65536 + ($i - $below) * ($unit + 48)}
+}
+
 proc mode_of {path} { return [file attributes $path -permissions] }
 
 # ---- constraints ----
@@ -100,6 +108,8 @@ proc needs {name holds reason} {
   ::tcltest::testConstraint $name [expr {$holds ? 1 : 0}]
   dict set ::reasons $name $reason
 }
+
+needs usual_locks [expr {$::lock_bytes == 0x40000000}] "counts on SQLite's lock bytes at 1 GiB"
 
 # ---- connections ----
 
@@ -252,8 +262,8 @@ needs uncounted [expr {![info exists ::env(TDE_COVERAGE)]}] "another user can no
 proc epochs {path {unit 4096}} {
   set seen [dict create]
   set bytes [read_bytes $path]
-  for {set at 65536} {$at + $unit + 48 <= [string length $bytes]} {incr at [expr {$unit + 48}]} {
-    binary scan $bytes @${at}iu e
+  for {set i 0} {[unit_at $i $unit] + $unit + 48 <= [string length $bytes]} {incr i} {
+    binary scan $bytes @[unit_at $i $unit]iu e
     dict incr seen $e
   }
   return $seen
@@ -295,7 +305,7 @@ proc shell {script args} {
 }
 
 # Python that loads the extension; `tde(name, params)` opens a database, `said(db, path)` is what its status has
-# there, and `so` is the path.
+# there, `records(size)` is where the records of a main file of this size lie, and `so` is the path.
 set ::py_head {
 import os, sqlite3, sys, time
 from urllib.parse import quote
@@ -308,6 +318,15 @@ def tde(name, params='', **kw):
     kw.setdefault('timeout', 30)
     uri = 'file:' + quote(os.path.abspath(name)) + '?vfs=tde' + ('&' + params if params else '')
     return sqlite3.connect(uri, uri=True, **kw)
+_locks = int(os.environ.get('TDE_LOCK_BYTES', '0x40000000'), 0)
+def unit_at(i, unit=4096):
+    below = (_locks - 65536) // (unit + 48)
+    return 65536 + i * (unit + 48) if i < below else _locks + 65536 + (i - below) * (unit + 48)
+def records(size, unit=4096):
+    i = 0
+    while unit_at(i, unit) + unit + 48 <= size:
+        yield unit_at(i, unit)
+        i += 1
 _plain = sqlite3.connect(':memory:', check_same_thread=False)
 def said(c, path):
     return _plain.execute('select json_extract(?, ?)', (c.execute('pragma tde_status').fetchone()[0], path)).fetchone()[0]

@@ -18,7 +18,7 @@ define sqlite_programs
 endef
 sqlite_run = python3 $(SQLITE_SUITE)/run.py --source $(SQLITE_SRC)/$(1)/tree --out $(SQLITE_OUT)/$(1) --jobs $(SQLITE_JOBS)
 
-.PHONY: check-sqlite check-sqlite-smoke check-sqlite-new check-tcl-new
+.PHONY: check-sqlite check-sqlite-smoke check-sqlite-new check-tcl-new check-tcl-locks check-tcl-locks-run
 check-sqlite: ## SQLite's own test suite through the shim, plain as control (an hour)
 	$(call sqlite_programs,installed)
 	$(Q)$(call sqlite_run,installed) $(SQLITE_SUITE_ARGS)
@@ -39,3 +39,16 @@ check-tcl-new: all keyvault-if-can ## the Tcl suite with Debian's newest SQLite,
 	$(Q)CC='$(CC)' sh $(SQLITE_SUITE)/library.sh $(SQLITE_SRC)/newest $(SQLITE_LIB)
 	$(Q)LD_LIBRARY_PATH=$(SQLITE_LIB) PATH=$(SQLITE_LIB):$$PATH \
 	  sh tests/check.sh $(BUILD)/check-new $(TCL_SUITE)
+
+# The Tcl suite where SQLite's lock bytes are at 128 KiB, so that what its tests fill lies on both
+# sides of them: the extension and the installed SQLite, built so.
+LOCK_BYTES := 0x20000
+check-tcl-locks: ## the Tcl suite with SQLite's lock bytes at 128 KiB, in the extension and in an SQLite built for it
+	+$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/locks EXTRA_CFLAGS="$(EXTRA_CFLAGS) -DTDE_HOLE_START=$(LOCK_BYTES)ull" \
+	  SQLITE_SRC=$(SQLITE_SRC) check-tcl-locks-run
+
+check-tcl-locks-run: all keyvault-if-can
+	$(Q)python3 $(SQLITE_SUITE)/fetch.py --series installed --dest $(SQLITE_SRC) >/dev/null
+	$(Q)CC='$(CC)' LOCK_BYTES=$(LOCK_BYTES) sh $(SQLITE_SUITE)/library.sh $(SQLITE_SRC)/installed $(SQLITE_LIB)
+	$(Q)LD_LIBRARY_PATH=$(SQLITE_LIB) PATH=$(SQLITE_LIB):$$PATH TDE_LOCK_BYTES=$(LOCK_BYTES) \
+	  sh tests/check.sh $(BUILD)/check $(TCL_SUITE)
