@@ -660,11 +660,16 @@ static int keep_key(tde_db *db, const char *as_key) {
   return SQLITE_OK;
 }
 
-int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
+static int revalidate(tde_file *f, const char *as_key, tde_status *st) {
   tde_db *db = f->db;
   int rc;
 
-  tde_file_enter(f);
+  /* A denial would take what its roll-back needs. */
+  if (tde_db_journal_in_memory(db)) {
+    tde_fail(st, TDE_MISUSE, "COMMIT or ROLLBACK first",
+             "%s: a transaction is under way, its journal in memory", tde_path_of(f));
+    return SQLITE_MISUSE;
+  }
   if (db->state == TDE_STATE_ONLINE && db->keys && !tde_keys_live(db->keys)) tde_db_lose(db);
   if (as_key) {
     db->params.as_key = (char *)as_key;
@@ -680,6 +685,14 @@ int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
     /* One denial is no loss yet: the lease says when it is. */
     if (db->keys && tde_keys_live(db->keys)) (void)load(f, 1, 0);
   }
+  return rc;
+}
+
+int tde_file_revalidate(tde_file *f, const char *as_key, tde_status *st) {
+  int rc;
+
+  tde_file_enter(f);
+  rc = revalidate(f, as_key, st);
   tde_file_leave(f);
   return rc;
 }

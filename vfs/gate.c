@@ -99,9 +99,7 @@ static void check_meanwhile(tde_db *db) {
 
 /* ---- the gates ---- */
 
-/* Does memory alone have what the file held before this transaction wrote there
-** (journal_mode=MEMORY)? */
-static int is_journal_in_memory(const tde_db *db) {
+int tde_db_journal_in_memory(const tde_db *db) {
   return db->writing && !db->journal && !db->wal;
 }
 
@@ -117,7 +115,7 @@ int tde_db_io_gate(tde_file *f, int writes) {
   ** key), but not go on for ever. Where nobody could roll it back later it reads nothing any more:
   ** SQLite then does that, which only writes. */
   if (!tde_keys_cut_off(db->keys)) return SQLITE_OK;
-  if (is_journal_in_memory(db)) {
+  if (tde_db_journal_in_memory(db)) {
     if (writes) return SQLITE_OK;
     tde_db_note_loss(db);
   } else {

@@ -256,6 +256,9 @@ void tde_db_note_loss(tde_db *db);
 void tde_db_wipe(tde_db *db);
 int tde_db_in_transaction(const tde_db *db);
 int tde_db_in_write(const tde_db *db); /* ... in one that writes */
+/* Does memory alone have what the file held before its transaction wrote there
+** (journal_mode=MEMORY)? */
+int tde_db_journal_in_memory(const tde_db *db);
 
 /* reserve.c: RESERVED for a change outside of SQLite's transactions */
 /* Takes it; *before: what to go back to with tde_db_unreserve. The connection's busy handler decides
