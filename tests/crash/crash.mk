@@ -96,5 +96,5 @@ check-faults-smoke: $(CRASH_OUT)/faults ## the same, ever larger steps
 	$(Q)$(CRASH_OUT)/faults -c 1
 
 .PHONY: check-crash-mutants
-check-crash-mutants: ## the shim broken in known ways: these tests must notice (10 minutes)
+check-crash-mutants: ## the shim broken in known ways: these tests must notice (12 minutes)
 	$(Q)python3 tests/crash/mutants.py

@@ -5,6 +5,9 @@ Each mutant is the product with one text replaced, in a copy of the sources; a
 harness program built from it must fail. A text that is not found exactly once
 is an error: the mutant has to be brought up to date with the code.
 
+A command that begins with "locks:" is run in a build whose lock bytes are at 128 KiB (crash.mk,
+check-crash-locks); a program "unit/..." is a unit test.
+
 usage: mutants.py [--keep] [name ...]
 """
 import argparse
@@ -118,14 +121,34 @@ MUTANTS = [
     ("rolled-back-frames-wait-after-exclusive", "vfs/mainfile.c",
      "      if (!f->db->wal_writing) tde_wal_forget(f->db->wal);\n", "",
      "crash -s turns-exclusive -i 2800 -n 2000 -m tde"),
-    ("log-under-the-writers-epoch", "vfs/sealed.c",
-     "  uint32_t epoch = s->epoch ? s->epoch : s->crypt->current;",
-     "  uint32_t epoch = s->crypt->current;",
-     "crash -s turns-keys -n 200 -m tde"),
     ("passed-over-unit-stays-empty", "vfs/sealed.c",
      "  if (c == TDE_TAMPERED && s->gap_page && record == s->scratch &&",
      "  if (c == TDE_TAMPERED && !s && record == s->scratch &&",
      "crash -s turns-small -n 800 -m tde"),
+    ("reserved-not-to-be-had-beside-others", "vfs/reserve.c",
+     "  return reserve_aside(f);", "  return f->lower ? rc : reserve_aside(f);",
+     "crash -s turns-keys -n 80 -m tde"),
+    ("reserved-is-kept", "vfs/reserve.c",
+     "  if (f->db->aside) (void)tde_main_close(f->db->aside);\n", "",
+     "crash -s turns-keys -n 80 -m tde"),
+    ("no-locks-is-not-alone", "vfs/shim.h",
+     "  return db->lock == SQLITE_LOCK_EXCLUSIVE || db->no_locks;",
+     "  return db->lock == SQLITE_LOCK_EXCLUSIVE;",
+     "crash -s nolock-spill -n 400 -m tde"),
+    ("lock-page-not-guarded", "vfs/sealed.c",
+     "      rc = put_guarded(s, s->nunits, zero_unit, s->geo.unit);\n",
+     "      rc = put_unit(s, s->nunits, zero_unit, s->geo.unit);\n",
+     "locks:crash -s turns-vacuum -n 600 -m tde"),
+    ("lock-page-stays-empty", "vfs/sealed.c",
+     "    if (lock_byte_unit(s, s->nunits)) {", "    if (lock_byte_unit(s, i)) {",
+     "locks:crash -s vacuum-wal -n 400 -m tde"),
+    ("silent-hosts-take-every-lane", "vfs/lanes.c",
+     "  return n >= TDE_LANES_SILENT;", "  return n > TDE_LANES_SILENT;",
+     "unit/test_lanes"),
+    ("a-denial-waits-its-turn", "vfs/lanes.c",
+     "  t = turn_to_ask(ASK_FIRST, now);\n  if (!t) t = turn_to_ask(ASK, now);",
+     "  t = turn_to_ask(ASK, now);\n  if (!t) t = turn_to_ask(ASK_FIRST, now);",
+     "unit/test_lanes"),
 ]
 
 
@@ -146,18 +169,30 @@ def replace(path, old, new):
     return True
 
 
+def build(where, command):
+    """The program of a command, to be run there, its arguments, and how the build went."""
+    program, *args = command.split()
+    flags = []
+    if program.startswith("locks:"):
+        program = program[6:]
+        flags = ["BUILD=build/locks", "EXTRA_CFLAGS=-DTDE_HOLE_START=0x20000ull"]
+    built = ("build/locks/" if flags else "build/") + ("" if "/" in program else "crash/") + program
+    made = subprocess.run(["make", "-s", "-j2", built, *(flags or ["BUILD=build"])], cwd=where,
+                          capture_output=True, text=True)
+    return built, args, made
+
+
 def attempt(where, mutant):
     """None when the mutant was caught, else what is wrong."""
     name, path, old, new, command = mutant
     full = os.path.join(where, path)
-    shutil.copy(os.path.join(ROOT, path), full)
+    with open(full, encoding="utf-8") as f:
+        whole = f.read()
     if not replace(full, old, new):
         return "its text is not in %s exactly once" % path
-    program, *args = command.split()
-    built = "build/crash/" + program
-    make = subprocess.run(["make", "-s", "BUILD=build", built, "-j2"], cwd=where,
-                          capture_output=True, text=True)
-    shutil.copy(os.path.join(ROOT, path), full)
+    built, args, make = build(where, command)
+    with open(full, "w", encoding="utf-8") as f:
+        f.write(whole)
     if make.returncode:
         return "it does not build:\n" + make.stderr[-2000:]
     run = subprocess.run([os.path.join(where, built), *args], cwd=where, capture_output=True,
