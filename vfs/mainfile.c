@@ -229,7 +229,7 @@ static void forget_seen(tde_file *f) {
 static int begin_unlocked(tde_file *f) {
   int rc;
 
-  if (f->plain || !f->db->no_locks) return SQLITE_OK;
+  if (f->plain) return SQLITE_OK;
   rc = ask_first(f);
   forget_seen(f);
   return rc ? rc : tde_db_gate(f);
@@ -244,8 +244,10 @@ static int may_be_first(const tde_file *f) {
          (db->facts.secondary || db->state != TDE_STATE_ONLINE || !db->header.unit_size);
 }
 
-static int is_counter(int n, sqlite3_int64 off) {
-  return n == 16 && off == 24;
+/* With immutable=1 there is no change counter: whatever it reads asks for a key that it has lost. */
+static int reads_first(const tde_file *f, int n, sqlite3_int64 off) {
+  return f->db->no_locks && ((n == 16 && off == 24) ||
+                             (f->db->state == TDE_STATE_INACCESSIBLE && !is_opening(f, n, off)));
 }
 
 static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
@@ -253,8 +255,11 @@ static int do_main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_db *db = f->db;
   int unlocked = is_opening(f, n, off), rc;
 
-  rc = is_counter(n, off) ? begin_unlocked(f) : SQLITE_OK;
-  if (rc) return rc;
+  rc = reads_first(f, n, off) ? begin_unlocked(f) : SQLITE_OK;
+  if (rc) {
+    memset(buf, 0, (size_t)n);
+    return rc;
+  }
   if (f->plain) return LOWER(f)->xRead(f->lower, buf, n, off);
   if (db->state == TDE_STATE_NEW || (db->state == TDE_STATE_ONLINE && !db->header.unit_size)) {
     memset(buf, 0, (size_t)n);
