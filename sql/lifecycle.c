@@ -444,6 +444,13 @@ int tde_revalidate_beside(tde_file *f, const char *key, tde_status *st) {
   return rc;
 }
 
+/* Who may not change the header hears so before the key is asked for. A read-only database has
+** nothing to say. */
+static int may_note(sqlite3 *db, const char *schema, tde_file *f, tde_status *st) {
+  if (tde_file_read_only(f)) return SQLITE_OK;
+  return tde_change_allowed(db, schema, f, tde_file_params(f)->path, st);
+}
+
 void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *key = tde_arg_text(argc, argv, 0), *schema = tde_arg_text(argc, argv, 1);
@@ -459,8 +466,8 @@ void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   }
   if (key && bad_key_id(ctx, key)) return;
   f = tde_subject_file(db, schema, &st);
-  if (f) rc = tde_file_revalidate(f, key, &st);
-  /* A read-only database has nothing to say. */
+  if (f) rc = may_note(db, schema, f, &st);
+  if (rc == SQLITE_OK) rc = tde_file_revalidate(f, key, &st);
   if (rc == SQLITE_OK && !tde_file_read_only(f)) {
     rc = tde_change_run(db, schema, "revalidate", note_revalidation, (void *)key, &st);
   }
