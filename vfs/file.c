@@ -2,12 +2,31 @@
 ** file.c: what the rest of the product asks of an open database; see tdevfs.h. (What changes its
 ** header is in database_edit.c, what asks for its key anew in database.c.)
 */
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "shim.h"
 
 SQLITE_EXTENSION_INIT3
+
+/* ---- whose turn it is ---- */
+
+/* Whoever wipes is out again at once. */
+#define YIELDS 100
+
+void tde_file_wait(tde_file *f) {
+  struct timespec ms = {0, 1000000};
+
+  for (int i = 0; !tde_file_try_enter(f); i++) {
+    if (i < YIELDS) {
+      (void)sched_yield();
+    } else {
+      (void)nanosleep(&ms, NULL);
+    }
+  }
+}
 
 /* ---- what is known of it ---- */
 

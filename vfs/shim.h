@@ -4,7 +4,6 @@
 #ifndef TDE_SHIM_H
 #define TDE_SHIM_H
 
-#include <sched.h>
 #include <stdatomic.h>
 
 #include "header.h"
@@ -176,14 +175,16 @@ static inline const char *tde_path_of(const tde_file *f) {
 
 /* A connection's files belong to one thread at a time, but when its key is lost
 ** another thread wipes what the connection derived from it (openfiles.c). So each
-** method marks the main file as in use; the other thread keeps out of those. */
+** method marks the main file as in use; the other thread keeps out of those. With a shared cache
+** the file is several connections', one of which may be waiting for a key service in it. */
+void tde_file_wait(tde_file *f); /* file.c: enters it when it is free */
 static inline int tde_file_try_enter(tde_file *f) {
   int idle = 0;
   return atomic_compare_exchange_strong_explicit(&f->use, &idle, 1, memory_order_acquire,
                                                  memory_order_relaxed);
 }
 static inline void tde_file_enter(tde_file *f) {
-  while (!tde_file_try_enter(f)) sched_yield();
+  if (!tde_file_try_enter(f)) tde_file_wait(f);
 }
 static inline void tde_file_leave(tde_file *f) {
   atomic_store_explicit(&f->use, 0, memory_order_release);
