@@ -13,6 +13,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
+#include "../vfs/keyring.h"
 #include "change.h"
 #include "protector.h"
 #include "result.h"
@@ -404,7 +405,7 @@ static int is_empty_key(const char *key, tde_status *st) {
 
 /* Would a connection of its own get at the very file of this one? */
 static int may_go_beside(tde_file *f, tde_status *st) {
-  const char *path = tde_file_params(f)->path;
+  const char *path = tde_file_path(f);
 
   if (tde_file_is_locked(f)) {
     tde_fail(st, TDE_MISUSE,
@@ -415,19 +416,29 @@ static int may_go_beside(tde_file *f, tde_status *st) {
   return tde_change_of_name(f, path, st);
 }
 
-static int note_beside(tde_file *f, const char *key, tde_status *st) {
-  tde_key_params way = *tde_file_params(f);
+/* A connection that asks as f does, or for this key. NULL: it could not be opened. */
+static sqlite3 *open_beside(tde_file *f, const char *key) {
+  tde_key_params own, way;
   sqlite3 *db;
-  int rc;
 
+  if (!tde_file_copy_params(f, &own)) return NULL;
+  way = own;
   if (key) {
     way.as_key = (char *)key;
     way.as_identity = way.as_federated = NULL; /* as tde_file_revalidate has asked */
   }
   db = tde_change_open(&way);
+  tde_key_params_clear(&own);
+  return db;
+}
+
+static int note_beside(tde_file *f, const char *key, tde_status *st) {
+  sqlite3 *db = open_beside(f, key);
+  int rc;
+
   if (!db) {
     tde_fail(st, TDE_IO, "try again; SQLite's error log has the cause",
-             "%s: has its key, but could not be opened to note that", way.path);
+             "%s: has its key, but could not be opened to note that", tde_file_path(f));
     return SQLITE_CANTOPEN;
   }
   rc = tde_change_run(db, NULL, "revalidate", note_revalidation, (void *)key, st);
@@ -448,7 +459,7 @@ int tde_revalidate_beside(tde_file *f, const char *key, tde_status *st) {
 ** nothing to say. */
 static int may_note(sqlite3 *db, const char *schema, tde_file *f, tde_status *st) {
   if (tde_file_read_only(f)) return SQLITE_OK;
-  return tde_change_allowed(db, schema, f, tde_file_params(f)->path, st);
+  return tde_change_allowed(db, schema, f, tde_file_path(f), st);
 }
 
 void tde_sql_revalidate(sqlite3_context *ctx, int argc, sqlite3_value **argv) {

@@ -676,7 +676,7 @@ static int revalidate(tde_file *f, const char *as_key, tde_status *st) {
     db->params.as_identity = db->params.as_federated = NULL; /* the header's */
   }
   rc = load(f, 1, 1);
-  if (rc == SQLITE_OK && as_key && db->state == TDE_STATE_ONLINE && tde_file_read_only(f)) {
+  if (rc == SQLITE_OK && as_key && db->state == TDE_STATE_ONLINE && tde_db_is_read_only(db)) {
     rc = keep_key(db, as_key);
   }
   ask_as_opened(db);

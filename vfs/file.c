@@ -80,21 +80,39 @@ char *tde_file_keydoc(tde_file *f, size_t *n) {
 }
 
 int tde_file_report(tde_file *f, tde_key_report *out) {
-  if (!f->db->keys) return 0;
-  tde_keys_report(f->db->keys, out);
-  return 1;
+  int is;
+
+  tde_file_enter(f);
+  is = f->db->keys != NULL;
+  if (is) tde_keys_report(f->db->keys, out);
+  tde_file_leave(f);
+  return is;
 }
 
 const char *tde_file_instance(tde_file *f) {
   return f->db->params.instance;
 }
 
-const tde_key_params *tde_file_params(tde_file *f) {
-  return &f->db->params;
+const char *tde_file_path(const tde_file *f) {
+  return f->path;
+}
+
+int tde_file_copy_params(tde_file *f, tde_key_params *out) {
+  int ok;
+
+  tde_file_enter(f);
+  ok = tde_key_params_copy(out, &f->db->params);
+  tde_file_leave(f);
+  return ok;
 }
 
 int tde_file_read_only(tde_file *f) {
-  return f->db->read_only || f->db->facts.backup;
+  int is;
+
+  tde_file_enter(f);
+  is = tde_db_is_read_only(f->db);
+  tde_file_leave(f);
+  return is;
 }
 
 int tde_file_is_locked(tde_file *f) {
@@ -122,8 +140,8 @@ tde_class tde_fail_backup(const tde_file *f, tde_status *st) {
 
 /* ---- its DEKs ---- */
 
-tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
-  tde_db *db = f->db;
+static tde_class dek_of(const tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
+  const tde_db *db = f->db;
   tde_class c = db->keys ? tde_keys_dek(db->keys, epoch, dek) : TDE_WRONG_KEY;
 
   if (c == TDE_OK) return c;
@@ -132,6 +150,15 @@ tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st
     return c;
   }
   return tde_fail(st, c, NULL, "%s: the DEK of epoch %u is not at hand", tde_path_of(f), epoch);
+}
+
+tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st) {
+  tde_class c;
+
+  tde_file_enter(f);
+  c = dek_of(f, epoch, dek, st);
+  tde_file_leave(f);
+  return c;
 }
 
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st) {

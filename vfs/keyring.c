@@ -175,7 +175,7 @@ static int copy_way(tde_key_params *to, const tde_key_params *from) {
          copy_one(&to->as_federated, from->as_federated);
 }
 
-static int copy_params(tde_key_params *to, const tde_key_params *from) {
+int tde_key_params_copy(tde_key_params *to, const tde_key_params *from) {
   memset(to, 0, sizeof(*to));
   if (copy_one(&to->path, from->path) && copy_one(&to->vfs, from->vfs) &&
       copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity) &&
@@ -716,7 +716,7 @@ static tde_keys *new_entry(const uint8_t *uuid, const tde_key_params *params,
 
   if (!k) return NULL;
   k->line = tde_lanes_new_line();
-  if (!k->line || !copy_params(&k->params, params)) {
+  if (!k->line || !tde_key_params_copy(&k->params, params)) {
     free(k->line);
     free(k);
     return NULL;
@@ -1741,7 +1741,7 @@ tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde
   pthread_mutex_lock(&ring_lock);
   memcpy(uuid, keys->uuid, TDE_UUID_BYTES);
   *facts = keys->facts;
-  ok = copy_params(params, &keys->params);
+  ok = tde_key_params_copy(params, &keys->params);
   pthread_mutex_unlock(&ring_lock);
   return ok ? TDE_OK : TDE_NOMEM;
 }

@@ -250,6 +250,10 @@ int tde_db_ask(tde_file *f);
 int tde_db_gate(tde_file *f); /* ... and after it: SQLITE_OK when a transaction may begin */
 /* ... when one that began may go on. writes: with a page into the main file. */
 int tde_db_io_gate(tde_file *f, int writes);
+/* Opened read-only, or a backup. */
+static inline int tde_db_is_read_only(const tde_db *db) {
+  return db->read_only || db->facts.backup;
+}
 /* The key is away: nothing that was derived from it stays. */
 void tde_db_lose(tde_db *db);
 /* ... why, into last. */

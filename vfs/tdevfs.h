@@ -219,8 +219,11 @@ int tde_file_make_header(tde_file *f, const char *protector, const char *identit
 /* The instance that the URI or the environment named when it was opened, resolved; NULL: it
 ** could not be told. Borrowed. */
 const char *tde_file_instance(tde_file *f);
-/* How its key is asked for, and where it is; as_...: not what a revalidation asks as. Borrowed. */
-const tde_key_params *tde_file_params(tde_file *f);
+/* Its path, borrowed. */
+const char *tde_file_path(const tde_file *f);
+/* How its key is asked for, and where it is, but for what is for a new database; as_...: not what a
+** revalidation that is under way asks as. Copied (tde_key_params_clear); 0: no memory. */
+int tde_file_copy_params(tde_file *f, tde_key_params *out);
 /* Opened read-only, or a backup. */
 int tde_file_read_only(tde_file *f);
 /* Has this connection a lock under which nobody else can change the header? */
@@ -231,7 +234,7 @@ int tde_file_has_moved(tde_file *f);
 tde_class tde_fail_backup(const tde_file *f, tde_status *st);
 /* Copies the DEK of one epoch (TDE_KEY_BYTES) into the caller's secret memory. */
 tde_class tde_file_dek(tde_file *f, uint32_t epoch, uint8_t *dek, tde_status *st);
-/* Makes a new epoch's DEK known, before the header that names it is written. */
+/* Makes a new epoch's DEK known, before the header that names it is written: from within a tde_mutation. */
 tde_class tde_file_add_epoch(tde_file *f, uint32_t epoch, const uint8_t *dek, tde_status *st);
 
 /* An instance's policy was changed in this process. */
