@@ -1355,6 +1355,22 @@ void tde_keyring_done(tde_keys *k) {
   pthread_mutex_unlock(&ring_lock);
 }
 
+void tde_keyring_step_aside(tde_keys *k) {
+  pthread_mutex_lock(&ring_lock);
+  tde_lanes_leave(&k->turn);
+  pthread_mutex_unlock(&ring_lock);
+}
+
+int tde_keyring_step_back(tde_keys *k) {
+  int back;
+
+  pthread_mutex_lock(&ring_lock);
+  back = tde_lanes_return(&k->turn, k->facts.remote ? asked_key(k) : NULL, tde_now_ms());
+  if (!back) end_busy(k);
+  pthread_mutex_unlock(&ring_lock);
+  return back;
+}
+
 /* An outage that another database met this short a time ago is not waited for again. */
 #define OUTAGE_SHARED_MS 900
 
@@ -1541,7 +1557,7 @@ static tde_class doubt(tde_keys *k, int blind, tde_class c, tde_status *st) {
   return tde_fail(
       st, TDE_NOMEM, "raise the limit of open files or of memory, or close other files",
       "a key was denied, and whether the database still goes by it could not be looked up: "
-      "the process lacks descriptors or memory");
+      "the process lacks descriptors or memory, or a file system hangs");
 }
 
 static tde_lease_act check(tde_keys *k, const tde_key_source *source, const tde_header *newer,

@@ -135,6 +135,11 @@ int64_t tde_keys_due(const tde_keys *keys);
 ** another one is due, which may be past (INT64_MAX: none). At most TDE_LANES threads do this. */
 tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask);
 void tde_keyring_done(tde_keys *keys);
+/* Before it is asked its file is looked at, which may take long where a file system hangs: others at
+** its key service do not wait for that. step_back: 0: one of them is being asked by now; it stands in
+** line again, and is not for tde_keyring_check. */
+void tde_keyring_step_aside(tde_keys *keys);
+int tde_keyring_step_back(tde_keys *keys);
 /* Its key service keeps others waiting: what is on time all the same (tde_lease_pass). */
 tde_lease_act tde_keyring_pass(tde_keys *keys, const tde_key_source *source);
 /* The same as tde_keyring_due for one entry, whatever its host does: true when its check is due

@@ -320,12 +320,8 @@ int64_t tde_lanes_next(int64_t now) {
 
 /* ---- lanes ---- */
 
-void tde_lanes_enter(tde_turn *t, int64_t now) {
-  tde_line *l;
-
-  renew(t);
-  l = t->line;
-  for (int i = 0; l && l != &local && i < TDE_LANES; i++) {
+static void take_lane(const tde_turn *t, tde_line *l, int64_t now) {
+  for (int i = 0; i < TDE_LANES; i++) {
     if (lanes[i].who) continue;
     lanes[i].who = t;
     lanes[i].line = l;
@@ -334,7 +330,25 @@ void tde_lanes_enter(tde_turn *t, int64_t now) {
     l->taken = 1;
     break;
   }
+}
+
+void tde_lanes_enter(tde_turn *t, int64_t now) {
+  renew(t);
+  if (t->line && t->line != &local) take_lane(t, t->line, now);
   tde_lanes_step_out(t);
+}
+
+int tde_lanes_return(tde_turn *t, const char *key_id, int64_t now) {
+  tde_line *l;
+  int is_free;
+
+  if (!key_id) return 1;
+  renew(t);
+  l = line_of(key_id);
+  is_free = !l->taken && !(l->silent && silent_wait());
+  if (is_free) take_lane(t, l, now);
+  rank(l);
+  return is_free;
 }
 
 void tde_lanes_leave(const tde_turn *t) {

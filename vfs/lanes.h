@@ -72,6 +72,9 @@ int64_t tde_lanes_next(int64_t now);
 ** leave without having entered is allowed. */
 void tde_lanes_enter(tde_turn *t, int64_t now);
 void tde_lanes_leave(const tde_turn *t);
+/* Whoever has left the lane of this key's host before it asked, and stands in no line, enters it
+** again. 0: it is not free. NULL: a local key. */
+int tde_lanes_return(tde_turn *t, const char *key_id, int64_t now);
 /* A request for a key of that host ended so. */
 void tde_lanes_heard(const char *key_id, tde_class c);
 

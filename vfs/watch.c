@@ -5,6 +5,8 @@
 **  - no lock is held while a key service is asked or a file is read;
 **  - before an entry is judged its header is read from disk: another process may
 **    have given the database another protector, and taken the old one away;
+**  - a file system that hangs keeps those checks alone whose files are in it: who looks at a
+**    file holds no lane (lanes.h), and not all threads do at a time;
 **  - the process may end at any moment: threads are told to stop, and waited for
 **    as long as a request may take to notice it, before libraries clean up;
 **  - signals are the host's: the threads block all of them;
@@ -37,6 +39,9 @@ SQLITE_EXTENSION_INIT3
 #define POLICY_EVERY_MS 5000
 #define EXIT_WAIT_SECONDS 3
 #define FORK_WAIT_MS 150
+/* So many threads look at files at a time. Where a file system hangs they are kept, and others ask
+** without a look. One more may be kept by a job: one is left. */
+#define LOOKS (TDE_LANES - 2)
 
 /* Read-locked by a thread at work; a fork write-locks it if it can. */
 static pthread_rwlock_t at_work = PTHREAD_RWLOCK_INITIALIZER;
@@ -52,6 +57,7 @@ static struct {
   int64_t soonest; /* the earliest due time that came up since a thread began to look for one */
   tde_watch_job job;
   int64_t job_since; /* 0: none runs */
+  int64_t looks[LOOKS]; /* since when a thread looks at a file; 0: none */
 } watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT,
            .work_once = PTHREAD_ONCE_INIT, .soonest = INT64_MAX};
 
@@ -90,6 +96,7 @@ static void in_child(void) {
   watch.threads = watch.waiting = 0;
   watch.job_since = 0;
   memset(watch.wake_at, 0, sizeof(watch.wake_at));
+  memset(watch.looks, 0, sizeof(watch.looks));
   pthread_mutex_unlock(&watch.mutex);
 }
 
@@ -166,25 +173,70 @@ static void job_end(void) {
   pthread_mutex_unlock(&watch.mutex);
 }
 
+/* Which look of a thread's this is; -1: all that there may be go on for long. */
+static int look_begin(void) {
+  struct timespec ms = {0, 1000000};
+  int mine, give_up;
+
+  for (;;) {
+    int64_t now = tde_now_ms();
+    watch_lock();
+    mine = -1;
+    give_up = 1;
+    for (int i = 0; i < LOOKS; i++) {
+      if (!watch.looks[i]) mine = i;
+      if (now - watch.looks[i] < TDE_LANE_STUCK_MS) give_up = 0;
+    }
+    if (mine >= 0) watch.looks[mine] = now;
+    give_up |= watch.stopping;
+    pthread_mutex_unlock(&watch.mutex);
+    if (mine >= 0 || give_up) return mine;
+    nanosleep(&ms, NULL);
+  }
+}
+
+/* The header of its file, as tde_db_peek. */
+static int look(const tde_key_params *params, tde_header *h) {
+  int mine = look_begin(), rc;
+
+  if (mine < 0) return TDE_CANTOPEN_NOW;
+  rc = tde_db_peek(params->path, params->vfs, h);
+  watch_lock();
+  watch.looks[mine] = 0;
+  pthread_mutex_unlock(&watch.mutex);
+  return rc;
+}
+
+/* Looks at its file, and asks. params NULL: there is no memory to look. False: it was not asked. */
+static int ask(tde_keys *k, const tde_key_params *params) {
+  tde_header h;
+  int rc = params ? SQLITE_NOTFOUND : SQLITE_NOMEM, back = 1;
+
+  memset(&h, 0, sizeof(h));
+  if (params && params->path) {
+    tde_keyring_step_aside(k);
+    rc = look(params, &h);
+    back = tde_keyring_step_back(k);
+  }
+  if (back && (rc == SQLITE_NOMEM || rc == TDE_CANTOPEN_NOW)) {
+    (void)tde_keyring_check_blind(k, &tde_source);
+  } else if (back) {
+    (void)tde_keyring_check(k, &tde_source, rc == SQLITE_OK ? &h : NULL);
+  }
+  tde_header_clear(&h);
+  return back;
+}
+
 static void check(tde_keys *k) {
   uint8_t uuid[TDE_UUID_BYTES];
   tde_key_facts *facts = malloc(sizeof(*facts));
   tde_key_params params;
-  tde_header h;
   int known = facts && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
-  int rc = known ? SQLITE_NOTFOUND : SQLITE_NOMEM;
+  int asked = ask(k, known ? &params : NULL);
 
-  memset(&h, 0, sizeof(h));
-  if (known && params.path) rc = tde_db_peek(params.path, params.vfs, &h);
-  if (rc == SQLITE_NOMEM || rc == TDE_CANTOPEN_NOW) {
-    (void)tde_keyring_check_blind(k, &tde_source);
-  } else {
-    (void)tde_keyring_check(k, &tde_source, rc == SQLITE_OK ? &h : NULL);
-  }
-  tde_header_clear(&h);
   if (known) {
     tde_key_params_clear(&params);
-    known = tde_keys_live(k) && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
+    known = asked && tde_keys_live(k) && tde_keys_about(k, uuid, facts, &params) == TDE_OK;
   }
   if (known) {
     if (params.path && tde_openfiles_writable(params.path, params.instance) && job_begin()) {

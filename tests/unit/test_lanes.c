@@ -135,6 +135,14 @@ static void leave(member *m) {
   m->asked = 0;
 }
 
+static void enter(member *m) {
+  if (m->host < 0) return;
+  m->asked = 1;
+  hosts[m->host].taken = 1;
+  hosts[m->host].since = (int)now;
+  hosts[m->host].entered_silent = hosts[m->host].silent;
+}
+
 static void serve(void) {
   int ask;
   tde_turn *t = tde_lanes_first(now, &ask);
@@ -150,11 +158,16 @@ static void serve(void) {
   if (taken_lanes() == TDE_LANES && m->host >= 0) return;
   tde_lanes_enter(t, now);
   m->stands = 0;
-  if (m->host < 0) return;
-  m->asked = 1;
-  hosts[m->host].taken = 1;
-  hosts[m->host].since = (int)now;
-  hosts[m->host].entered_silent = hosts[m->host].silent;
+  enter(m);
+}
+
+/* Who left its lane before it asked. */
+static void come_back(member *m) {
+  int may = lane_of(m) == FREE;
+
+  if (m->stands || m->asked || (m->host >= 0 && taken_lanes() == TDE_LANES)) return;
+  CHECK(tde_lanes_return(&m->turn, key_of(m), now) == may);
+  if (may) enter(m);
 }
 
 static void hear(int host) {
@@ -193,6 +206,7 @@ static void as_the_rules_have_it(void) {
         break;
       case 3:
         leave(m);
+        if (draw(3) == 0) come_back(&members[draw(MEMBERS)]);
         break;
       case 4:
         if (draw(3) == 0) hear(draw(HOSTS));

@@ -67,9 +67,10 @@ static void begin(int check) {
 
 static char *file; /* of what is opened; or NULL, and then: */
 static char *path; /* of what is opened, and its instance, whose checks are rare; or NULL */
+static char *vfs;  /* below, of what is opened */
 
 static tde_keys *open_one(const char *host, uint32_t id) {
-  tde_key_params params = {.path = file ? file : path, .instance = path};
+  tde_key_params params = {.path = file ? file : path, .vfs = vfs, .instance = path};
   tde_key_facts facts;
   tde_keys *k = NULL;
   tde_header h;
@@ -296,6 +297,68 @@ static void without_descriptors_a_denial_waits(void) {
   file = NULL;
 }
 
+/* A VFS whose files can not be looked at while it hangs. */
+static atomic_int files_hang, looking;
+static int open_hanging(sqlite3_vfs *v, const char *name, sqlite3_file *f, int flags, int *out) {
+  (void)v, (void)name, (void)flags, (void)out;
+  looking++;
+  while (files_hang) usleep(5000);
+  looking--;
+  f->pMethods = NULL;
+  return SQLITE_CANTOPEN;
+}
+
+/* Databases of a file system that hangs, at these hosts (a format, for a number), all being checked. */
+static void open_hanging_files(int n, const char *host, tde_keys **k) {
+  static char name[] = "/proc/self/exe", of[] = "hanging";
+  static sqlite3_vfs hanging;
+  if (!hanging.zName) hanging = *sqlite3_vfs_find(NULL);
+  hanging.zName = of;
+  hanging.xOpen = open_hanging;
+  CHECK(sqlite3_vfs_register(&hanging, 0) == SQLITE_OK);
+  files_hang = 1;
+  file = name;
+  vfs = of;
+  for (int i = 0; i < n; i++) {
+    char at[40];
+    (void)snprintf(at, sizeof(at), host, i);
+    k[i] = open_one(at, 900 + (uint32_t)i);
+    tde_keyring_hurry(k[i]);
+  }
+  file = vfs = NULL;
+  CHECK(within(3000, &looking, 1));
+}
+
+static void end_hanging_files(int n, tde_keys **k) {
+  files_hang = 0;
+  for (int i = 0; i < n; i++) tde_keyring_release(k[i]);
+  while (looking) usleep(5000);
+}
+
+/* A file system that hangs keeps a check of one of its databases: those of the same key service whose
+** files are elsewhere are checked, and so are others, however many it keeps. */
+static void a_hung_file_holds_up_no_other(void) {
+  tde_keys *hung[8], *well;
+  begin(200);
+  well = open_one("well.example", 950);
+  open_hanging_files(1, "well.example", hung);
+  usleep(3000000); /* a request would be taken for one that hangs */
+  CHECK(ms_to_notice(well) < 4000);
+  end_hanging_files(1, hung);
+  tde_keyring_release(well);
+}
+
+static void many_hung_files_hold_up_no_other(void) {
+  tde_keys *hung[8], *well;
+  begin(200);
+  well = open_one("well.example", 951);
+  open_hanging_files(COUNT(hung), "f%d.example", hung);
+  usleep(3000000);
+  CHECK(ms_to_notice(well) < 4000);
+  end_hanging_files(COUNT(hung), hung);
+  tde_keyring_release(well);
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"a_hung_host_holds_up_no_other", a_hung_host_holds_up_no_other},
@@ -307,6 +370,8 @@ int main(int argc, char **argv) {
       {"a_job_holds_up_no_check", a_job_holds_up_no_check},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
       {"without_descriptors_a_denial_waits", without_descriptors_a_denial_waits},
+      {"a_hung_file_holds_up_no_other", a_hung_file_holds_up_no_other},
+      {"many_hung_files_hold_up_no_other", many_hung_files_hold_up_no_other},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_source = fake;
