@@ -57,6 +57,7 @@ static struct {
   int64_t soonest; /* the earliest due time that came up since a thread began to look for one */
   tde_watch_job job;
   int64_t job_since; /* 0: none runs */
+  int reading;          /* a thread reads policies */
   int64_t looks[LOOKS]; /* since when a thread looks at a file; 0: none */
 } watch = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT,
            .work_once = PTHREAD_ONCE_INIT, .soonest = INT64_MAX};
@@ -95,6 +96,7 @@ static void in_child(void) {
   cond_make();
   watch.threads = watch.waiting = 0;
   watch.job_since = 0;
+  watch.reading = 0;
   memset(watch.wake_at, 0, sizeof(watch.wake_at));
   memset(watch.looks, 0, sizeof(watch.looks));
   pthread_mutex_unlock(&watch.mutex);
@@ -304,16 +306,24 @@ static int share_load(int64_t now, int64_t next) {
 }
 
 /* Another process may have changed an instance's policy. Where there are many instances,
-** some are looked at each time. */
+** some are looked at each time. One thread does that: an instance's directory may hang, too. */
 static void refresh_policies(int64_t now) {
-  static _Atomic int64_t last;
-  static _Atomic unsigned next;
+  static int64_t last;
+  static unsigned next;
+  int mine;
 
-  if (now - atomic_load(&last) < POLICY_EVERY_MS) return;
-  atomic_store(&last, now);
+  watch_lock();
+  mine = !watch.reading && now - last >= POLICY_EVERY_MS;
+  if (mine) watch.reading = 1;
+  pthread_mutex_unlock(&watch.mutex);
+  if (!mine) return;
   pthread_rwlock_rdlock(&at_work);
-  atomic_store(&next, tde_keyring_refresh_policies(&tde_source, atomic_load(&next)));
+  next = tde_keyring_refresh_policies(&tde_source, next);
   pthread_rwlock_unlock(&at_work);
+  watch_lock();
+  last = now;
+  watch.reading = 0;
+  pthread_mutex_unlock(&watch.mutex);
 }
 
 /* This process did: whose databases they are is not known, since an instance has many
@@ -449,6 +459,7 @@ int tde_watch_kick(void) {
   there = watch.threads > 0 || start_thread();
   if (now - last >= KICK_EVERY_MS) {
     last = now;
+    if (watch.threads < TDE_LANES && all_at_work(now)) (void)start_thread();
     look_by(now);
   }
   pthread_mutex_unlock(&watch.mutex);

@@ -43,8 +43,11 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   return TDE_OK;
 }
 
+static atomic_int policies_hang, policies_waited_for; /* of instances that are named */
 static void fake_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
   (void)ctx;
+  if (params->instance && policies_hang) policies_waited_for++;
+  while (params->instance && policies_hang) usleep(5000);
   *out = (tde_key_policy){params->instance ? 600000 : check_ms, grace_ms, 1800000, 0};
 }
 
@@ -359,6 +362,31 @@ static void many_hung_files_hold_up_no_other(void) {
   tde_keyring_release(well);
 }
 
+/* An instance whose directory cannot be read, for it hangs, keeps the one thread that reads policies. */
+static void a_hung_instance_holds_up_no_other(void) {
+  static char name[] = "/nowhere/hangs";
+  tde_keys *of_hung, *well;
+  int64_t from;
+  begin(200);
+  path = name;
+  of_hung = open_one("other.example", 960);
+  path = NULL;
+  well = open_one("well.example", 961);
+  CHECK(threads_become(1, 15000));
+  policies_hang = 1;
+  CHECK(within(8000, &policies_waited_for, 1));
+  denied = 1;
+  for (from = tde_now_ms(); tde_keys_live(well) && ms_since(from) < 7000; usleep(50000)) {
+    CHECK(tde_watch_kick()); /* as a transaction does */
+  }
+  CHECK(!tde_keys_live(well));
+  while (ms_since(from) < 7000) usleep(50000);
+  CHECK(policies_waited_for == 1);
+  policies_hang = 0;
+  tde_keyring_release(of_hung);
+  tde_keyring_release(well);
+}
+
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"a_hung_host_holds_up_no_other", a_hung_host_holds_up_no_other},
@@ -372,6 +400,7 @@ int main(int argc, char **argv) {
       {"without_descriptors_a_denial_waits", without_descriptors_a_denial_waits},
       {"a_hung_file_holds_up_no_other", a_hung_file_holds_up_no_other},
       {"many_hung_files_hold_up_no_other", many_hung_files_hold_up_no_other},
+      {"a_hung_instance_holds_up_no_other", a_hung_instance_holds_up_no_other},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_source = fake;
