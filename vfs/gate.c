@@ -83,6 +83,7 @@ static void check_here(tde_db *db) {
     }
   }
   if (late < 0) return;
+  if (late >= LATE_MS) tde_keyring_overdue(db->keys);
   if (remote || (late < LATE_MS && tde_watch_threads() > 0)) {
     if (tde_watch_kick()) return;
   }
@@ -94,6 +95,7 @@ static void check_here(tde_db *db) {
 static void check_meanwhile(tde_db *db) {
   if (++db->io_gates % IO_GATES || tde_keys_due(db->keys) > tde_now_ms()) return;
   tde_keyring_use_here(db->keys, 0); /* in the middle of a transaction nobody is waited for */
+  tde_keyring_overdue(db->keys);
   (void)tde_watch_kick();
 }
 

@@ -51,6 +51,7 @@ struct tde_keys {
   tde_keys *idle_next, *idle_prev;    /* among those without users, the longest idle first */
   int idle;
   int64_t idle_since; /* ms; when idle */
+  int64_t late_due, late_at; /* the due_at that was found to be past, and when; see is_kept */
   tde_turn turn;      /* see stand */
   tde_line *line;     /* for the lanes, while it is not linked */
   tde_epochs epochs;
@@ -573,6 +574,12 @@ static const char *act_name(tde_access before, tde_access after) {
   return NULL;
 }
 
+/* The answer was about a DEK that has gone since it was asked for (tde_keyring_overdue). */
+static tde_class gone(tde_status *st) {
+  return tde_fail(st, TDE_BUSY, "try again",
+                  "the key was not answered for in time: it is asked for anew");
+}
+
 /* Applies the answer c to a busy entry, and ends its being busy. */
 static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class c, int forced,
                            fetched *got, tde_status *st) {
@@ -583,6 +590,7 @@ static tde_lease_act apply(tde_keys *k, const tde_key_source *source, tde_class 
 
   pthread_mutex_lock(&ring_lock);
   before = k->lease.access;
+  if (c == TDE_OK && got->n == 0 && !tde_access_is_live(before)) c = gone(st);
   /* An interval goes from when the key service said so, or did not. */
   act = tde_lease_answer(&k->lease, c, forced, got->at && !c ? got->at : now, &k->policy);
   if (got->at && c) tde_lease_heard(&k->lease, got->at, &k->policy);
@@ -1348,8 +1356,19 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
   return k;
 }
 
+/* While the machine sleeps nobody can ask: that time does not count. */
+static int64_t awake_ms(void) {
+  struct timespec t;
+
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static int64_t last_done; /* by awake_ms: a check, or a passing over */
+
 void tde_keyring_done(tde_keys *k) {
   pthread_mutex_lock(&ring_lock);
+  last_done = awake_ms();
   drop_ref(k);
   expire_idle();
   pthread_mutex_unlock(&ring_lock);
@@ -1404,13 +1423,15 @@ static void recent_put(const uint8_t key[TDE_HASH_BYTES], tde_class c, const tde
 /* Is the DEK that came back the one in use? */
 static tde_class compare(tde_keys *k, const fetched *got, tde_status *st) {
   const tde_epoch_keys *e;
-  int same = 0;
+  int same = 0, is_gone;
 
   pthread_mutex_lock(&ring_lock);
   e = tde_epochs_find(&k->epochs, k->header.epoch);
   if (e && e->dek && got->n == 1) same = tde_equal(e->dek, got->epochs[0].dek, TDE_KEY_BYTES);
+  is_gone = !atomic_load(&k->live);
   pthread_mutex_unlock(&ring_lock);
   if (same) return TDE_OK;
+  if (is_gone) return gone(st);
   return tde_fail(st, TDE_WRONG_KEY, "use the key that wrapped this database's DEK",
                   "the protector unwraps something else than this database's DEK");
 }
@@ -1549,6 +1570,40 @@ tde_lease_act tde_keyring_pass(tde_keys *k, const tde_key_source *source) {
   return act;
 }
 
+/* Has its check been overdue for too long, because it hangs itself, or all do? (In a long line that
+** moves it is waited for.) The lock is held. */
+static int is_kept(tde_keys *k) {
+  int64_t now = awake_ms();
+
+  if (k->late_due != k->lease.due_at) {
+    k->late_due = k->lease.due_at;
+    k->late_at = now;
+  }
+  return now - k->late_at >= TDE_OVERDUE_MS && (is_busy(k) || now - last_done >= TDE_OVERDUE_MS);
+}
+
+void tde_keyring_overdue(tde_keys *k) {
+  tde_lease *l = &k->lease;
+  tde_lease_act act = TDE_LEASE_KEEP;
+  int64_t now = tde_now_ms(), from;
+
+  pthread_mutex_lock(&ring_lock);
+  from = l->access == TDE_ACCESS_GRACE ? l->since : l->due_at;
+  if (tde_access_is_live(l->access) && now >= l->due_at && is_kept(k) &&
+      now - from >= k->policy.grace_ms) {
+    act = tde_lease_pass(l, now, &k->policy);
+    tde_status_clear(&k->last);
+    memcpy(k->last.key_id, k->facts.key_id, sizeof(k->last.key_id));
+    (void)tde_fail(&k->last, TDE_UNREACHABLE,
+                   "see whether a file system hangs, or start the process anew",
+                   "the key could not be asked for in time: what does that is kept waiting");
+    if (act == TDE_LEASE_WIPE) tde_epochs_wipe(&k->epochs);
+    publish(k);
+  }
+  pthread_mutex_unlock(&ring_lock);
+  if (act == TDE_LEASE_WIPE) tde_openfiles_wipe(k, k->params.path);
+}
+
 /* Was the key denied that a header of before names? */
 static tde_class doubt(tde_keys *k, int blind, tde_class c, tde_status *st) {
   if (!blind) k->blind = 0;
@@ -1558,6 +1613,15 @@ static tde_class doubt(tde_keys *k, int blind, tde_class c, tde_status *st) {
       st, TDE_NOMEM, "raise the limit of open files or of memory, or close other files",
       "a key was denied, and whether the database still goes by it could not be looked up: "
       "the process lacks descriptors or memory, or a file system hangs");
+}
+
+static int was_denied(const tde_keys *k) {
+  int was;
+
+  pthread_mutex_lock(&ring_lock);
+  was = k->lease.denials > 0;
+  pthread_mutex_unlock(&ring_lock);
+  return was;
 }
 
 static tde_lease_act check(tde_keys *k, const tde_key_source *source, const tde_header *newer,
@@ -1580,7 +1644,7 @@ static tde_lease_act check(tde_keys *k, const tde_key_source *source, const tde_
     stop_asking(k);
     return TDE_LEASE_KEEP;
   }
-  c = tde_access_is_live(after) ? ask_live(k, source, k->lease.denials > 0, NULL, &got, &st)
+  c = tde_access_is_live(after) ? ask_live(k, source, was_denied(k), NULL, &got, &st)
                                 : ask_absent(k, source, &got, &st);
   c = doubt(k, blind, c, &st);
   act = apply(k, source, c, 0, &got, &st);

@@ -142,6 +142,12 @@ void tde_keyring_step_aside(tde_keys *keys);
 int tde_keyring_step_back(tde_keys *keys);
 /* Its key service keeps others waiting: what is on time all the same (tde_lease_pass). */
 tde_lease_act tde_keyring_pass(tde_keys *keys, const tde_key_source *source);
+/* A transaction finds that its check is overdue. If one found so this long ago, nothing was heard since
+** (of this key, if it is being asked for; else of any), and the grace is over, whoever is to ask, or to
+** pass it over, is kept by something that hangs: the DEK goes, if it is live. Asks nobody, and reads no
+** file. */
+#define TDE_OVERDUE_MS 300000
+void tde_keyring_overdue(tde_keys *keys);
 /* The same as tde_keyring_due for one entry, whatever its host does: true when its check is due
 ** and now the caller's. The end of one that is under way is waited for where no network is asked. */
 int tde_keyring_claim(tde_keys *keys);
