@@ -29,6 +29,8 @@ struct tde_keys {
   struct tde_keys *next, *prev;
   uint8_t uuid[TDE_UUID_BYTES];
   int refs;
+  int held;           /* of them, by threads of the watch ... */
+  uint64_t held_in;   /* ... of this process */
   int blind;          /* denials in a row that counted as no answer; see tde_keyring_check_blind */
   int busy;           /* a thread asks the key service for it */
   uint64_t busy_fork; /* ... of this process */
@@ -300,7 +302,18 @@ static void note_use(const tde_keys *k) {
   tde_watch_note(k->lease.due_at, k->facts.remote);
 }
 
+/* What the parent's threads hold nobody lets go of in a forked child. */
+static void forget_parent(tde_keys *k) {
+  uint64_t process = tde_fork_generation();
+
+  if (k->held_in == process) return;
+  k->refs -= k->held;
+  k->held = 0;
+  k->held_in = process;
+}
+
 static void take_ref(tde_keys *k) {
+  forget_parent(k);
   k->refs++;
   k->used_in = tde_fork_generation();
   idle_leave(k);
@@ -309,6 +322,7 @@ static void take_ref(tde_keys *k) {
 
 /* Without users only a live entry is of use. */
 static void drop_ref(tde_keys *k) {
+  forget_parent(k);
   if (--k->refs > 0) return;
   stand(k);
   if (k->linked && atomic_load(&k->live)) {
@@ -731,7 +745,7 @@ static tde_keys *new_entry(const uint8_t *uuid, const tde_key_params *params,
   }
   memcpy(k->uuid, uuid, TDE_UUID_BYTES);
   k->refs = 1;
-  k->used_in = tde_fork_generation();
+  k->used_in = k->held_in = tde_fork_generation();
   k->policy = *policy;
   k->lease.access = TDE_ACCESS_WAITING;
   k->lease.due_at = INT64_MAX;
@@ -1350,6 +1364,7 @@ tde_keys *tde_keyring_due(int64_t now, int64_t *next_due, int *ask) {
     if (*ask) tde_lanes_enter(t, now);
     set_busy(k);
     take_ref(k);
+    k->held++;
   }
   *next_due = tde_lanes_next(now);
   pthread_mutex_unlock(&ring_lock);
@@ -1369,6 +1384,7 @@ static int64_t last_done; /* by awake_ms: a check, or a passing over */
 void tde_keyring_done(tde_keys *k) {
   pthread_mutex_lock(&ring_lock);
   last_done = awake_ms();
+  k->held--;
   drop_ref(k);
   expire_idle();
   pthread_mutex_unlock(&ring_lock);

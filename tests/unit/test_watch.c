@@ -279,6 +279,34 @@ static void a_fork_is_not_held_up(void) {
   for (size_t i = 0; i < COUNT(k); i++) tde_keyring_release(k[i]);
 }
 
+/* A child that is forked while one of the parent's threads asks about a database uses that, and closes
+** it: nobody has it open there, and nobody asks about it. */
+static void a_child_is_not_held_by_a_thread_of_its_parent(void) {
+  tde_keys *k;
+  int status = 0;
+  pid_t pid;
+  begin(200);
+  k = open_one("hung.example", 550);
+  hang_ms = 1500;
+  CHECK(within(3000, &hung_asked, 1));
+  pid = fork();
+  if (pid == 0) {
+    int asked, ok;
+    hang_ms = hung_now = well_asked = 0;
+    (void)tde_keyring_use_here(k, 0);
+    ok = within(2000, &well_asked, 1);
+    tde_keyring_release(k);
+    usleep(300000); /* who asks just now is through */
+    asked = well_asked;
+    usleep(1000000);
+    unit_child_exit(ok && well_asked == asked);
+  }
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+  hang_ms = 0;
+  tde_keyring_release(k);
+  while (hung_now) usleep(5000);
+}
+
 /* The process has no descriptor left to read the header with: another one may have given the
 ** database another key. A denial is not believed at once; but not for ever either. */
 static void without_descriptors_a_denial_waits(void) {
@@ -444,6 +472,8 @@ int main(int argc, char **argv) {
       {"grace_ends_in_line", grace_ends_in_line},
       {"a_job_holds_up_no_check", a_job_holds_up_no_check},
       {"a_fork_is_not_held_up", a_fork_is_not_held_up},
+      {"a_child_is_not_held_by_a_thread_of_its_parent",
+       a_child_is_not_held_by_a_thread_of_its_parent},
       {"without_descriptors_a_denial_waits", without_descriptors_a_denial_waits},
       {"a_hung_file_holds_up_no_other", a_hung_file_holds_up_no_other},
       {"many_hung_files_hold_up_no_other", many_hung_files_hold_up_no_other},
