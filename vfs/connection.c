@@ -52,22 +52,24 @@ int tde_connection_refuse_guest(tde_file *f) {
   return SQLITE_READONLY;
 }
 
-void tde_connection_functions(tde_file *f, const char *main) {
-  const char *v = NULL;
+/* What the main database's name says of functions counts for all that the connection attaches. */
+static void heed_functions(tde_file *f) {
+  const char *main = sqlite3_db_filename(*f->db->connection, "main"), *v = NULL;
 
   if (!main) main = f->path; /* it is being opened just now */
-  if (main && main[0]) v = sqlite3_uri_parameter(main, "tde_functions");
+  if (main[0]) v = sqlite3_uri_parameter(main, "tde_functions");
   f->no_pragmas = v && strcmp(v, "off") == 0;
 }
 
-void tde_connection_take(tde_file *f, sqlite3 *const *where) {
+static void take_first(tde_file *f) {
   tde_ask_of_new ask = __atomic_load_n(&ask_of_new, __ATOMIC_ACQUIRE);
-  sqlite3 *connection = *where;
+  sqlite3 *connection = *f->db->connection;
   tde_db *db = f->db;
   tde_status st;
 
-  db->connection = where;
-  if (!f->plain && is_plain_main(f, sqlite3_db_filename(connection, "main"))) db->guest = 1;
+  heed_functions(f);
+  if (f->plain) return;
+  db->guest = is_plain_main(f, sqlite3_db_filename(connection, "main"));
   if (!ask || db->state != TDE_STATE_NEW || db->params.protector ||
       sqlite3_uri_parameter(f->path, "tde_instance")) {
     return;
@@ -77,9 +79,24 @@ void tde_connection_take(tde_file *f, sqlite3 *const *where) {
   if (db->unwanted) db->last = st;
 }
 
+/* When a shared cache's file is given to one more connection, `where` says who used it last: by now
+** that may be one that another thread closes (btree.c, sqlite3BtreeOpen, which has no lock there).
+** Under the lock, when the file is used, it says who is at work. */
+void tde_connection_take(tde_file *f, sqlite3 *const *where) {
+  tde_db *db = f->db;
+
+  if (db->connection) {
+    db->shared = db->guest = 1;
+  } else {
+    db->connection = where;
+    take_first(f);
+  }
+}
+
 int tde_connection_pragma(tde_file *f, char **arg) {
   tde_answer_pragma answer = __atomic_load_n(&answer_pragma, __ATOMIC_ACQUIRE);
 
+  if (f->db->shared) heed_functions(f);
   if (!answer || f->no_pragmas || sqlite3_strnicmp(arg[1], "tde_", 4) != 0) return SQLITE_NOTFOUND;
   return answer(f, arg[1], arg[2], &arg[0]);
 }

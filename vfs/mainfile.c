@@ -584,8 +584,7 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
     return SQLITE_OK;
   }
   if (op == SQLITE_FCNTL_VFSNAME) return tde_any_vfsname(f, (char **)arg);
-  if (op == SQLITE_FCNTL_PDB)
-    tde_connection_functions(f, sqlite3_db_filename(*(sqlite3 **)arg, "main"));
+  if (op == SQLITE_FCNTL_PDB) tde_connection_take(f, arg);
   if (f->plain) return LOWER(f)->xFileControl(f->lower, op, arg);
   switch (op) {
     case SQLITE_FCNTL_SIZE_HINT:
@@ -593,9 +592,6 @@ static int do_main_control(sqlite3_file *pf, int op, void *arg) {
       return SQLITE_OK; /* would make bytes below that nobody sealed */
     case SQLITE_FCNTL_MMAP_SIZE:
       return tde_map_limit(f, arg);
-    case SQLITE_FCNTL_PDB:
-      tde_connection_take(f, arg);
-      break;
     case SQLITE_FCNTL_BUSYHANDLER:
       f->db->busy_handler = (int (*)(void *))((void **)arg)[0];
       f->db->busy_arg = ((void **)arg)[1];

@@ -84,9 +84,7 @@ int tde_any_vfsname(tde_file *f, char **out);
 
 /* connection.c: what a main database knows of the connections that use it */
 int tde_connection_pragma(tde_file *f, char **arg); /* SQLITE_FCNTL_PRAGMA */
-/* What the main database's name says of functions counts for all that the connection attaches. */
-void tde_connection_functions(tde_file *f, const char *main);
-/* SQLite has opened the file for a connection, or has given it this one, too. */
+/* SQLITE_FCNTL_PDB: SQLite has opened the file for a connection, or has given it this one, too. */
 void tde_connection_take(tde_file *f, sqlite3 *const *where);
 /* May a plain connection that has attached this database write to it now? */
 int tde_connection_refuse_guest(tde_file *f);
