@@ -17,7 +17,7 @@
 /* Registers it as the default VFS. Returns an SQLite code. */
 int crash_vfs_register(void);
 /* Seeds xRandomness, and SQLite's own generator from it. */
-/* An odd one has RESERVED refused as SQLite from 3.51 on does (vfs/database.c, reserve_aside). */
+/* An odd one has RESERVED refused as SQLite from 3.51 on does (vfs/reserve.c, reserve_aside). */
 void crash_vfs_seed(uint64_t seed);
 /* Files open now: 0 once every connection is closed. */
 int crash_vfs_open_files(void);
