@@ -86,7 +86,8 @@ void tde_connection_take(tde_file *f, sqlite3 *const *where) {
   tde_db *db = f->db;
 
   if (db->connection) {
-    db->shared = db->guest = 1;
+    db->guest = 1;
+    __atomic_store_n(&db->shared, 1, __ATOMIC_RELAXED);
   } else {
     db->connection = where;
     take_first(f);
@@ -96,7 +97,7 @@ void tde_connection_take(tde_file *f, sqlite3 *const *where) {
 int tde_connection_pragma(tde_file *f, char **arg) {
   tde_answer_pragma answer = __atomic_load_n(&answer_pragma, __ATOMIC_ACQUIRE);
 
-  if (f->db->shared) heed_functions(f);
+  if (__atomic_load_n(&f->db->shared, __ATOMIC_RELAXED)) heed_functions(f);
   if (!answer || f->no_pragmas || sqlite3_strnicmp(arg[1], "tde_", 4) != 0) return SQLITE_NOTFOUND;
   return answer(f, arg[1], arg[2], &arg[0]);
 }

@@ -43,7 +43,7 @@ typedef struct tde_db {
   /* Where SQLite says which connection is at work. With a shared cache they are several, and whose
   ** it was first may be closed. */
   sqlite3 *const *connection;
-  int shared; /* they are, or were */
+  int shared; /* atomic: they are several, or were */
   int guest;  /* one of them may have attached it, and have a main database of another VFS */
   int opened; /* atomic, for openfiles.c: 0: params are being set; 1: for reading; 2: for writing */
   int plain_allowed;
