@@ -83,7 +83,7 @@ ASAN_OPTS := detect_leaks=1:detect_stack_use_after_return=1
 ASAN_UNIT := ASAN_OPTIONS=$(ASAN_OPTS) UBSAN_OPTIONS=print_stacktrace=1
 ASAN_TCL = ASAN_OPTIONS=$(ASAN_OPTS):exitcode=0:log_exe_name=1:log_path=$(SAN_LOG)/asan \
   UBSAN_OPTIONS=print_stacktrace=1:log_exe_name=1:log_path=$(SAN_LOG)/ubsan $(call preload,libasan.so)
-TSAN_UNIT := setarch -R
+TSAN_UNIT := TSAN_OPTIONS=die_after_fork=0 setarch -R
 TSAN_TCL = TSAN_OPTIONS=die_after_fork=0:log_exe_name=1:log_path=$(SAN_LOG)/tsan setarch -R env $(call preload,libtsan.so)
 # Not into compilers and interpreters that the tests start, which are not ours, nor into the
 # test key server, which makes too many RSA keys.
