@@ -215,12 +215,16 @@ static int refuse_mistaken(const char *name, char **error) {
   return SQLITE_ERROR;
 }
 
+static int is_out_of_memory(int rc) {
+  return rc == SQLITE_NOMEM || rc == SQLITE_IOERR_NOMEM;
+}
+
 /* The VFS refused to open the main database. */
 static int is_refused(sqlite3 *db, char **error) {
   const tde_status *why = NULL;
   int rc = sqlite3_file_control(db, "main", TDE_FCNTL_REFUSAL, &why);
 
-  if (!why) return SQLITE_OK;
+  if (!why) return is_out_of_memory(rc) ? SQLITE_NOMEM : SQLITE_OK;
   if (error) {
     char *text = tde_result_text(rc, why);
     *error = text ? sqlite3_mprintf("tde: %s", text) : NULL;
@@ -231,13 +235,14 @@ static int is_refused(sqlite3 *db, char **error) {
 
 int tde_sql_on_open(sqlite3 *db, char **error) {
   const char *name = sqlite3_db_filename(db, "main"), *v = NULL;
-  int rc = SQLITE_OK;
+  tde_file *f = NULL;
+  int rc;
 
   if (name && name[0]) {
-    if (!tde_subject_find(db, "main")) {
-      rc = is_refused(db, error);
-      if (rc == SQLITE_OK) rc = refuse_mistaken(name, error);
-    }
+    rc = sqlite3_file_control(db, "main", TDE_FCNTL_FILE, &f);
+    if (is_out_of_memory(rc)) return SQLITE_NOMEM; /* whose file it is was not told */
+    rc = f ? SQLITE_OK : is_refused(db, error);
+    if (rc == SQLITE_OK && !f) rc = refuse_mistaken(name, error);
     if (rc) return rc;
     v = sqlite3_uri_parameter(name, "tde_functions");
   }
