@@ -443,10 +443,8 @@ tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info
 
 /* Who wants to wrap under a key that never was can make it; to unwrap, only the old one serves. */
 static void advise_new_key(const tde_op *op, const char *name, tde_status *st) {
-  size_t n = strlen(st->remedy);
-  if (op->kind == TDE_OP_UNWRAP || strcmp(op->base_id, "local:smk") == 0) return;
-  snprintf(st->remedy + n, sizeof st->remedy - n,
-           "; if there never was one: SELECT tde_instance_new_key('%s')", name);
+  if (op->kind == TDE_OP_UNWRAP || strcmp(name, TDE_SMK_NAME) == 0) return;
+  tde_also(st, "if there never was one: SELECT tde_instance_new_key('%s')", name);
 }
 
 /* Which version a versionless id means: the service-managed key's is the one

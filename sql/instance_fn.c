@@ -70,18 +70,14 @@ static int is_named(int argc, sqlite3_value **argv, int i) {
 void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const char *path = instance_of(ctx, argc, argv, 0);
   const tde_instance *inst;
-  size_t n;
   tde_status st;
   tde_class c;
 
   if (!is_there(ctx, path, is_named(argc, argv, 0), NULL)) return;
   tde_status_clear(&st);
   c = tde_instance_open(path, 0, &inst, &st);
-  n = strlen(st.remedy);
-  if (c == TDE_MISSING) { /* on a new machine it is the first thing that is asked */
-    (void)snprintf(st.remedy + n, sizeof(st.remedy) - n,
-                   "; otherwise the first encrypted database makes one");
-  }
+  /* On a new machine it is the first thing that is asked. */
+  if (c == TDE_MISSING) tde_also(&st, "otherwise the first encrypted database makes one");
   answer(ctx, path, c, &st);
 }
 

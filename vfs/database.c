@@ -298,14 +298,11 @@ static tde_class fall_back(tde_db *db, tde_header *newer, tde_header *older, int
 ** for us to decide: who took a key away would find it given back. But the newer one may be forged. */
 static void tell_older(tde_db *db, const tde_header *older) {
   tde_key_facts *f = sqlite3_malloc64(sizeof(*f));
-  tde_status *st = &db->last;
-  size_t n = strlen(st->remedy);
 
   if (f && tde_source.describe(tde_source.ctx, older->doc, older->ndoc, f, NULL) == TDE_OK &&
       (strcmp(f->key_id, db->facts.key_id) != 0 || strcmp(f->key_version, db->facts.key_version) != 0)) {
-    (void)snprintf(st->remedy + n, sizeof(st->remedy) - n,
-                   "; or, if that header is forged (SECURITY.md): slot %d, the older one, names %.100s",
-                   older->slot, f->key_id);
+    tde_also(&db->last, "or, if that header is forged (SECURITY.md): slot %d, the older one, names %.100s",
+             older->slot, f->key_id);
   }
   sqlite3_free(f);
 }

@@ -57,6 +57,18 @@ tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const cha
   return code;
 }
 
+void tde_also(tde_status *st, const char *fmt, ...) {
+  size_t n = strlen(st->remedy);
+  va_list ap;
+
+  n += (size_t)snprintf(st->remedy + n, sizeof st->remedy - n, "; ");
+  if (n >= sizeof st->remedy) return;
+  va_start(ap, fmt);
+  (void)vsnprintf(st->remedy + n, sizeof st->remedy - n, fmt, ap);
+  va_end(ap);
+  tde_clean_line(st->remedy);
+}
+
 void tde_status_clear(tde_status *st) {
   if (st) memset(st, 0, sizeof *st);
 }

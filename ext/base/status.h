@@ -62,6 +62,10 @@ typedef struct tde_status {
 tde_class tde_fail(tde_status *st, tde_class code, const char *remedy, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* Adds another next step to the one that st has, behind "; ": what does not fit is cut off. As with
+** tde_fail control characters become '?'; the arguments may not point into st. */
+void tde_also(tde_status *st, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
 /* Out of memory, with no more to say of it. */
 static inline tde_class tde_nomem(tde_status *st) {
   (void)tde_fail(st, TDE_NOMEM, NULL, "out of memory");

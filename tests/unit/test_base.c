@@ -51,6 +51,19 @@ static void status_texts(void) {
   CHECK(tde_fail(NULL, TDE_BUSY, NULL, "x") == TDE_BUSY);
 }
 
+static void status_other_steps(void) {
+  tde_status st;
+  tde_status_clear(&st);
+  tde_fail(&st, TDE_IO, "do this", "x");
+  tde_also(&st, "or\tthat %d", 2);
+  CHECK(strcmp(st.remedy, "do this; or?that 2") == 0);
+  CHECK(strcmp(st.message, "x") == 0 && st.code == TDE_IO);
+  for (int i = 0; i < 200; i++) tde_also(&st, "\xe2\x82\xac");
+  size_t n = strlen(st.remedy); /* full, and with no half of a character */
+  CHECK(n < sizeof st.remedy && n > sizeof st.remedy - 8);
+  CHECK(((unsigned char)st.remedy[n - 1] & 0x80) == 0 || memcmp(st.remedy + n - 3, "\xe2\x82\xac", 3) == 0);
+}
+
 static void status_truncation(void) {
   tde_status st;
   char longer[sizeof st.message + 40];
@@ -496,6 +509,7 @@ static void probe_of_memory_without_access(void) {
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"status_texts", status_texts},
+      {"status_other_steps", status_other_steps},
       {"status_truncation", status_truncation},
       {"status_classes", status_classes},
       {"log_lines", log_lines},
