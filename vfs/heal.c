@@ -27,7 +27,6 @@ SQLITE_EXTENSION_INIT3
 
 /* SQLite file format, sections 1.3 and 1.5. */
 #define HEAD_BYTES 100
-#define HEAD_PAGE_SIZE 16
 #define HEAD_COUNTER 24
 #define HEAD_PAGES 28
 #define HEAD_FIRST_TRUNK 32
@@ -115,8 +114,7 @@ static int start(healer *h, const uint8_t *head) {
   uint64_t size = 0;
   int rc = tde_sealed_size(s, &size);
 
-  h->page_size = (uint32_t)head[HEAD_PAGE_SIZE] << 8 | head[HEAD_PAGE_SIZE + 1];
-  if (h->page_size == 1) h->page_size = 65536;
+  h->page_size = tde_stated_page_size(head);
   /* Pages smaller than a unit are guarded: they are never torn. */
   if (rc || h->page_size < s->geo.unit || (h->page_size & (h->page_size - 1))) return rc;
   h->pages = (uint32_t)(size / h->page_size);
