@@ -305,8 +305,7 @@ static int note_error(const tde_reply *reply, char inner[40], tde_status *st) {
   char code[40] = "";
   inner[0] = 0;
   st->http_status = reply->status;
-  tde_copy_code(st->request_id, sizeof st->request_id,
-                reply->header != NULL ? reply->header(reply, "x-ms-request-id") : NULL);
+  tde_copy_code(st->request_id, sizeof st->request_id, tde_reply_header(reply, "x-ms-request-id"));
   st->service_code[0] = 0;
   int known = st->request_id[0] != 0;
   if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return known;
@@ -335,7 +334,7 @@ static int is_api_version(const tde_reply *reply) {
 
 /* A 401 needs no more than a challenge: that of a Managed HSM has no body. */
 static int is_challenge(const tde_reply *reply) {
-  const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
+  const char *header = tde_reply_header(reply, "WWW-Authenticate");
   return reply->status == 401 && header != NULL && strncasecmp(header, "Bearer ", 7) == 0;
 }
 
@@ -752,7 +751,7 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     tde_token_drop(a->flow);
     a->tried_again = 1;
   }
-  const char *header = reply->header != NULL ? reply->header(reply, "WWW-Authenticate") : NULL;
+  const char *header = tde_reply_header(reply, "WWW-Authenticate");
   const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
   tde_class rc = tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "",
                                     domain_of(op->instance, a->key.host), &challenge, st);

@@ -84,6 +84,11 @@ typedef struct tde_reply {
   void *impl;                     /* the sender's own */
 } tde_reply;
 
+/* The value of that header, or NULL: also of a reply whose sender knows no headers. */
+static inline const char *tde_reply_header(const tde_reply *reply, const char *name) {
+  return reply->header != NULL ? reply->header(reply, name) : NULL;
+}
+
 typedef enum tde_step { TDE_STEP_DONE, TDE_STEP_SEND, TDE_STEP_FAILED } tde_step;
 
 /* One operation in flight. In: kind, instance, identity, base_id, version,

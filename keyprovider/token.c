@@ -814,9 +814,7 @@ static int note_error(const tde_reply *reply, int managed, tde_status *st) {
     }
   }
   tde_json_free(root);
-  if (id[0] == 0 && reply->header != NULL) {
-    tde_copy_code(id, sizeof id, reply->header(reply, "x-ms-request-id"));
-  }
+  if (id[0] == 0) tde_copy_code(id, sizeof id, tde_reply_header(reply, "x-ms-request-id"));
   memcpy(st->request_id, id, sizeof id);
   return known || id[0] != 0;
 }
