@@ -75,7 +75,7 @@ static int choose_key(const copy_work *w, const tde_change *c, char full[TDE_KEY
   tde_keydoc_asker who;
   int rc;
 
-  n->instance = w->o->instance ? w->o->instance : tde_file_instance(c->f);
+  n->instance = tde_copying_instance(w->o, c);
   rc = tde_class_rc(tde_instance_open(n->instance, 0, &inst, st));
   if (rc) return rc;
   who = tde_options_asker(w->o, c->doc, inst);

@@ -94,6 +94,10 @@ int tde_copying_options(sqlite3_context *ctx, int argc, sqlite3_value **argv, in
   return rc == SQLITE_OK;
 }
 
+const char *tde_copying_instance(const tde_options *o, const tde_change *c) {
+  return o->instance ? o->instance : tde_file_instance(c->f);
+}
+
 void tde_copying_answer(tde_copying *w, tde_json *answer) {
   tde_json_free(w->answer);
   w->answer = answer;

@@ -50,6 +50,9 @@ int tde_copying_confirm(tde_copying *w, tde_change *c, tde_status *st);
 /* Makes the copy's document out of the source's. */
 typedef tde_class (*tde_make_document)(void *ctx, tde_keydoc *doc, tde_status *st);
 
+/* The instance that has the copy's key: as the options say, otherwise the source's. */
+const char *tde_copying_instance(const tde_options *o, const tde_change *c);
+
 /* A new file with the source's records. */
 typedef struct tde_rawcopy {
   tde_copying *w;

@@ -187,8 +187,7 @@ static int create_secondary(void *ctx, tde_change *c, tde_status *st) {
 
   w->of = c->info->path;
   if (rc == SQLITE_OK) {
-    rc = tde_class_rc(tde_instance_open(w->o->instance ? w->o->instance : tde_file_instance(c->f),
-                                        0, &w->inst, st));
+    rc = tde_class_rc(tde_instance_open(tde_copying_instance(w->o, c), 0, &w->inst, st));
   }
   if (rc == SQLITE_OK) {
     rc = tde_options_identity(w->o, w->inst, tde_options_asker(w->o, c->doc, w->inst).identity, st);
@@ -233,11 +232,6 @@ typedef struct sync_work {
   tde_key_info under;            /* its protector, which wrapped them */
   tde_replica r;
 } sync_work;
-
-/* Where the secondary's key is to be had. */
-static const char *instance_of(const sync_work *w, const tde_change *c) {
-  return w->o->instance ? w->o->instance : tde_file_instance(c->f);
-}
 
 /* Does the secondary still have the protector that the new DEKs were wrapped under? */
 static tde_class same_protector(sync_work *w, const tde_keydoc *doc, tde_status *st) {
@@ -298,7 +292,7 @@ static tde_class wrap_new_epochs(sync_work *w, tde_change *c, tde_keydoc *there,
   tde_class cls = dek ? tde_keydoc_protector(there, &w->under, st) : tde_nomem(st);
 
   tde_keydoc_asker_of(there, &who);
-  if (cls == TDE_OK) cls = tde_instance_open(instance_of(w, c), 0, &inst, st);
+  if (cls == TDE_OK) cls = tde_instance_open(tde_copying_instance(w->o, c), 0, &inst, st);
   if (cls == TDE_OK) tde_key_full_id(&w->under, full);
   for (int i = 0; i < w->n && cls == TDE_OK; i++) {
     int has = 0;
@@ -350,7 +344,9 @@ static int prepare_sync(sync_work *w, tde_change *c, tde_status *st) {
   tde_class cls;
   int rc = look_at_secondary(w, c, st);
 
-  if (rc == SQLITE_OK) rc = tde_replica_document(c->f, path, instance_of(w, c), &text, &n, st);
+  if (rc == SQLITE_OK) {
+    rc = tde_replica_document(c->f, path, tde_copying_instance(w->o, c), &text, &n, st);
+  }
   if (rc) return rc;
   cls = tde_keydoc_parse(text, n, &there, st);
   free(text);
@@ -396,7 +392,8 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
                          .confirm = confirm_epochs,
                          .settled = settled};
     tde_job_begin(&w->b.src.job, w->b.src.db, "sync-secondary", w->place.target);
-    rc = tde_replica_sync(c->f, w->place.target, instance_of(w, c), before_units, after_units, &w->r, st);
+    rc = tde_replica_sync(c->f, w->place.target, tde_copying_instance(w->o, c), before_units,
+                          after_units, &w->r, st);
     tde_job_end(&w->b.src.job);
   }
   if (rc == SQLITE_OK) {
