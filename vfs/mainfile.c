@@ -650,7 +650,7 @@ static int main_close(sqlite3_file *pf) {
 
 static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *m = enter(pf);
-  int rc = io_gate(m);
+  int rc = io_gate(m, 0);
 
   if (rc) {
     memset(buf, 0, (size_t)n);
@@ -666,7 +666,7 @@ static int main_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
 }
 static int main_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *m = enter(pf);
-  int rc = m ? tde_db_io_gate(m, 1) : SQLITE_OK;
+  int rc = io_gate(m, 1);
   return leave(m, io_code(rc ? rc : do_main_write(pf, buf, n, off)));
 }
 static int main_truncate(sqlite3_file *pf, sqlite3_int64 size) {
@@ -715,34 +715,17 @@ static int main_shm_lock(sqlite3_file *pf, int offset, int n, int flags) {
   return leave(m, early_code(do_main_shm_lock(pf, offset, n, flags)));
 }
 
-/* A table without shared memory, for lower files that have none. */
-static const sqlite3_io_methods main_methods_v1 = {.iVersion = 1,
-                                                   .xClose = main_close,
-                                                   .xRead = main_read,
-                                                   .xWrite = main_write,
-                                                   .xTruncate = main_truncate,
-                                                   .xSync = main_sync,
-                                                   .xFileSize = main_size,
-                                                   .xLock = main_lock,
-                                                   .xUnlock = main_unlock,
-                                                   .xCheckReservedLock = tde_any_reserved,
-                                                   .xFileControl = main_control,
-                                                   .xSectorSize = tde_any_sector_size,
-                                                   .xDeviceCharacteristics = tde_any_traits};
+/* What both tables have: the first serves lower files that have no shared memory. */
+#define MAIN_METHODS                                                                          \
+  .xClose = main_close, .xRead = main_read, .xWrite = main_write, .xTruncate = main_truncate, \
+  .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock, .xUnlock = main_unlock,     \
+  .xCheckReservedLock = tde_any_reserved, .xFileControl = main_control,                       \
+  .xSectorSize = tde_any_sector_size, .xDeviceCharacteristics = tde_any_traits
+
+static const sqlite3_io_methods main_methods_v1 = {.iVersion = 1, MAIN_METHODS};
 
 static const sqlite3_io_methods main_methods_v3 = {.iVersion = 3,
-                                                   .xClose = main_close,
-                                                   .xRead = main_read,
-                                                   .xWrite = main_write,
-                                                   .xTruncate = main_truncate,
-                                                   .xSync = main_sync,
-                                                   .xFileSize = main_size,
-                                                   .xLock = main_lock,
-                                                   .xUnlock = main_unlock,
-                                                   .xCheckReservedLock = tde_any_reserved,
-                                                   .xFileControl = main_control,
-                                                   .xSectorSize = tde_any_sector_size,
-                                                   .xDeviceCharacteristics = tde_any_traits,
+                                                   MAIN_METHODS,
                                                    .xShmMap = main_shm_map,
                                                    .xShmLock = main_shm_lock,
                                                    .xShmBarrier = main_shm_barrier,

@@ -62,8 +62,9 @@ static inline int leave(tde_file *m, int rc) {
   return rc;
 }
 
-static inline int io_gate(tde_file *m) {
-  return m ? tde_db_io_gate(m, 0) : SQLITE_OK;
+/* writes: a page of the main file. */
+static inline int io_gate(tde_file *m, int writes) {
+  return m ? tde_db_io_gate(m, writes) : SQLITE_OK;
 }
 
 /* SQLite's table for a main database, which depends on the lower file, and for any other file. */

@@ -99,12 +99,12 @@ int tde_sidefile_close(tde_file *f) {
 
 static int side_read(sqlite3_file *pf, void *buf, int n, sqlite3_int64 off) {
   tde_file *m = enter(pf);
-  int rc = io_gate(m);
+  int rc = io_gate(m, 0);
   return leave(m, io_code(rc ? rc : do_side_read(pf, buf, n, off)));
 }
 static int side_write(sqlite3_file *pf, const void *buf, int n, sqlite3_int64 off) {
   tde_file *m = enter(pf);
-  int rc = io_gate(m);
+  int rc = io_gate(m, 0);
   return leave(m, io_code(rc ? rc : do_side_write(pf, buf, n, off)));
 }
 static int side_truncate(sqlite3_file *pf, sqlite3_int64 size) {
