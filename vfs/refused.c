@@ -5,10 +5,11 @@
 ** log. What it calls for each new connection (sql/functions.c, tde_sql_on_open) may fail with a
 ** text, but only once the file is open: so a file stands there until then.
 **
-** What must hold: nothing of the database's is opened, made, read or written; who goes on all the
-** same, as ATTACH does, which asks nobody, gets the code at the first lock, or where that is left out
-** (nolock=1) when it asks for the size. Before it SQLite reads the page size, and takes a short
-** read for an empty file. (With immutable=1 it asks for the size at once, and has no text.)
+** What must hold: the database's own file is not open behind it (where it had to be looked at it is
+** closed again); who goes on all the same, as ATTACH does, which asks nobody, gets the code at the
+** first lock, or where that is left out (nolock=1) when it asks for the size. Before it SQLite reads
+** the page size, and takes a short read for an empty file. (With immutable=1 it asks for the size at
+** once, and has no text.)
 */
 #include <string.h>
 
