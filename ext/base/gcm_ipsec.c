@@ -27,10 +27,30 @@
 
 #include "secret.h"
 
-/* Debian's libipsec-mb1: the ABI of the header above. */
+/* The library of the ABI that the header above describes: its major version, as IMB_MGR is laid
+** out anew with each (Debian 12's libipsec-mb1, Debian 13's libipsec-mb2). */
+#if IMB_VERSION_NUM >= IMB_VERSION(2, 0, 0)
+#define LIBRARY "libIPSec_MB.so.2"
+#else
 #define LIBRARY "libIPSec_MB.so.1"
+#define HAS_OLD_ARCHS 1
+#endif
 
 static IMB_MGR *manager;
+
+/* The instruction set that the library chose, or NULL where it would emulate AES: OpenSSL is
+** better then. (Version 2 has no such code any more, nor any for AVX alone.) */
+static const char *arch_name(IMB_ARCH arch) {
+  switch (arch) {
+    case IMB_ARCH_AVX512: return "AVX-512";
+    case IMB_ARCH_AVX2: return "AVX2";
+    case IMB_ARCH_SSE: return "SSE";
+#ifdef HAS_OLD_ARCHS
+    case IMB_ARCH_AVX: return "AVX";
+#endif
+    default: return NULL;
+  }
+}
 
 static tde_class ipsec_init(char *text, size_t ntext) {
   IMB_MGR *(*alloc_manager)(uint64_t);
@@ -50,17 +70,11 @@ static tde_class ipsec_init(char *text, size_t ntext) {
     manager = alloc_manager(0);
     if (!manager) return TDE_NOMEM;
     init_auto(manager, &arch);
-    /* Without AES instructions it emulates them: OpenSSL is better then. */
-    if (arch == IMB_ARCH_NONE || arch == IMB_ARCH_NOAESNI ||
-        !(manager->features & IMB_FEATURE_AESNI)) {
+    if (!arch_name(arch) || !(manager->features & IMB_FEATURE_AESNI)) {
       manager = NULL; /* kept allocated: its library stays loaded */
       return TDE_UNSUPPORTED;
     }
-    (void)snprintf(text, ntext, "IPsec-mb %s (%s)", version(),
-                   arch == IMB_ARCH_AVX512 ? "AVX-512"
-                   : arch == IMB_ARCH_AVX2 ? "AVX2"
-                   : arch == IMB_ARCH_AVX  ? "AVX"
-                                           : "SSE");
+    (void)snprintf(text, ntext, "IPsec-mb %s (%s)", version(), arch_name(arch));
   }
   return TDE_OK;
 }
