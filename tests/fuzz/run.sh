@@ -70,7 +70,7 @@ for t in "$@"; do
   fi
   if [ ! -x "$out/fuzz-$t" ]; then
     skipped=$((skipped + 1))
-    echo "skip  $t (libFuzzer): needs clang and its libFuzzer runtime (Debian: clang, libclang-rt-14-dev)"
+    echo "skip  $t (libFuzzer): needs clang and its libFuzzer runtime (Debian: clang, libclang-rt-dev)"
   elif [ "$mode" = smoke ]; then
     # libFuzzer adds to the first folder that it is given.
     mkdir -p "$TDE_FUZZ_SCRATCH/corpus-$t"
