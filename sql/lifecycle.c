@@ -13,7 +13,6 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
-#include "../vfs/keyring.h"
 #include "change.h"
 #include "protector.h"
 #include "result.h"

@@ -154,49 +154,6 @@ static tde_class not_installed(tde_class c, tde_status *st) {
                   "the file was replaced while it was open: its keys are not those in use here");
 }
 
-void tde_key_params_clear(tde_key_params *p) {
-  free(p->path);
-  free(p->vfs);
-  free(p->instance);
-  free(p->protector);
-  free(p->identity);
-  free(p->federated_client_id);
-  free(p->as_key);
-  free(p->as_identity);
-  free(p->as_federated);
-  memset(p, 0, sizeof(*p));
-}
-
-static int copy_one(char **to, const char *from) {
-  if (!from) return 1;
-  *to = strdup(from);
-  return *to != NULL;
-}
-
-static int copy_way(tde_key_params *to, const tde_key_params *from) {
-  return copy_one(&to->as_key, from->as_key) && copy_one(&to->as_identity, from->as_identity) &&
-         copy_one(&to->as_federated, from->as_federated);
-}
-
-int tde_key_params_copy(tde_key_params *to, const tde_key_params *from) {
-  memset(to, 0, sizeof(*to));
-  if (copy_one(&to->path, from->path) && copy_one(&to->vfs, from->vfs) &&
-      copy_one(&to->instance, from->instance) && copy_one(&to->identity, from->identity) &&
-      copy_one(&to->federated_client_id, from->federated_client_id) && copy_way(to, from)) {
-    return 1;
-  }
-  tde_key_params_clear(to);
-  return 0;
-}
-
-/* From here on the header's key is asked, as its identity. */
-static void forget_way(tde_key_params *p) {
-  free(p->as_key);
-  free(p->as_identity);
-  free(p->as_federated);
-  p->as_key = p->as_identity = p->as_federated = NULL;
-}
-
 static char *copy_doc(const tde_header *h) {
   char *doc = malloc(h->ndoc + 1);
 
@@ -437,7 +394,7 @@ static int note_header(tde_keys *k, const tde_header *h, const tde_key_facts *fa
   k->header = *h;
   k->header.doc = doc;
   if (before.doc) note_other(k, &before); /* a new header is written to the other slot */
-  if (before.doc && !same_protector(&k->facts, facts)) forget_way(&k->params);
+  if (before.doc && !same_protector(&k->facts, facts)) tde_key_params_forget_way(&k->params);
   free(before.doc);
   k->facts = *facts;
   atomic_store(&k->remote, facts->remote);
@@ -646,18 +603,13 @@ static int is_of(const tde_keys *k, const tde_header *h, const tde_key_params *p
          tde_same_text(k->params.instance, params->instance);
 }
 
-static int same_way(const tde_key_params *a, const tde_key_params *b) {
-  return tde_same_text(a->as_key, b->as_key) && tde_same_text(a->as_identity, b->as_identity) &&
-         tde_same_text(a->as_federated, b->as_federated);
-}
-
 /* Nobody looked after it, and its check is overdue: its key is asked before it is used. And who
 ** asks in a way of its own would have the next check ask in another. */
 static int usable(const tde_keys *k, const tde_key_params *params, int forced) {
   if (!atomic_load(&k->live)) return 0;
   if (is_attended(k, tde_fork_generation())) return 1;
   return tde_now_ms() < k->lease.due_at && !k->unproved &&
-         (forced || !params->as_key || same_way(&k->params, params));
+         (forced || !params->as_key || tde_key_params_same_way(&k->params, params));
 }
 
 /* A live entry that verified exactly this header before: nothing to parse and
@@ -711,7 +663,7 @@ static tde_keys *find_overdue(const tde_header *h, const tde_key_facts *facts,
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
     if (is_of(k, h, params) && atomic_load(&k->live) && !usable(k, params, 0) &&
         same_protector(&k->facts, facts) && !is_ahead(k, h, facts) &&
-        (!params->as_key || same_way(&k->params, params)) &&
+        (!params->as_key || tde_key_params_same_way(&k->params, params)) &&
         tde_epochs_missing(&k->epochs, facts, lacking) == 0 && verifies(k, 0, h, facts)) {
       return k;
     }
@@ -725,7 +677,7 @@ static tde_keys *find_absent(const tde_header *h, const tde_key_facts *facts,
                              const tde_key_params *params, int forced) {
   for (tde_keys *k = buckets[bucket_of(h->uuid)]; k; k = k->next) {
     if (is_of(k, h, params) && !atomic_load(&k->live) && same_protector(&k->facts, facts) &&
-        (forced || same_way(&k->params, params))) {
+        (forced || tde_key_params_same_way(&k->params, params))) {
       return k;
     }
   }
@@ -848,10 +800,10 @@ static void ask_as(tde_key_params *params, const tde_key_params *caller) {
 static void keep_way(tde_keys *k, const tde_key_params *caller) {
   tde_key_params way = {0};
 
-  if (same_way(&k->params, caller)) return;
-  if (!copy_way(&way, caller)) forget_way(&way);
+  if (tde_key_params_same_way(&k->params, caller)) return;
+  if (!tde_key_params_copy_way(&way, caller)) tde_key_params_forget_way(&way);
   pthread_mutex_lock(&ring_lock); /* somebody may be copying them */
-  forget_way(&k->params);
+  tde_key_params_forget_way(&k->params);
   k->params.as_key = way.as_key;
   k->params.as_identity = way.as_identity;
   k->params.as_federated = way.as_federated;
@@ -945,7 +897,7 @@ static tde_class ask_live_now(tde_keys *k, const tde_key_source *source,
   if (c == TDE_OK) keep_way(k, caller);
   tell(source, &k->params, "revalidate", k->uuid, &k->facts, c ? st : NULL);
   /* That a key which somebody named does not fit says nothing of the one in use. */
-  counts = c == TDE_OK || same_way(&k->params, caller);
+  counts = c == TDE_OK || tde_key_params_same_way(&k->params, caller);
   if (counts) (void)apply(k, source, c, 0, &got, st);
   fetched_clear(&got);
   pthread_mutex_lock(&ring_lock);
@@ -1061,7 +1013,7 @@ tde_class tde_keyring_adopt(const tde_key_source *source, const tde_key_params *
   source->policy(source->ctx, params, &policy);
   k = new_entry(uuid, params, &policy);
   if (!k) return tde_fail(st, TDE_NOMEM, NULL, "no memory for the database's key");
-  forget_way(&k->params); /* it is under the key that it was made with */
+  tde_key_params_forget_way(&k->params); /* it is under the key that it was made with */
   c = tde_epoch_derive(uuid, epoch, dek, &e);
   if (c == TDE_OK) c = tde_epochs_install(&k->epochs, &k->facts, &e);
   if (c) {

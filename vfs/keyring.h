@@ -177,8 +177,5 @@ unsigned tde_keyring_refresh_policies(const tde_key_source *source, unsigned fro
 ** (tde_key_params_clear). */
 tde_class tde_keys_about(const tde_keys *keys, uint8_t uuid[TDE_UUID_BYTES], tde_key_facts *facts,
                          tde_key_params *params);
-/* Copies what it says, but for the protector of a new database. 0: no memory, *to is cleared. */
-int tde_key_params_copy(tde_key_params *to, const tde_key_params *from);
-void tde_key_params_clear(tde_key_params *p);
 
 #endif

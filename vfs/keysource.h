@@ -31,6 +31,16 @@ typedef struct tde_key_params {
   int64_t *until; /* NULL, or of calls that share the time of one: the first puts its end there (0) */
 } tde_key_params;
 
+/* A copy of all but the protector of a new database, and of `until`; the caller clears it. 0: no
+** memory, and *to is clear. */
+int tde_key_params_copy(tde_key_params *to, const tde_key_params *from);
+void tde_key_params_clear(tde_key_params *p); /* frees its text */
+/* The way of asking alone: as_key, as_identity and as_federated. copy: into one that has none; 0: no
+** memory, and a part may be there. Without a way the header's key is asked, as its identity. */
+int tde_key_params_same_way(const tde_key_params *a, const tde_key_params *b);
+int tde_key_params_copy_way(tde_key_params *to, const tde_key_params *from);
+void tde_key_params_forget_way(tde_key_params *p);
+
 /* What the key document says, without any key. */
 typedef struct tde_key_facts {
   char key_id[TDE_KEY_ID_MAX];
@@ -65,7 +75,7 @@ typedef struct tde_key_policy {
 
 /* Something that happened to a database's keys, for the audit sink. */
 typedef struct tde_key_event {
-  const char *event; /* "unwrap", "grace", "key-lost", "healed", ... */
+  const char *event; /* "unwrap", "outage", "key-lost", "healed", ... */
   const uint8_t *uuid;
   const char *key_id;   /* base id */
   const char *version;  /* or "" */
