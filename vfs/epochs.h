@@ -6,7 +6,7 @@
 **    was sealed under the one would be lost under the other;
 **  - the nonce sources of an epoch outlive its keys, until the whole set is freed:
 **    connections' AEADs refer to them.
-** Nothing here locks: whoever has the set (keyring.c) does.
+** Nothing here locks: whoever has the set (keyring_int.h) does.
 */
 #ifndef TDE_EPOCHS_H
 #define TDE_EPOCHS_H

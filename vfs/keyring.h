@@ -1,19 +1,18 @@
 /*
 ** keyring.h: the DEKs that are live in this process.
 **
-** One entry per database file (UUID and path), protector and instance, shared by every
-** connection of the process that comes through this instance. A copy of the file that lies elsewhere is an entry of its
-** own, and so is a backup put in its place under an older protector: it asks for its
-** own key. Invariants:
-**  - an entry's DEKs have verified the HMAC of the header they were fetched
-**    for; a lookup verifies the caller's header again;
-**  - no lock is held while a key service is asked; concurrent openers of one
-**    database wait for the one fetch and share its outcome;
-**  - key material stands in secret memory, and is copied or used under the ring's
-**    lock only: at the loss of a key it is wiped at once, whoever holds a
-**    reference. An entry without users is wiped after TDE_IDLE_SECONDS, or as
-**    the longest unused of more than TDE_IDLE_DEKS (by whoever opens or closes a database
-**    then, or a thread of the watch);
+** One entry per database file (UUID and path), protector and instance, shared by every connection of
+** the process that comes through this instance. A copy of the file that lies elsewhere is an entry of
+** its own, and so is a backup put in its place under an older protector: it asks for its own key.
+** Invariants:
+**  - an entry's DEKs have verified the HMAC of the header they were fetched for; a lookup verifies
+**    the caller's header again;
+**  - no lock is held while a key service is asked; concurrent openers of one database wait for the
+**    one fetch and share its outcome;
+**  - key material stands in secret memory, and is copied or used under the ring's lock only: at the
+**    loss of a key it is wiped at once, whoever holds a reference. An entry without users is wiped
+**    after TDE_IDLE_SECONDS, or as the longest unused of more than TDE_IDLE_DEKS (by whoever opens or
+**    closes a database then, or a thread of the watch);
 **  - checks are made for entries in use, and in a forked child for those that were used there.
 **    Who opens another one after its check was due asks first: a denial is believed at once, and
 **    an outage has the grace that it has at any check, counted from when the check was due;
@@ -157,11 +156,9 @@ int tde_keyring_claim(tde_keys *keys);
 int tde_keyring_use_here(tde_keys *keys, int may_ask);
 /* A live entry's check is due at once. */
 void tde_keyring_hurry(tde_keys *keys);
-/* Asks the key service about an entry that is the caller's to check, and applies
-** the answer. newer: the header
-** as it is on disk now (its document is copied), or NULL. Returns what became of
-** the entry; after TDE_LEASE_WIPE no key of it is left in secret memory, nor in
-** connections that are idle. */
+/* Asks the key service about an entry that is the caller's to check, and applies the answer. newer:
+** the header as it is on disk now (its document is copied), or NULL. Returns what became of the entry;
+** after TDE_LEASE_WIPE no key of it is left in secret memory, nor in connections that are idle. */
 tde_lease_act tde_keyring_check(tde_keys *keys, const tde_key_source *source,
                                 const tde_header *newer);
 /* The same where this process lacked what it takes to read the header, which may name another

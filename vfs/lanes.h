@@ -16,7 +16,7 @@
 ** what for; and the lines whose lane is free are kept in heaps by the firsts of theirs, those of
 ** silent hosts apart from the rest, since they wait together. A line whose lane is taken is in
 ** none of these: there are at most TDE_LANES.
-** Nothing here locks: keyring.c's lock does. In a forked child nobody stands in line or asks.
+** Nothing here locks: the ring's lock does (keyring_int.h). In a forked child nobody stands in line or asks.
 */
 #ifndef TDE_LANES_H
 #define TDE_LANES_H

@@ -4,7 +4,7 @@
 ** Many databases may hang on one key, which is asked once for all of them. Only good
 ** answers and outages are shared: a denial is each database's own to find, since its
 ** header may name another key by now.
-** Nothing here locks: keyring.c's lock does.
+** Nothing here locks: the ring's lock does (keyring_int.h).
 */
 #ifndef TDE_RECENT_H
 #define TDE_RECENT_H

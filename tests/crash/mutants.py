@@ -99,8 +99,8 @@ MUTANTS = [
      "  return tde_keydoc_regenerating(doc) && tde_keydoc_epoch(doc) == r->epoch;",
      "  return r && tde_keydoc_regenerating(doc);",
      "race -s dek -c 6 -m gh"),
-    ("key-of-another-copy", "vfs/keyring.c",
-     "  if (!verifies(k, 1, h, facts)) return;\n  for (int i = 0; i < facts->nepochs; i++) "
+    ("key-of-another-copy", "vfs/keyring_unlock.c",
+     "  if (!tde_entry_verifies(k, 1, h, facts)) return;\n  for (int i = 0; i < facts->nepochs; i++) "
      "tde_epochs_any(&k->epochs, facts->epochs[i])->stale = 0;\n",
      "  for (int i = 0; i < facts->nepochs; i++) {\n"
      "    tde_epoch_keys *e = tde_epochs_any(&k->epochs, facts->epochs[i]);\n"

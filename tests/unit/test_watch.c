@@ -59,7 +59,7 @@ static _Atomic int64_t slept_ms, awake_ms;
 int clock_gettime(clockid_t clock, struct timespec *t) {
   int rc = (int)syscall(SYS_clock_gettime, clock, t);
   if (clock == CLOCK_BOOTTIME) t->tv_sec += slept_ms / 1000;
-  if (clock == CLOCK_MONOTONIC_COARSE) t->tv_sec += awake_ms / 1000; /* as keyring.c has it */
+  if (clock == CLOCK_MONOTONIC_COARSE) t->tv_sec += awake_ms / 1000; /* as keyring_check.c has it */
   return rc;
 }
 
