@@ -8,7 +8,7 @@
 **
 **   main database   mainfile.c: its methods; database.c, database_edit.c: header and keys; gate.c:
 **                   whether a transaction may begin; units in sealed.c
-**   WAL, journal    sidefile.c: their methods; logfile.c: generations
+**   WAL, journal    sidefile.c: their methods; wal.c, journal.c; logfile.c: generations
 **   temp files      sealed.c with a random key that exists in memory alone
 **   super-journal   passed through: it holds file names only
 **   anything else   refused
@@ -178,7 +178,7 @@ static int open_super(tde_file *f, const char *name, int flags, int *out_flags) 
   f->plain = 1;
   if ((flags & SQLITE_OPEN_READONLY) && name) {
     f->plain = 0;
-    rc = tde_log_open_child(f, name, &is_sealed);
+    rc = tde_journal_open_child(f, name, &is_sealed);
     if (!is_sealed) f->plain = 1;
   }
   return rc;

@@ -338,43 +338,56 @@ uint32_t tde_wal_pages(const tde_file *main_file);
 /* heal.c: free pages that a crash tore and no journal restores */
 int tde_heal_free_pages(tde_file *f);
 
-/* logfile.c: WAL and rollback journal */
+/* logfile.c: what a WAL and a rollback journal have in common */
 void tde_log_open(tde_file *f);
-int tde_log_open_child(tde_file *f, const char *journal_path, int *is_sealed);
+/* Begins a generation; its prefix goes out in front of unit 0. */
+int tde_log_begin(tde_file *f, uint32_t unit);
+/* Reads the generation from disk unless it was checked in this transaction. */
+int tde_log_refresh(tde_file *f);
+/* What the next use of the log goes by is read from the file, whatever the wal-index says. */
+void tde_log_look_again(tde_file *f);
+/* Has a WAL been begun anew since its generation's salt was this? */
+int tde_log_begun_anew(tde_file *w, const uint8_t salt[TDE_SALT_BYTES]);
+/* The error of frames that are not those in use. Nothing is changed: whoever puts the log back can
+** go on. */
+int tde_log_refuse_frames(tde_file *f, const char *why);
+int tde_log_truncate(tde_file *f, uint64_t size);
+int tde_log_size(tde_file *f, uint64_t *size);
+/* What SQLite's own logs begin with (file format, sections 3 and 4.1): a rollback journal; a WAL, but
+** for the last bit of it, and then its version, which is the wal-index's, too. */
+extern const uint8_t tde_sqlite_journal_magic[8];
+#define TDE_SQLITE_WAL_MAGIC 0x377f0682u
+#define TDE_SQLITE_WAL_VERSION 3007000u
+
+/* wal.c */
+int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
+int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
 /* A WAL write lock was taken: what a rolled-back transaction left is void. */
 void tde_wal_begin(tde_file *f);
 /* The WAL write lock is about to be given up. */
 void tde_wal_end(tde_file *f);
 /* Forgets what waits and was not committed. */
 void tde_wal_forget(tde_file *f);
-/* A hook (sealed.h, trim) of the logs. */
-int tde_journal_trim(void *ctx, sqlite3_int64 *size);
+/* Is a frame (opened, from its header on) of the log of which the wal-index names frames, by
+** its salts? True where it names none. */
+int tde_wal_of_index(tde_file *w, const uint8_t *frame);
 /* A hook (sealed.h, absent) of the main file. */
 int tde_wal_has_rest(void *ctx, uint64_t index, uint32_t lo, uint32_t hi);
 /* Does a checkpoint that is still to come write all of the main file's unit `index`, or cut
 ** it off? The caller keeps other checkpoints out. */
 int tde_wal_has_unit(tde_file *f, uint64_t index);
-/* What SQLite's own logs begin with (file format, sections 3 and 4.1): a rollback journal; a WAL, but
-** for the last bit of it, and then its version, which is the wal-index's, too. */
-extern const uint8_t tde_sqlite_journal_magic[8];
-#define TDE_SQLITE_WAL_MAGIC 0x377f0682u
-#define TDE_SQLITE_WAL_VERSION 3007000u
-/* Is a frame (opened, from its header on) of the log of which the wal-index names frames, by
-** its salts? True where it names none. */
-int tde_wal_of_index(tde_file *w, const uint8_t *frame);
-int tde_wal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
-int tde_wal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
+
+/* journal.c */
 int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off);
 int tde_journal_write(tde_file *f, const uint8_t *buf, uint32_t n, uint64_t off);
-int tde_log_truncate(tde_file *f, uint64_t size);
-int tde_log_size(tde_file *f, uint64_t *size);
+/* A hook (sealed.h, trim) of the logs. */
+int tde_journal_trim(void *ctx, sqlite3_int64 *size);
 /* Under SHARED: did somebody die in the middle of a transaction, which is to be rolled
 ** back before anything else? SQLite does that when it begins a transaction. */
 int tde_journal_is_hot(tde_file *main_file, int *hot);
-/* Reads the generation from disk unless it was checked in this transaction. */
-int tde_log_refresh(tde_file *f);
-/* Has a WAL been begun anew since its generation's salt was this? */
-int tde_log_begun_anew(tde_file *w, const uint8_t salt[TDE_SALT_BYTES]);
+/* A file that was opened as a super-journal: if it is a sealed journal, *is_sealed is 1, and it is
+** open as its database's, whose keys were opened for it (f->owned_owner). */
+int tde_journal_open_child(tde_file *f, const char *journal_path, int *is_sealed);
 
 /* shim.c */
 extern tde_key_source tde_source;

@@ -1,5 +1,5 @@
 /*
-** sidefile.c: the methods of every file but a main database: WAL and rollback journal (logfile.c),
+** sidefile.c: the methods of every file but a main database: WAL (wal.c), rollback journal (journal.c),
 ** temporary files (sealed.c alone), and super-journals, which pass through as they are.
 */
 #include "methods.h"
