@@ -348,6 +348,37 @@ def check_mutants(sources, mutants):
             yield f"tests/crash/mutants.py: {name}: its text is {n} times in {path}"
 
 
+# ---- the tests that SECURITY.md names ---------------------------------------
+
+def cited(table):
+    """What stands in code in the last column of a table, without the suite's name."""
+    for line in table.splitlines():
+        cells = [c for c in line.split("|") if c.strip()]
+        for name in re.findall(r"`([^`]+)`", cells[-1]) if len(cells) == 3 else ():
+            yield name.split(": ")[-1]
+
+
+def covers(test, name):
+    """Does a test's name, of which a part may be a variable, begin with this one?"""
+    return len(name) <= len(test) and all(a == b or re.search(r"[$[]", a) for a, b in zip(test, name))
+
+
+def check_cited(security, sources):
+    """the tests that SECURITY.md names for its claims are there"""
+    tests = [s for s in sources if s.path.startswith("tests/") or s.path.endswith(("Makefile", ".mk"))]
+    named = [m.split(".") for s in tests if s.path.endswith(".test")
+             for m in re.findall(r"^\s*test (\S+)", s.text, re.M)]
+    words = {w for s in tests for w in re.findall(r"[\w-]+", s.text)}
+    words |= {os.path.basename(s.path) for s in tests}
+    for name in cited(security):
+        if re.match(r"[a-z_]+-\d", name):
+            there = any(covers(n, name.split(".")) for n in named)
+        else:
+            there = name.removeprefix("make ") in words
+        if not there:
+            yield f"SECURITY.md: there is no test {name}"
+
+
 # ---- the run --------------------------------------------------------------
 
 def files(root):
@@ -419,6 +450,10 @@ def self_test(tally):
                                [(f"m{i}", path, old) for i, (path, old) in
                                 enumerate([("a.c", "x"), ("a.c", "y"), ("a.c", "z"), ("b.c", "x")])]))
     tally.rule("self-test of check_mutants", [] if len(found) == 3 else [f"lint: {found}"])
+    found = list(check_cited("| a | b | `a-1.1`, `a-2.3`, `a-3`, `unit: f`, `unit: g`, `a.test` |\n",
+                             [Source("tests/a.test", "test a-1.1 {x}\n  test a-2.$n {x}\n"),
+                              Source("tests/unit/a.c", "void f(void);\n")]))
+    tally.rule("self-test of check_cited", [] if len(found) == 2 else [f"lint: {found}"])
 
 
 def main():
@@ -437,6 +472,8 @@ def main():
     tally.rule(rule_links.__doc__,
                [f"{s.path}:{n}: {w}" for s in sources for n, w in rule_links(s, args.root)])
     tally.rule(check_mutants.__doc__, list(check_mutants(sources, MUTANTS)))
+    security = [s.text for s in sources if s.path == "SECURITY.md"]
+    tally.rule(check_cited.__doc__, list(check_cited("".join(security), sources)))
     if os.path.exists(SQLITE_HEADER):
         with open(SQLITE_HEADER, encoding="utf-8") as f:
             tally.rule(check_sqlite.__doc__, list(check_sqlite(sources, f.read())))
