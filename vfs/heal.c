@@ -25,14 +25,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* SQLite file format, sections 1.3 and 1.5. */
-#define HEAD_BYTES 100
-#define HEAD_COUNTER 24
-#define HEAD_PAGES 28
-#define HEAD_FIRST_TRUNK 32
-#define HEAD_FREE_PAGES 36
-#define HEAD_VALID_FOR 92 /* HEAD_PAGES counts when this equals HEAD_COUNTER */
-
 typedef struct healer {
   tde_file *f;
   uint32_t page_size;
@@ -112,6 +104,7 @@ static int walk(healer *h, uint32_t trunk, uint32_t left) {
 static int start(healer *h, const uint8_t *head) {
   tde_sealed *s = &h->f->s;
   uint64_t size = 0;
+  uint32_t last;
   int rc = tde_sealed_size(s, &size);
 
   h->page_size = tde_stated_page_size(head);
@@ -121,16 +114,15 @@ static int start(healer *h, const uint8_t *head) {
   h->page = sqlite3_malloc64(h->page_size);
   h->unit = sqlite3_malloc64(2 * (size_t)s->geo.unit + TDE_UNIT_OVERHEAD);
   if (!h->page || !h->unit) return SQLITE_NOMEM;
-  rc = walk(h, tde_get32be(head + HEAD_FIRST_TRUNK), tde_get32be(head + HEAD_FREE_PAGES));
-  if (tde_get32be(head + HEAD_COUNTER) == tde_get32be(head + HEAD_VALID_FOR)) {
-    uint32_t last = tde_get32be(head + HEAD_PAGES);
-    while (rc == SQLITE_OK && last && last < h->pages) rc = heal_page(h, ++last);
-  }
+  rc = walk(h, tde_get32be(head + TDE_DBHEAD_FIRST_TRUNK),
+            tde_get32be(head + TDE_DBHEAD_FREE_PAGES));
+  last = tde_stated_pages(head);
+  while (rc == SQLITE_OK && last && last < h->pages) rc = heal_page(h, ++last);
   return rc;
 }
 
 int tde_heal_free_pages(tde_file *f) {
-  uint8_t head[HEAD_BYTES];
+  uint8_t head[TDE_DBHEAD_BYTES];
   healer h;
   int rc;
 

@@ -163,7 +163,7 @@ static int committed_page(tde_file *f, int n, sqlite3_int64 off) {
 ** file format, section 1.6: byte 100 is the page's kind, 103 and 104 count its cells)? The
 ** rest of the page is not looked at. */
 static int is_empty_schema(const uint8_t *page) {
-  return tde_get32be(page + 28) <= 1 && page[100] == 13 && page[103] == 0 && page[104] == 0;
+  return tde_get32be(page + TDE_DBHEAD_PAGES) <= 1 && page[100] == 13 && page[103] == 0 && page[104] == 0;
 }
 
 /* Does the file end within this page, between two of its units? SQLite would
@@ -184,12 +184,13 @@ static int page_is_cut(tde_file *f, const uint8_t *page, int n, sqlite3_int64 of
 ** where a page count may be ahead of the file by right: in a WAL database the log has the rest,
 ** and a writer's page 1 is newer than its file. SQLite has asked for the size under this lock. */
 static int file_is_cut(const tde_file *f, const uint8_t *page, int n) {
-  uint32_t count = tde_get32be(page + 28);
   uint64_t size = f->s.known_end;
+  uint32_t count;
 
-  if (f->db->lock != SQLITE_LOCK_SHARED || f->db->wal || n < 512 || page[19] != 1) return 0;
-  if (tde_stated_page_size(page) != (uint32_t)n) return 0;
-  if (count < 2 || memcmp(page + 24, page + 92, 4) != 0) return 0;
+  if (f->db->lock != SQLITE_LOCK_SHARED || f->db->wal || n < 512) return 0;
+  if (page[TDE_DBHEAD_READ_VERSION] != 1 || tde_stated_page_size(page) != (uint32_t)n) return 0;
+  count = tde_stated_pages(page);
+  if (count < 2) return 0;
   return size && size <= (uint64_t)(count - 1) * (uint32_t)n;
 }
 
@@ -205,7 +206,7 @@ static void note_if_cut(tde_file *f, const uint8_t *page, int n) {
 /* SQLite reads the header as it opens the file, without a lock. A file whose key is away opens;
 ** its first transaction is told why. */
 static int is_opening(const tde_file *f, int n, sqlite3_int64 off) {
-  return f->db->lock == SQLITE_LOCK_NONE && off == 0 && n <= 100;
+  return f->db->lock == SQLITE_LOCK_NONE && off == 0 && n <= TDE_DBHEAD_BYTES;
 }
 
 /* A key service that hangs must not keep a lock from others, whose keys are live. */

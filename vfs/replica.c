@@ -17,7 +17,6 @@
 #include "replica.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"
@@ -265,10 +264,10 @@ static int old_tell(void *ctx, uint64_t done, uint64_t all) {
 
 /* The secondary's own change counter, plus one. */
 static int next_counter(update *u, uint32_t *counter) {
-  uint8_t head[32];
+  uint8_t head[TDE_DBHEAD_BYTES];
   int rc = tde_sealed_read(&u->to->s, head, sizeof(head), 0, 0);
 
-  *counter = tde_get32be(head + 24) + 1;
+  *counter = tde_get32be(head + TDE_DBHEAD_COUNTER) + 1;
   if (*counter == 0) *counter = 1;
   return rc;
 }

@@ -61,11 +61,10 @@ static void give_shm(tde_file *f, int lock) {
   f->db->shm_locks--;
 }
 
-/* In WAL mode since this connection looked? Byte 18 of page 1 says what writers must know of
-** (SQLite file format, section 1.3). */
+/* In WAL mode since this connection looked? */
 static int is_wal_by_now(tde_file *f, int *wal) {
   uint8_t version = 0;
-  int rc = tde_sealed_read(&f->s, &version, 1, 18, 0);
+  int rc = tde_sealed_read(&f->s, &version, 1, TDE_DBHEAD_WRITE_VERSION, 0);
 
   *wal = rc == SQLITE_OK && version == 2;
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc;

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "header.h"
+#include "dbhead.h"
 #include "keyring.h"
 #include "sealed.h"
 #include "tdevfs.h"
@@ -57,7 +58,7 @@ typedef struct tde_db {
   int index_more_n;                 /* more; see walindex.c */
   volatile uint32_t *index_sign;    /* what others find in their place, where it can be written */
   uint8_t head_seen[TDE_UNIT_HEAD]; /* of unit 0 when head was read */
-  uint8_t head[100];                /* SQLite's database header: no user data in it */
+  uint8_t head[TDE_DBHEAD_BYTES];   /* SQLite's database header: no user data in it */
   int head_valid;
   int slot_durable;  /* the slot in force is known to be synced */
   int slot_behind;   /* the slot not in force lacks U, or a change made here */
@@ -140,12 +141,6 @@ struct tde_file {
 
 #define LOWER(f) ((f)->lower->pMethods)
 
-/* The page size by SQLite's database header (file format, section 1.3.2), in which 1 stands for 65536;
-** whatever else is there. */
-static inline uint32_t tde_stated_page_size(const uint8_t *head) {
-  uint32_t n = (uint32_t)head[16] << 8 | head[17];
-  return n == 1 ? 65536 : n;
-}
 
 /* Has its name another file by now, as far as the file below can tell? */
 static inline int tde_has_moved(const tde_file *f) {

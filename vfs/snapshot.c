@@ -21,20 +21,12 @@
 */
 #include "snapshot.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 
 SQLITE_EXTENSION_INIT3
-
-/* SQLite file format, section 1.3. */
-#define HEAD_WRITE_VERSION 18
-#define HEAD_COUNTER 24
-#define HEAD_PAGES 28
-#define HEAD_VALID_FOR 92
-#define HEAD_BYTES 100
 
 #define PROGRESS_EVERY 256
 
@@ -303,19 +295,20 @@ static int seal(snap *s, uint64_t i) {
 
 /* Page 1 for a file without a log. */
 static void patch_head(snap *s) {
-  s->plain[HEAD_WRITE_VERSION] = s->plain[HEAD_WRITE_VERSION + 1] = 1;
+  s->plain[TDE_DBHEAD_WRITE_VERSION] = s->plain[TDE_DBHEAD_READ_VERSION] = 1;
   if (s->counter) {
     uint32_t page = tde_stated_page_size(s->plain);
     if (!s->pages && page) s->pages = (uint32_t)(s->size / page);
-    tde_put32be(s->plain + HEAD_COUNTER, s->counter);
-    tde_put32be(s->plain + HEAD_VALID_FOR, s->counter);
-    tde_put32be(s->plain + HEAD_PAGES, s->pages);
+    tde_put32be(s->plain + TDE_DBHEAD_COUNTER, s->counter);
+    tde_put32be(s->plain + TDE_DBHEAD_VALID_FOR, s->counter);
+    tde_put32be(s->plain + TDE_DBHEAD_PAGES, s->pages);
   }
 }
 
 /* Must unit 0 be another than it is in the file? */
 static int head_differs(const snap *s) {
-  return s->counter || s->plain[HEAD_WRITE_VERSION] != 1 || s->plain[HEAD_WRITE_VERSION + 1] != 1;
+  return s->counter || s->plain[TDE_DBHEAD_WRITE_VERSION] != 1 ||
+         s->plain[TDE_DBHEAD_READ_VERSION] != 1;
 }
 
 static int hand_over(snap *s, uint64_t i) {
@@ -354,21 +347,15 @@ static int hand_over(snap *s, uint64_t i) {
 
 /* ---- the interface ---- */
 
-/* Bytes that page 1 says the database has; 0: it does not. */
-static uint64_t stated_size(const uint8_t head[HEAD_BYTES]) {
-  if (memcmp(head + HEAD_COUNTER, head + HEAD_VALID_FOR, 4) != 0) return 0;
-  return (uint64_t)tde_get32be(head + HEAD_PAGES) * tde_stated_page_size(head);
-}
-
 int tde_snapshot_size(tde_file *f, uint64_t *size) {
-  uint8_t head[HEAD_BYTES];
+  uint8_t head[TDE_DBHEAD_BYTES];
   uint64_t stated;
   int rc = tde_sealed_size(&f->s, size);
 
   if (rc || !f->db->facts.secondary) return rc;
   rc = tde_sealed_read(&f->s, head, sizeof(head), 0, TDE_READ_PROBE);
   if (rc == SQLITE_NOTFOUND || rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* others tell */
-  stated = rc ? 0 : stated_size(head);
+  stated = rc ? 0 : (uint64_t)tde_stated_pages(head) * tde_stated_page_size(head);
   if (stated && stated < *size) *size = stated;
   return rc;
 }

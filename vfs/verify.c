@@ -99,14 +99,12 @@ static tde_class open_patiently(tde_file *f, verifier *v, uint64_t i, uint8_t *b
   return c;
 }
 
-/* Is the file as long as page 1 says? Page count at 28, valid when the version
-** at 92 equals the change counter at 24 (SQLite file format, section 1.3). An
-** incomplete record behind the last page is what a crash left of a page that
-** was rolled back: no damage. */
+/* Is the file as long as page 1 says? An incomplete record behind the last page is what a crash
+** left of a page that was rolled back: no damage. */
 static void check_length(const uint8_t *page1, uint64_t units, uint64_t rest, verifier *v) {
-  uint32_t page = tde_stated_page_size(page1), count = tde_get32be(page1 + 28);
+  uint32_t page = tde_stated_page_size(page1), count = tde_stated_pages(page1);
 
-  if (v->count || tde_get32be(page1 + 24) != tde_get32be(page1 + 92)) return;
+  if (v->count) return;
   if (page >= 512 && (uint64_t)count * page > units * v->unit) {
     v->out->truncated = rest == 0;
     v->out->torn = rest != 0;
