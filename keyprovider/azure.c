@@ -130,7 +130,7 @@ static int azure_matches(const char *key_id) {
 }
 
 static tde_class azure_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX],
-                                char version[128], tde_status *st) {
+                                char version[TDE_KEY_VERSION_MAX], tde_status *st) {
   key_parts parts;
   base_id[0] = version[0] = 0;
   if (!split_id(key_id, strlen(key_id), &parts)) {

@@ -12,10 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
-
 static tde_class bad(tde_status *st, const char *file, const char *field, const char *what) {
-  return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"%s\" %s", file, field, what);
+  return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: \"%s\" %s", file, field, what);
 }
 
 int tde_plain_name(const char *text) {
@@ -342,8 +340,8 @@ static tde_class read_identities(const reader *root, tde_cloud *c) {
 tde_class tde_cloud_read(const tde_json *root, const char *file, tde_cloud *out, tde_status *st) {
   reader r = {root, file, "", st}, policy;
   memset(out, 0, sizeof *out);
-  out->connect_ms = 5000;
-  out->total_ms = 30000;
+  out->connect_ms = TDE_CONNECT_MS;
+  out->total_ms = TDE_REQUEST_MS;
   snprintf(out->authority, sizeof out->authority, "https://login.microsoftonline.com");
   snprintf(out->imds_endpoint, sizeof out->imds_endpoint, "http://169.254.169.254");
   snprintf(out->api_version, sizeof out->api_version, "7.4");

@@ -12,6 +12,9 @@
 #include "json.h"
 #include "provider.h"
 
+/* The next step after an error in an instance's file. */
+#define TDE_CORRECT_INSTANCE "correct it, or restore it from a backup of the instance directory"
+
 /* What an instance file holds of ordinary ones; each change of it leaves them in memory. */
 #define TDE_IDENTITIES_MAX 256
 #define TDE_SUFFIXES_MAX 8
@@ -55,6 +58,11 @@ typedef struct tde_suffix {
   char name[128];
   char resource[256];               /* what tokens are for; "": https://name */
 } tde_suffix;
+
+/* How long a connection, and a request with all of its attempts, may take, in milliseconds, where the
+** instance does not say. */
+#define TDE_CONNECT_MS 5000
+#define TDE_REQUEST_MS 30000
 
 typedef struct tde_cloud {
   int allow_loopback_http;

@@ -28,6 +28,7 @@
 
 #include "../ext/base/bytes.h"
 #include "../ext/base/log.h"
+#include "cloud.h"
 #include "files.h"
 
 #define LOCK_WAIT_MS 2000
@@ -36,7 +37,6 @@
 #define LINE_HEAD "{\"time\":\""
 #define LINE_HEAD_LEN ((ssize_t)sizeof LINE_HEAD - 1)
 #define OWN "names a file of the instance, or one among its keys"
-#define CORRECT_IT "correct it, or restore it from a backup of the instance directory"
 
 /* ---- the event ---- */
 
@@ -191,7 +191,7 @@ tde_json *tde_events_last_answer(const uint8_t *uuid) {
 /* ---- configuration ---- */
 
 static tde_class bad(tde_status *st, const char *file, const char *field, const char *what) {
-  return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"audit.%s\" %s", file, field, what);
+  return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: \"audit.%s\" %s", file, field, what);
 }
 
 static tde_class flag(const tde_json *obj, const char *file, const char *name, int *out,
@@ -233,7 +233,7 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
   out->keep = 5;
   if (obj == NULL) return TDE_OK;
   if (!tde_json_is_object(obj)) {
-    return tde_fail(st, TDE_MISCONFIGURED, CORRECT_IT, "%s: \"audit\" is no object", file);
+    return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: \"audit\" is no object", file);
   }
   const tde_json *path = tde_json_get(obj, "file");
   if (path != NULL && !tde_json_is_null(path)) {

@@ -41,7 +41,7 @@ typedef struct tde_event {
   const uint8_t *uuid; /* NULL: of no database */
   const char *path;    /* or NULL */
   char key_id[TDE_KEY_ID_MAX]; /* base id, or "" */
-  char version[128];
+  char version[TDE_KEY_VERSION_MAX];
   tde_class code;      /* TDE_OK: it went well */
   int http_status;
   char service_code[64];

@@ -39,7 +39,7 @@ tde_class tde_file_check(const struct stat *sb, tde_file_privacy privacy, const 
 /* The same for a directory: group and others may not write. */
 tde_class tde_dir_check(const char *path, tde_status *st);
 
-/* Reads a whole file of at most max bytes (max < 65536) after tde_file_check.
+/* Reads a whole file of at most max bytes (max < TDE_SECRET_MAX) after tde_file_check.
 ** *out is secret memory, NUL-terminated, the caller's (tde_secret_free). mark
 ** may be NULL. TDE_MISSING: no such file; TDE_DENIED: no permission;
 ** TDE_MISCONFIGURED: empty, too large, or as above; TDE_IO; TDE_NOMEM. */

@@ -33,7 +33,6 @@
 #include "../ext/base/secret.h"
 #include "instance.h"
 
-#define SECRET_MAX 65536     /* the largest block of secret memory */
 #define FIRST_BLOCK 4096
 #define BACKOFF_BASE_MS 200
 #define BACKOFF_CAP_MS 4000
@@ -256,7 +255,7 @@ tde_class tde_http_url_check(const tde_op *op, const char *url, int *plain, tde_
 /* ---- what comes back ---- */
 
 typedef struct inbox {
-  char *body;      /* secret memory up to SECRET_MAX, then malloc'd */
+  char *body;      /* secret memory up to TDE_SECRET_MAX, then malloc'd */
   size_t n, cap;
   char *headers;   /* "name\0value\0" one after the other, secret memory */
   size_t nheaders;
@@ -265,7 +264,7 @@ typedef struct inbox {
 
 static void block_free(char *p, size_t cap) {
   if (p == NULL) return;
-  if (cap <= SECRET_MAX) {
+  if (cap <= TDE_SECRET_MAX) {
     tde_secret_free(p);
   } else {
     tde_wipe(p, cap);
@@ -285,7 +284,7 @@ static int inbox_room(inbox *in, size_t n) {
   size_t cap = in->cap != 0 ? in->cap : FIRST_BLOCK;
   while (cap < in->n + n + 1) cap *= 2;
   if (cap == in->cap) return 0;
-  char *p = cap <= SECRET_MAX ? tde_secret_alloc(cap) : malloc(cap);
+  char *p = cap <= TDE_SECRET_MAX ? tde_secret_alloc(cap) : malloc(cap);
   if (p == NULL) return -1;
   if (in->n > 0) memcpy(p, in->body, in->n);
   block_free(in->body, in->cap);
@@ -420,7 +419,7 @@ static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl
 }
 
 static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t left) {
-  long connect = x->cloud != NULL ? x->cloud->connect_ms : 5000;
+  long connect = x->cloud != NULL ? x->cloud->connect_ms : TDE_CONNECT_MS;
   CURLcode rc = curl_easy_setopt(curl, CURLOPT_URL, x->req->url);
   if (rc == CURLE_OK) rc = curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
 #if LIBCURL_VERSION_NUM >= 0x075700
@@ -684,7 +683,7 @@ tde_class tde_http_send(const tde_op *op, const tde_request *req, tde_reply *rep
   tde_class rc = tde_http_url_check(op, req->url, &x.plain, st);
   if (rc == TDE_OK && op != NULL && op->patient) rc = hold_check(req->url, st);
   if (rc != TDE_OK) return rc;
-  int most = x.cloud != NULL ? x.cloud->total_ms : 30000;
+  int most = x.cloud != NULL ? x.cloud->total_ms : TDE_REQUEST_MS;
   x.deadline = tde_boot_ms() + (req->max_ms > 0 && req->max_ms < most ? req->max_ms : most);
   if (op != NULL && op->deadline != 0 && op->deadline < x.deadline) x.deadline = op->deadline;
   x.headers = header_list(req, nodes, sizeof nodes / sizeof nodes[0]);

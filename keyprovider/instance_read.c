@@ -19,10 +19,8 @@
 
 /* ---- reading ---- */
 
-#define RESTORE_IT "correct it, or restore it from a backup of the instance directory"
-
 static tde_class bad_field(tde_status *st, const char *file, const char *field, const char *want) {
-  return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: \"%s\" %s", file, field, want);
+  return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: \"%s\" %s", file, field, want);
 }
 
 /* "id", or what stands for it. */
@@ -44,7 +42,7 @@ static tde_class read_id(const tde_json *root, const char *file, tde_instance *i
 static tde_class read_smk(const tde_json *root, const char *file, tde_instance *inst,
                           tde_status *st) {
   const tde_json *smk = tde_json_get(root, "service_managed_key");
-  char base[TDE_KEY_ID_MAX], version[128];
+  char base[TDE_KEY_ID_MAX], version[TDE_KEY_VERSION_MAX];
   if (smk == NULL) return TDE_OK;
   if (!tde_json_is_object(smk)) return bad_field(st, file, "service_managed_key", "is no object");
   const char *name = tde_json_get_text(smk, "name"), *ver = tde_json_get_text(smk, "version");
@@ -65,7 +63,7 @@ static tde_class read_smk(const tde_json *root, const char *file, tde_instance *
 static tde_class read_protector(const tde_json *root, const char *file, tde_instance *inst,
                                 tde_status *st) {
   const char *id = tde_json_get_text(root, "default_protector");
-  char base[TDE_KEY_ID_MAX], version[128];
+  char base[TDE_KEY_ID_MAX], version[TDE_KEY_VERSION_MAX];
   if (id == NULL) return bad_field(st, file, "default_protector", "is missing or no text");
   if (strcmp(id, TDE_SERVICE_MANAGED) == 0) {
     if (inst->smk[0] == 0) {
@@ -101,7 +99,7 @@ static tde_class read_identity(const tde_json *root, const char *file, tde_insta
 /* A key version with its thumbprint, of the member field. */
 static tde_class read_key(const tde_json *e, const char *file, const char *field, tde_key_info *out,
                           tde_status *st) {
-  char base[TDE_KEY_ID_MAX], version[128], full[TDE_KEY_ID_MAX];
+  char base[TDE_KEY_ID_MAX], version[TDE_KEY_VERSION_MAX], full[TDE_KEY_ID_MAX];
   const char *id = tde_json_get_text(e, "key_id"), *ver = tde_json_get_text(e, "version");
   const char *type = tde_json_get_text(e, "type"), *thumb = tde_json_get_text(e, "thumbprint");
   int64_t created = tde_json_get_int(e, "created", 0);
@@ -175,7 +173,7 @@ static tde_class read_keys(const tde_json *root, const char *file, tde_instance 
 tde_class tde_instance_read(const tde_json *root, const char *file, tde_instance *inst,
                            tde_status *st) {
   if (!tde_json_is_object(root)) {
-    return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s holds no JSON object", file);
+    return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s holds no JSON object", file);
   }
   int64_t version = tde_json_get_int(root, "version", 0);
   if (version < 1) return bad_field(st, file, "version", "is missing or no positive number");
@@ -254,7 +252,7 @@ tde_class tde_instance_parse(const char *text, size_t n, const char *file, tde_j
   tde_class rc = tde_json_parse(text, n, "file", root, &inner);
   if (rc == TDE_OK) return TDE_OK;
   if (rc != TDE_CORRUPT) return tde_nomem(st);
-  return tde_fail(st, TDE_MISCONFIGURED, RESTORE_IT, "%s: %s", file, inner.message);
+  return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: %s", file, inner.message);
 }
 
 /* ---- what it says ---- */

@@ -59,7 +59,7 @@ static int local_matches(const char *key_id) {
 }
 
 static tde_class local_parse_id(const char *key_id, char base_id[TDE_KEY_ID_MAX],
-                                char version[128], tde_status *st) {
+                                char version[TDE_KEY_VERSION_MAX], tde_status *st) {
   const char *name = key_id + PREFIX_LEN;
   const char *slash = local_matches(key_id) ? strchr(name, '/') : NULL;
   size_t nname = slash != NULL ? (size_t)(slash - name) : strlen(name);

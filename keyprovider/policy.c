@@ -7,7 +7,7 @@
 */
 #include "policy.h"
 
-#include <stdio.h>
+#include "cloud.h"
 
 const tde_policy_item tde_policy_items[] = {
     {"check_interval_s", 300, 1, 600, offsetof(tde_policy, check_s)},
@@ -38,8 +38,7 @@ tde_class tde_policy_read(const tde_json *root, const char *file, tde_policy *ou
     if (v == NULL) continue;
     int64_t n = tde_json_is_int(v) ? tde_json_get_int(policy, item->name, -1) : -1;
     if (n < item->min || n > item->max) {
-      return tde_fail(st, TDE_MISCONFIGURED,
-                      "correct it, or restore it from a backup of the instance directory",
+      return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE,
                       "%s: \"policy.%s\" is no number of seconds from %lld to %lld", file,
                       item->name, (long long)item->min, (long long)item->max);
     }

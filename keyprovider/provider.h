@@ -38,7 +38,7 @@ typedef enum tde_op_kind {
 ** ask for the version itself (TDE_OP_GET). */
 typedef struct tde_key_info {
   char base_id[TDE_KEY_ID_MAX];   /* the id without its version */
-  char version[128];
+  char version[TDE_KEY_VERSION_MAX];
   char type[32];                  /* "RSA-3072", "RSA-HSM-2048", "AES-256", ... */
   char algorithm[32];             /* what wraps: "RSA-OAEP-256", ... */
   uint8_t thumbprint[TDE_THUMB_BYTES]; /* SHA-256 of the RFC 7638 form */
@@ -100,7 +100,7 @@ typedef struct tde_op {
   const char *identity;           /* named identity, or NULL */
   const char *federated_client_id;/* or NULL */
   char base_id[TDE_KEY_ID_MAX];
-  char version[128];              /* "" : latest */
+  char version[TDE_KEY_VERSION_MAX];              /* "" : latest */
   uint8_t context[TDE_UUID_BYTES];/* the database's UUID, where a service binds one */
   char algorithm[32];
   uint8_t *dek;                   /* TDE_KEY_BYTES of secret memory, caller's */
@@ -121,7 +121,7 @@ typedef struct tde_provider {
   int (*matches)(const char *key_id);
   /* Validates an id and splits it; version becomes "" when it names none. base_id gets the
   ** one spelling that this key has, whatever others its service takes for the same. */
-  tde_class (*parse_id)(const char *key_id, char base_id[TDE_KEY_ID_MAX], char version[128],
+  tde_class (*parse_id)(const char *key_id, char base_id[TDE_KEY_ID_MAX], char version[TDE_KEY_VERSION_MAX],
                         tde_status *st);
   /* Begins: fills req and returns TDE_STEP_SEND, or finishes at once. */
   tde_step (*start)(tde_op *op, tde_request *req, tde_status *st);

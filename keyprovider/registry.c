@@ -60,7 +60,7 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
 }
 
 tde_class tde_key_id_parse(const char *key_id, int *remote, tde_status *st) {
-  char base[TDE_KEY_ID_MAX], version[128];
+  char base[TDE_KEY_ID_MAX], version[TDE_KEY_VERSION_MAX];
   tde_status own;
   if (st == NULL) st = &own;
   const tde_provider *p = tde_provider_find(key_id, st);
@@ -70,7 +70,7 @@ tde_class tde_key_id_parse(const char *key_id, int *remote, tde_status *st) {
 }
 
 /* Splits an id; one that no provider takes is its own spelling. */
-static void split_id(const char *key_id, char base[TDE_KEY_ID_MAX], char version[128]) {
+static void split_id(const char *key_id, char base[TDE_KEY_ID_MAX], char version[TDE_KEY_VERSION_MAX]) {
   const tde_provider *p = tde_provider_find(key_id, NULL);
   if (p != NULL && p->parse_id(key_id, base, version, NULL) == TDE_OK) return;
   snprintf(base, TDE_KEY_ID_MAX, "%s", key_id);
@@ -78,7 +78,7 @@ static void split_id(const char *key_id, char base[TDE_KEY_ID_MAX], char version
 }
 
 int tde_key_ids_match(const char *a, const char *b) {
-  char base[2][TDE_KEY_ID_MAX], version[2][128];
+  char base[2][TDE_KEY_ID_MAX], version[2][TDE_KEY_VERSION_MAX];
   split_id(a, base[0], version[0]);
   split_id(b, base[1], version[1]);
   return strcmp(base[0], base[1]) == 0 && (version[0][0] == 0 || version[1][0] == 0 ||
@@ -275,7 +275,7 @@ int64_t tde_boot_ms(void) {
 
 /* Each exchange has its own deadline; together they have this one. */
 int64_t tde_op_deadline(const struct tde_instance *inst) {
-  int timeout = inst != NULL ? tde_instance_cloud(inst)->total_ms : 30000;
+  int timeout = inst != NULL ? tde_instance_cloud(inst)->total_ms : TDE_REQUEST_MS;
   return tde_boot_ms() + 2 * (int64_t)timeout;
 }
 

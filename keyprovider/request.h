@@ -21,7 +21,7 @@ typedef struct tde_sbuf {
   int bad;
 } tde_sbuf;
 
-/* cap: bytes with the NUL, at most 65536. */
+/* cap: bytes with the NUL, at most TDE_SECRET_MAX. */
 void tde_sbuf_init(tde_sbuf *s, size_t cap);
 void tde_sbuf_add(tde_sbuf *s, const char *text);
 /* Percent-encoded: all but RFC 3986's unreserved characters. */

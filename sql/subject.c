@@ -3,6 +3,7 @@
 */
 #include "subject.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "result.h"
@@ -13,6 +14,15 @@ tde_file *tde_subject_find(sqlite3 *db, const char *schema) {
   tde_file *f = NULL;
 
   return sqlite3_file_control(db, schema, TDE_FCNTL_FILE, &f) == SQLITE_OK ? f : NULL;
+}
+
+tde_class tde_subject_keydoc(tde_file *f, tde_keydoc **doc, tde_status *st) {
+  size_t n = 0;
+  char *text = tde_file_keydoc(f, &n);
+  tde_class c = text ? tde_keydoc_parse(text, n, doc, st) : n ? tde_nomem(st) : TDE_INTERNAL;
+
+  free(text);
+  return c;
 }
 
 int tde_subject_is_schema(sqlite3 *db, const char *name) {
@@ -92,7 +102,7 @@ int tde_subject_key_id(const char *key, tde_status *st) {
 }
 
 int tde_subject_key(const char *key, tde_status *st) {
-  char base[TDE_KEY_ID_MAX], version[128];
+  char base[TDE_KEY_ID_MAX], version[TDE_KEY_VERSION_MAX];
   const tde_provider *p;
 
   if (tde_is_thumbprint(key)) return 1;

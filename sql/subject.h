@@ -6,6 +6,7 @@
 #define TDE_SQL_SUBJECT_H
 
 #include "../keyprovider/instance.h"
+#include "../keyprovider/keydoc.h"
 #include "../vfs/tdevfs.h"
 #include "sqlite3ext.h"
 
@@ -13,7 +14,10 @@
 ** such schema, or another VFS has it. */
 tde_file *tde_subject_file(sqlite3 *db, const char *schema, tde_status *st);
 
-/* The same without a word: NULL where another VFS has it, or nobody. */
+/* Parses its key document, the caller's (tde_keydoc_free). */
+tde_class tde_subject_keydoc(tde_file *f, tde_keydoc **doc, tde_status *st);
+
+/* The same as tde_subject_file without a word: NULL where another VFS has it, or nobody. */
 tde_file *tde_subject_find(sqlite3 *db, const char *schema);
 /* Is there a schema of this name? (SQLite makes "temp" when it is first used.) */
 int tde_subject_is_schema(sqlite3 *db, const char *name);

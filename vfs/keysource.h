@@ -44,7 +44,7 @@ void tde_key_params_forget_way(tde_key_params *p);
 /* What the key document says, without any key. */
 typedef struct tde_key_facts {
   char key_id[TDE_KEY_ID_MAX];
-  char key_version[128];
+  char key_version[TDE_KEY_VERSION_MAX];
   char mode[16];
   char inherits_from[64]; /* the instance's id; "" : none is noted, or the protector is its own */
   int own_identity;       /* who asks is not whom the instance's default named, or that is unknown */

@@ -33,6 +33,7 @@
 
 /* Key document, key ids and texts. */
 #define TDE_KEY_ID_MAX 512      /* bytes, with the terminating NUL */
+#define TDE_KEY_VERSION_MAX 128 /* likewise */
 #define TDE_WRAPPED_MAX 2048    /* bytes of one wrapped DEK */
 #define TDE_EPOCHS_MAX 16       /* DEK epochs that a header may name */
 #define TDE_PATH_MAX 4096

@@ -29,12 +29,11 @@
 #include "log.h"
 
 #define SMALLEST 32u
-#define LARGEST 65536u
 #define NCLASS 12
 #define MAX_BLOCKS 512u /* of one region */
 #define REGION_MAGIC UINT64_C(0x74646573656372)
 
-_Static_assert((SMALLEST << (NCLASS - 1)) == LARGEST, "classes double from smallest to largest");
+_Static_assert((SMALLEST << (NCLASS - 1)) == TDE_SECRET_MAX, "classes double from smallest to largest");
 
 typedef struct region {
   uint64_t magic;
@@ -79,7 +78,7 @@ static size_t round_up(size_t n, size_t unit) {
 
 static void prepare(void) {
   page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-  size_t need = 3 * page_bytes + round_up(LARGEST, page_bytes);
+  size_t need = 3 * page_bytes + round_up(TDE_SECRET_MAX, page_bytes);
   for (span_bytes = page_bytes; span_bytes < need;) span_bytes *= 2;
   pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
@@ -91,7 +90,7 @@ static unsigned class_of(size_t n) {
 }
 
 static size_t data_bytes(unsigned cls) {
-  return round_up((SMALLEST << cls) <= 4096 ? 16384 : LARGEST, page_bytes);
+  return round_up((SMALLEST << cls) <= 4096 ? 16384 : TDE_SECRET_MAX, page_bytes);
 }
 
 static void link_region(region *r) {
@@ -169,7 +168,7 @@ static void *take_block(region *r) {
 }
 
 void *tde_secret_alloc(size_t n) {
-  if (n < 1 || n > LARGEST) return NULL;
+  if (n < 1 || n > TDE_SECRET_MAX) return NULL;
   if (tde_test_alloc_hook && tde_test_alloc_hook(n)) return NULL;
   pthread_once(&prepared, prepare);
   unsigned cls = class_of(n);

@@ -13,7 +13,10 @@
 
 #include <stddef.h>
 
-/* n zeroed bytes, 1 <= n <= 65536; NULL when out of memory. Thread-safe. */
+/* The largest block. */
+#define TDE_SECRET_MAX 65536u
+
+/* n zeroed bytes, 1 <= n <= TDE_SECRET_MAX; NULL when out of memory. Thread-safe. */
 void *tde_secret_alloc(size_t n);
 /* Wipes and frees; NULL is allowed. */
 void tde_secret_free(void *p);
