@@ -102,8 +102,6 @@ int tde_change_allowed(sqlite3 *db, const char *schema, tde_file *f, const char 
 
 static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *event, int reading,
                  tde_status *st) {
-  char *text;
-  size_t n = 0;
   tde_class cls;
   int rc;
 
@@ -121,9 +119,7 @@ static int begin(tde_change *c, sqlite3 *db, const char *schema, const char *eve
   rc = check_state(c, reading, st);
   if (rc == SQLITE_OK && !reading) rc = may_change(db, c->schema, c->f, c->info->path, st);
   if (rc) return rc;
-  text = tde_file_keydoc(c->f, &n);
-  cls = text ? tde_keydoc_parse(text, n, &c->doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;
-  free(text);
+  cls = tde_subject_keydoc(c->f, &c->doc, st);
   if (cls == TDE_OK) cls = tde_keydoc_protector(c->doc, &c->protector, st);
   if (cls == TDE_OK) c->subject = c->protector;
   if (cls == TDE_OK) cls = tde_instance_open(tde_file_instance(c->f), 0, &c->inst, st);
@@ -212,8 +208,7 @@ void tde_change_tell(const tde_change *c) {
 /* Who lost to another change has its keys to learn before the next try, and would be the slower
 ** one each time, were there no pause. Its length is random, so that two do not meet again. */
 static void pause_before(int try) {
-  int longest = 1 << try < PAUSE_MS_MAX ? 1 << try : PAUSE_MS_MAX
-    ;
+  int longest = 1 << try < PAUSE_MS_MAX ? 1 << try : PAUSE_MS_MAX;
   uint32_t random;
 
   sqlite3_randomness(sizeof(random), &random);

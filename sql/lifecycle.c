@@ -7,11 +7,9 @@
 */
 #include "lifecycle.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 #include "change.h"
 #include "protector.h"
@@ -68,11 +66,8 @@ static int is_new(tde_file *f, tde_file_info *info) {
 
 static int protector_in_force(tde_file *f, tde_key_info *out, tde_status *st) {
   tde_keydoc *doc = NULL;
-  size_t n = 0;
-  char *text = tde_file_keydoc(f, &n);
-  tde_class c = text ? tde_keydoc_parse(text, n, &doc, st) : n ? TDE_NOMEM : TDE_INTERNAL;
+  tde_class c = tde_subject_keydoc(f, &doc, st);
 
-  free(text);
   if (c == TDE_OK) c = tde_keydoc_protector(doc, out, st);
   tde_keydoc_free(doc);
   return tde_class_rc(c);

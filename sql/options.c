@@ -18,21 +18,29 @@ static int bad(tde_status *st, const char *name, const char *what, const char *r
   return SQLITE_MISUSE;
 }
 
-/* A Unix time, as a number or as its digits, or a date that SQLite understands. */
-static int64_t time_of(sqlite3 *db, const tde_json *json, const char *name) {
-  const char *text = tde_json_get_text(json, name);
+int tde_time_of_text(sqlite3 *db, const char *text, int64_t *t) {
   sqlite3_stmt *stmt = NULL;
-  int64_t t = tde_json_get_int(json, name, 0);
 
-  if (text && text[0] && strspn(text, "0123456789") == strlen(text)) {
-    return strtoll(text, NULL, 10);
+  *t = 0;
+  if (text[0] && strspn(text, "0123456789") == strlen(text)) {
+    *t = strtoll(text, NULL, 10);
+    return 1;
   }
-  if (text && sqlite3_prepare_v2(db, "SELECT CAST(strftime('%s', ?1) AS INTEGER)", -1, &stmt,
-                                 NULL) == SQLITE_OK) {
+  if (sqlite3_prepare_v2(db, "SELECT CAST(strftime('%s', ?1) AS INTEGER)", -1, &stmt, NULL) ==
+      SQLITE_OK) {
     (void)sqlite3_bind_text(stmt, 1, text, -1, SQLITE_TRANSIENT);
-    if (sqlite3_step(stmt) == SQLITE_ROW) t = sqlite3_column_int64(stmt, 0);
+    if (sqlite3_step(stmt) == SQLITE_ROW) *t = sqlite3_column_int64(stmt, 0);
   }
   (void)sqlite3_finalize(stmt);
+  return *t > 0;
+}
+
+/* ... or from a number; 0: none of these. */
+static int64_t time_of(sqlite3 *db, const tde_json *json, const char *name) {
+  const char *text = tde_json_get_text(json, name);
+  int64_t t = tde_json_get_int(json, name, 0);
+
+  if (text) (void)tde_time_of_text(db, text, &t);
   return t;
 }
 

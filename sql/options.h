@@ -26,6 +26,10 @@ int tde_options_read(tde_options *o, sqlite3 *db, const char *text, const char *
                      tde_status *st);
 void tde_options_end(tde_options *o);
 
+/* A Unix time, from its digits or from a date that SQLite understands. False: the text is neither, or before
+** 1970. */
+int tde_time_of_text(sqlite3 *db, const char *text, int64_t *t);
+
 /* An identity that the options name, or that is to be federated by them (who; NULL: the
 ** instance's default one), must be there. An SQLite code. */
 int tde_options_identity(const tde_options *o, const tde_instance *inst, const char *who,

@@ -397,11 +397,8 @@ static char *source_uri(const restore *r) {
 /* What the header says that is in force, now that its DEKs are at hand: a new database's header is
 ** not to vouch for what somebody has put into the other slot. */
 static int read_source(restore *r, tde_file *f, const tde_file_info *info, tde_status *st) {
-  size_t n = 0;
-  char *text = tde_file_keydoc(f, &n);
-  tde_class c = text ? tde_keydoc_parse(text, n, &r->source, st) : tde_nomem(st);
+  tde_class c = tde_subject_keydoc(f, &r->source, st);
 
-  free(text);
   memcpy(r->uuid, info->uuid, sizeof(r->uuid));
   return tde_class_rc(c);
 }

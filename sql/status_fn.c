@@ -131,17 +131,14 @@ static int put_inheritance(tde_json *j, const tde_file_info *info, const tde_ins
 
 /* What the key document says beside keys. */
 static int put_document(tde_json *j, tde_file *f, const tde_file_info *info) {
-  size_t n = 0;
-  char *text = tde_file_keydoc(f, &n);
   tde_keydoc *doc = NULL;
   const tde_json *root, *rotation, *regen;
   tde_json *o;
   const tde_instance *inst = NULL;
   int64_t checked;
-  tde_class c = text ? tde_keydoc_parse(text, n, &doc, NULL) : n ? TDE_NOMEM : TDE_INTERNAL;
+  tde_class c = tde_subject_keydoc(f, &doc, NULL);
   int bad = 0;
 
-  free(text);
   if (c) return c == TDE_NOMEM; /* one that can not be read says nothing */
   root = tde_keydoc_json(doc);
   rotation = tde_json_get(root, "auto_rotation");

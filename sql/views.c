@@ -12,6 +12,7 @@
 #include "../ext/base/bytes.h"
 #include "../keyprovider/instance_edit.h"
 #include "../vfs/logview.h"
+#include "options.h"
 #include "progress.h"
 #include "result.h"
 #include "subject.h"
@@ -129,21 +130,13 @@ void tde_view_close(tde_view_db *v) {
 
 /* The filter: a time, or 0. *current: only the protector. */
 static int64_t filter_time(sqlite3 *db, const char *filter, int *current, tde_status *st) {
-  sqlite3_stmt *stmt = NULL;
-  int64_t t = 0;
+  int64_t t;
 
   *current = 0;
   if (!filter || !filter[0]) return 0;
   *current = strcmp(filter, "current") == 0;
   if (*current) return 0;
-  if (strspn(filter, "0123456789") == strlen(filter)) return strtoll(filter, NULL, 10);
-  if (sqlite3_prepare_v2(db, "SELECT CAST(strftime('%s', ?1) AS INTEGER)", -1, &stmt, NULL) ==
-      SQLITE_OK) {
-    (void)sqlite3_bind_text(stmt, 1, filter, -1, SQLITE_TRANSIENT);
-    if (sqlite3_step(stmt) == SQLITE_ROW) t = sqlite3_column_int64(stmt, 0);
-  }
-  (void)sqlite3_finalize(stmt);
-  if (t <= 0) {
+  if (!tde_time_of_text(db, filter, &t)) {
     tde_fail(st, TDE_MISUSE, "give 'current', a Unix time, or a date such as '2026-01-31 12:00'",
              "the filter '%.60s' is neither 'current' nor a time", filter);
   }
