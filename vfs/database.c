@@ -307,64 +307,79 @@ static void tell_older(tde_db *db, const tde_header *older) {
   sqlite3_free(f);
 }
 
-/* Takes the newest slot that is whole and unlocks; falls back to the other when that one is not
-** authentic. Whatever else keeps its DEKs away is no reason to. False: the file's size, which was
-** not asked for (-1), is needed to tell what the slots mean. */
-static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
+/* Both slots as they were read. */
+typedef struct parsed {
   tde_header h[2];
-  tde_class c[2], rc = TDE_DAMAGED_HEADER;
-  int first, known[2];
+  tde_class c[2];
+  int known[2]; /* found whole before (tde_keyring_known_slots) */
+  int first;    /* which is the newest that is whole */
+} parsed;
 
-  tde_keyring_known_slots((const uint8_t *const *)both->at, known);
+static void parse_slots(tde_db *db, const tde_slots *both, parsed *p) {
+  tde_keyring_known_slots((const uint8_t *const *)both->at, p->known);
   for (int i = 0; i < 2; i++) {
-    c[i] = known[i] ? tde_slot_parse_again(both->at[i], &h[i], &db->slot[i])
-                    : tde_slot_parse(both->at[i], &h[i], &db->slot[i]);
-    h[i].slot = i;
+    p->c[i] = p->known[i] ? tde_slot_parse_again(both->at[i], &p->h[i], &db->slot[i])
+                          : tde_slot_parse(both->at[i], &p->h[i], &db->slot[i]);
+    p->h[i].slot = i;
   }
   /* Somebody without the extension was reading the empty file when the header was made, and then
   ** made a database of it. That one is not repaired away. */
-  if (begins_in_plain(both) && c[1] == TDE_OK && !h[1].unit_size) {
-    tde_header_clear(&h[1]);
-    c[1] = TDE_DAMAGED_HEADER;
+  if (begins_in_plain(both) && p->c[1] == TDE_OK && !p->h[1].unit_size) {
+    tde_header_clear(&p->h[1]);
+    p->c[1] = TDE_DAMAGED_HEADER;
   }
-  first = tde_newest_of(c, h);
-  if (size < 0 && (c[first] != TDE_OK || !h[first].unit_size)) {
-    tde_header_clear(&h[0]);
-    tde_header_clear(&h[1]);
-    return 0;
+  p->first = tde_newest_of(p->c, p->h);
+}
+
+/* Unlocks with the newest slot, which is whole; falls back to the other when that one is not
+** authentic. Whatever else keeps its DEKs away is no reason to. */
+static void take_slot(tde_db *db, parsed *p, int forced) {
+  tde_header *newest = &p->h[p->first], *older = &p->h[!p->first];
+  tde_class c_older = p->c[!p->first], rc = TDE_OK;
+  int other;
+
+  tde_status_clear(&db->last);
+  if (forced || !stays(db, newest, c_older)) rc = try_slot(db, newest, forced);
+  if (rc == TDE_NOT_AUTHENTIC && c_older == TDE_OK && may_fall_back(newest, older)) {
+    rc = fall_back(db, newest, older, forced);
+  } else if (rc && c_older == TDE_OK) {
+    tell_older(db, older);
   }
-  if (not_looked_at(c[0]) || not_looked_at(c[1])) {
+  if (rc) {
     db->state = TDE_STATE_INACCESSIBLE;
-    tde_fail(&db->last, not_looked_at(c[0]) ? c[0] : c[1], NULL,
-             "%s: the header could not be checked", tde_path_of(db->file));
-  } else if (c[first] != TDE_OK) {
-    if (unfinished_creation(both, size)) {
-      set_new(db);
-    } else {
-      classify_headerless(db, both, c[0], c[1]);
-    }
-  } else {
-    tde_status_clear(&db->last);
-    rc = !forced && stays(db, &h[first], c[!first]) ? TDE_OK : try_slot(db, &h[first], forced);
-    if (rc == TDE_NOT_AUTHENTIC && c[!first] == TDE_OK && may_fall_back(&h[first], &h[!first])) {
-      rc = fall_back(db, &h[first], &h[!first], forced);
-    } else if (rc && c[!first] == TDE_OK) {
-      tell_older(db, &h[!first]);
-    }
-    if (rc) {
-      db->state = TDE_STATE_INACCESSIBLE;
-      db->retry_at = tde_now_ms() + TDE_RETRY_MS;
-    } else {
-      int other = !db->header.slot;
-      tde_status_clear(&db->last);
-      /* Repaired after the next write transaction's sync. */
-      db->slot_behind = !db->slot[other].valid || h[other].unit_size != db->header.unit_size;
-      if (db->slot[other].valid && !known[other]) tde_keyring_note_other(db->keys, &h[other]);
-    }
+    db->retry_at = tde_now_ms() + TDE_RETRY_MS;
+    return;
   }
-  tde_header_clear(&h[0]);
-  tde_header_clear(&h[1]);
-  return 1;
+  tde_status_clear(&db->last);
+  /* Repaired after the next write transaction's sync. */
+  other = !db->header.slot;
+  db->slot_behind = !db->slot[other].valid || p->h[other].unit_size != db->header.unit_size;
+  if (db->slot[other].valid && !p->known[other]) tde_keyring_note_other(db->keys, &p->h[other]);
+}
+
+/* Takes the slot that counts, or tells why none does. False: the file's size, which was not asked for
+** (-1), is needed to tell what the slots mean. */
+static int choose_slot(tde_db *db, const tde_slots *both, sqlite3_int64 size, int forced) {
+  parsed p;
+  int whole, settled;
+
+  parse_slots(db, both, &p);
+  whole = p.c[p.first] == TDE_OK;
+  settled = size >= 0 || (whole && p.h[p.first].unit_size);
+  if (settled && (not_looked_at(p.c[0]) || not_looked_at(p.c[1]))) {
+    db->state = TDE_STATE_INACCESSIBLE;
+    tde_fail(&db->last, not_looked_at(p.c[0]) ? p.c[0] : p.c[1], NULL,
+             "%s: the header could not be checked", tde_path_of(db->file));
+  } else if (settled && whole) {
+    take_slot(db, &p, forced);
+  } else if (settled && unfinished_creation(both, size)) {
+    set_new(db);
+  } else if (settled) {
+    classify_headerless(db, both, p.c[0], p.c[1]);
+  }
+  tde_header_clear(&p.h[0]);
+  tde_header_clear(&p.h[1]);
+  return settled;
 }
 
 /* A slot without U counts although the file holds more than a header: either
