@@ -42,6 +42,7 @@
 #include "../keyprovider/events.h"
 #include "../keyprovider/instance.h"
 #include "../keyprovider/json.h"
+#include "../vfs/header.h"
 #include "../vfs/logview.h"
 #include "../vfs/tdevfs.h"
 #include "access.h"
@@ -186,40 +187,42 @@ static int pragma_int(sqlite3 *db, const char *sql, int *out) {
   return rc ? rc : rc2;
 }
 
-/* Is the source of the kind that can be converted this way? */
-static int check_kind(conversion *c) {
-  static const char sealed[] = "SQLite-TDE\r\n"; /* FORMAT.md, Header */
-  sqlite3_file *file = NULL;
-  sqlite3_int64 size = 0;
-  char head[16];
+/* Can the source be decrypted? */
+static int check_encrypted(conversion *c) {
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+  tde_file *f = NULL;
   int rc;
 
-  if (!c->encrypting) {
-    tde_file_info *info = sqlite3_malloc64(sizeof(*info));
-    tde_file *f = NULL;
-    if (!info) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
-    rc = sqlite3_file_control(c->from, "main", TDE_FCNTL_FILE, &f);
-    if (rc == SQLITE_OK) {
-      tde_file_info_get(f, 0, info);
-      c->from_backup = info->facts.backup;
-      if (info->state == TDE_STATE_NOT_ENCRYPTED || info->state == TDE_STATE_PLAIN) {
-        rc = fail(c, SQLITE_NOTADB, TDE_NOT_ENCRYPTED, "check the file's name", "is not encrypted");
-      } else if (info->state != TDE_STATE_ONLINE && info->state != TDE_STATE_NEW) {
-        rc = tde_class_rc(info->last.code);
-        (void)shim_says(c, c->from);
-      }
+  if (!info) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
+  rc = sqlite3_file_control(c->from, "main", TDE_FCNTL_FILE, &f);
+  if (rc == SQLITE_OK) {
+    tde_file_info_get(f, 0, info);
+    c->from_backup = info->facts.backup;
+    if (info->state == TDE_STATE_NOT_ENCRYPTED || info->state == TDE_STATE_PLAIN) {
+      rc = fail(c, SQLITE_NOTADB, TDE_NOT_ENCRYPTED, "check the file's name", "is not encrypted");
+    } else if (info->state != TDE_STATE_ONLINE && info->state != TDE_STATE_NEW) {
+      rc = tde_class_rc(info->last.code);
+      (void)shim_says(c, c->from);
     }
-    sqlite3_free(info);
-    return rc;
   }
-  rc = sqlite3_file_control(c->from, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+  sqlite3_free(info);
+  return rc;
+}
+
+/* Can the source be encrypted? */
+static int check_plain(conversion *c) {
+  sqlite3_file *file = NULL;
+  sqlite3_int64 size = 0;
+  uint8_t head[sizeof(tde_header_magic)];
+  int rc = sqlite3_file_control(c->from, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+
   if (rc == SQLITE_OK) rc = file->pMethods->xFileSize(file, &size);
   if (rc == SQLITE_OK && size == 0) {
     return fail(c, SQLITE_ERROR, TDE_MISUSE, "open the new database with vfs=tde instead",
                 "holds nothing");
   }
   if (rc == SQLITE_OK) rc = file->pMethods->xRead(file, head, sizeof(head), 0);
-  if (rc == SQLITE_OK && memcmp(head, sealed, sizeof(sealed) - 1) == 0) {
+  if (rc == SQLITE_OK && memcmp(head, tde_header_magic, sizeof(head)) == 0) {
     return fail(c, SQLITE_NOTADB, TDE_MISUSE, "open it with vfs=tde", "is already encrypted");
   }
   if (rc && rc != SQLITE_IOERR_SHORT_READ) return fail_db(c, c->from, rc, "can not be read");
@@ -436,7 +439,7 @@ static int open_source(conversion *c, const char *arg) {
   if (!c->source || !c->params) return fail(c, SQLITE_NOMEM, TDE_NOMEM, NULL, "out of memory");
   if (!c->source[0]) return fail(c, SQLITE_MISUSE, TDE_MISUSE, "name a file", "not a file");
   rc = know_source(c);
-  if (rc == SQLITE_OK) rc = check_kind(c);
+  if (rc == SQLITE_OK) rc = c->encrypting ? check_plain(c) : check_encrypted(c);
   if (rc) return rc;
   /* Set before the first access: then a WAL needs no shared memory, and
   ** whoever else has it open is noticed. */
