@@ -9,7 +9,6 @@
 #include "tde.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "../keyprovider/http.h"
 #include "../keyprovider/provider.h"

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../ext/base/bytes.h"
 #include "../keyprovider/instance_edit.h"
 #include "../keyprovider/keydoc.h"
 #include "../vfs/tdevfs.h"

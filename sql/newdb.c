@@ -4,7 +4,6 @@
 #include "newdb.h"
 
 #include <errno.h>
-#include <string.h>
 #include <time.h>
 
 #include "../ext/base/bytes.h"

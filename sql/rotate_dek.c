@@ -161,9 +161,7 @@ typedef struct progress {
 static tde_class edit_progress(void *ctx, tde_keydoc *doc, tde_status *st) {
   const progress *p = ctx;
   if (!goes_on(p->r, doc)) return TDE_OK;
-  return tde_keydoc_epoch_progress(doc, p->done, p->all)
-             ? tde_nomem(st)
-             : TDE_OK;
+  return tde_keydoc_epoch_progress(doc, p->done, p->all) ? tde_nomem(st) : TDE_OK;
 }
 
 static int note(void *ctx, tde_change *c, tde_status *st) {
@@ -266,9 +264,7 @@ static tde_class edit_end(void *ctx, tde_keydoc *doc, tde_status *st) {
     return tde_fail(st, TDE_BUSY, "run tde_rotate_dek() again",
                     "another process rotates the DEK at the same time");
   }
-  return tde_keydoc_end_epoch(doc, (int64_t)time(NULL))
-             ? tde_nomem(st)
-             : TDE_OK;
+  return tde_keydoc_end_epoch(doc, (int64_t)time(NULL)) ? tde_nomem(st) : TDE_OK;
 }
 
 /* Somebody else may have ended it: after a sweep of its own. */

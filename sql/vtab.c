@@ -4,7 +4,6 @@
 ** A table is eponymous: SELECT ... FROM tde_keylist('current'). Its rows are the
 ** objects that the view builds when a query begins; a column is a member.
 */
-#include <stdlib.h>
 #include <string.h>
 
 #include "result.h"

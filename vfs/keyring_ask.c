@@ -4,9 +4,7 @@
 */
 #include <stdatomic.h>
 #include <stdio.h>
-#include <string.h>
 
-#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 #include "keyring_int.h"
 #include "openfiles.h"

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "../ext/base/bytes.h"
 #include "keyring_int.h"
 #include "openfiles.h"
 

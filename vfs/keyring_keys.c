@@ -6,7 +6,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "../ext/base/bytes.h"
 #include "../ext/base/secret.h"
 #include "keyring_int.h"
 #include "shim.h"

@@ -3,7 +3,6 @@
 ** fetched; see keyring.h.
 */
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"

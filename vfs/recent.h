@@ -12,10 +12,8 @@
 #include "../ext/base/crypto.h"
 #include "../ext/base/status.h"
 
-/* `key` names a protector together with whoever asks it. */
-
-/* An answer of at most max_age milliseconds ago: when it was given, and it is in *st (code TDE_OK:
-** it went well); or 0. now: milliseconds. */
+/* `key` names a protector together with whoever asks it. An answer of at most max_age milliseconds
+** ago: when it was given, and it is in *st (code TDE_OK: it went well); or 0. now: milliseconds. */
 int64_t tde_recent_get(const uint8_t key[TDE_HASH_BYTES], int64_t now, int64_t max_age,
                        tde_status *st);
 /* Keeps the answer c, or forgets an earlier one if it is neither good nor an outage. */

@@ -11,7 +11,6 @@
 */
 #include "redo.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"

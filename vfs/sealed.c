@@ -515,6 +515,11 @@ static int leave_gap(tde_sealed *s, uint64_t i) {
   return rc ? rc : load_size(s);
 }
 
+/* Was the unit in the file when its end was noted under this lock? */
+static int was_there(const tde_sealed *s, uint64_t i) {
+  return s->geo.role == TDE_ROLE_MAIN && tde_unit_start(&s->geo, i) < s->known_end;
+}
+
 /* What lies between the end of file and unit i, to which a write goes, reads as zeros in
 ** SQLite: sealed zeros. They would make a loss authentic where the file was cut off, so
 ** the place stays without a record
@@ -527,10 +532,6 @@ static int leave_gap(tde_sealed *s, uint64_t i) {
 ** it: in both it is guarded.
 ** In a transaction of this connection's own the end is where it was when that began, or somebody has
 ** cut off what was there under this lock: that stays without a record, too. */
-static int was_there(const tde_sealed *s, uint64_t i) {
-  return s->geo.role == TDE_ROLE_MAIN && tde_unit_start(&s->geo, i) < s->known_end;
-}
-
 static int fill_gap(tde_sealed *s, uint64_t i) {
   int rc;
 

@@ -125,8 +125,8 @@ typedef struct tde_sealed {
 
 /* Read flags. */
 #define TDE_READ_LENIENT 1 /* a unit that does not open reads as zeros */
-#define TDE_READ_SHORT 2   /* ... ends the read with SHORT_READ */
-#define TDE_READ_PROBE 4   /* ... ends the read with NOTFOUND, and no word of it */
+#define TDE_READ_SHORT 2   /* ... ends the read with SQLITE_IOERR_SHORT_READ */
+#define TDE_READ_PROBE 4   /* ... ends the read with SQLITE_NOTFOUND, and no word of it */
 
 void tde_sealed_init(tde_sealed *s, sqlite3_file *lower, tde_role role, uint32_t unit,
                      tde_cryptor *crypt, tde_counters *counters, const tde_sealed_hooks *hooks,

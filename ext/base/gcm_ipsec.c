@@ -23,7 +23,6 @@
 #include <intel-ipsec-mb.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "secret.h"
 
