@@ -1,12 +1,8 @@
 /*
 ** policy.h: how long an instance lets a DEK be used without its key service.
 **
-** Part of instance.json, "policy", all of it optional, in whole seconds:
-**   check_interval_s   300, 1 to 600        between checks of a database's protector
-**   outage_grace_s   86400, 0 to 2592000    how long an outage is waited out
-**   heal_window_s     1800, 0 to 2592000    how long a denied key may come back by itself
-**   rotation_poll_s  21600, 1 to 86400      between looks for a new version of a protector
-**                                           with auto-rotation
+** Part of instance.json, "policy", all of it optional, in whole seconds; SQL.md has the members
+** (tde_instance_set_policy), policy.c their defaults and bounds.
 ** A denial is believed after one repetition, so a revoked key is refused within
 ** the check interval and two seconds.
 */
@@ -18,7 +14,10 @@
 #include "json.h"
 
 typedef struct tde_policy {
-  int64_t check_s, grace_s, heal_s, rotation_s;
+  int64_t check_s;    /* between checks of a database's protector */
+  int64_t grace_s;    /* how long an outage is waited out */
+  int64_t heal_s;     /* how long a denied key may come back by itself */
+  int64_t rotation_s; /* between looks for a new version of a protector with auto-rotation */
 } tde_policy;
 
 /* Names, defaults and bounds, for whoever shows or changes a policy. */

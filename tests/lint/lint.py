@@ -379,6 +379,25 @@ def check_cited(security, sources):
             yield f"SECURITY.md: there is no test {name}"
 
 
+# ---- what the instance's file may hold --------------------------------------
+
+def check_members(sources):
+    """the documents have each member of the instance's file, and the policy's bounds as the code has them"""
+    code = "".join(s.text for s in sources if s.path.startswith("keyprovider/") and s.is_c)
+    docs = "".join(s.text for s in sources if s.path in ("sql/SQL.md", "keyprovider/PROVIDERS.md"))
+    names = {n for m in re.findall(r"#define TDE_\w+_NAMES \"([^\"]+)\"", code) for n in m.split()}
+    for name in sorted(names):
+        if not re.search(rf"[`\".]{name}[`\"]", docs):
+            yield f"{name}: a member of the instance's file that is in no document"
+    rows = {m[0]: m[1:] for m in re.findall(r"\| `(\w+)` \| (\d+) to (\d+)[^|]*\| (\d+) \|", docs)}
+    items = re.findall(r'\{"(\w+)", (\d+), (\d+), (\d+), offsetof\(tde_policy', code)
+    for name, default, low, high in items:
+        if rows.get(name) != (low, high, default):
+            yield f"{name}: sql/SQL.md says {rows.get(name)}, policy.c {(low, high, default)}"
+    if not names or not items:
+        yield "keyprovider/: no members, or no policy, found"
+
+
 # ---- the run --------------------------------------------------------------
 
 def files(root):
@@ -454,6 +473,10 @@ def self_test(tally):
                              [Source("tests/a.test", "test a-1.1 {x}\n  test a-2.$n {x}\n"),
                               Source("tests/unit/a.c", "void f(void);\n")]))
     tally.rule("self-test of check_cited", [] if len(found) == 2 else [f"lint: {found}"])
+    code = Source("keyprovider/a.c", '#define TDE_A_NAMES "told untold"\n{"p", 3, 1, 9, offsetof(tde_policy, p)}\n')
+    for row, wrong in (("| `p` | 1 to 9 | 3 | what |\n", 1), ("| `p` | 1 to 9 | 4 | what |\n", 2)):
+        found = list(check_members([code, Source("sql/SQL.md", "`told` " + row)]))
+        tally.rule("self-test of check_members", [] if len(found) == wrong else [f"lint: {found}"])
 
 
 def main():
@@ -474,6 +497,7 @@ def main():
     tally.rule(check_mutants.__doc__, list(check_mutants(sources, MUTANTS)))
     security = [s.text for s in sources if s.path == "SECURITY.md"]
     tally.rule(check_cited.__doc__, list(check_cited("".join(security), sources)))
+    tally.rule(check_members.__doc__, list(check_members(sources)))
     if os.path.exists(SQLITE_HEADER):
         with open(SQLITE_HEADER, encoding="utf-8") as f:
             tally.rule(check_sqlite.__doc__, list(check_sqlite(sources, f.read())))
