@@ -189,15 +189,12 @@ static tde_class wire_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
 /* The DEK of a running database must not hang on an instance file that is being edited, or is
 ** gone: what it said last holds, and the defaults where it never could be read. */
 static void wire_policy(void *ctx, const tde_key_params *params, tde_key_policy *out) {
-  const tde_instance *inst;
+  const tde_instance *inst = tde_instance_now_or_last(params->instance);
   tde_policy defaults;
   const tde_policy *p = &defaults;
 
   (void)ctx;
   tde_policy_defaults(&defaults);
-  if (tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
-    inst = tde_instance_last_seen(params->instance);
-  }
   if (inst) p = tde_instance_policy(inst);
   out->check_ms = p->check_s * 1000;
   out->grace_ms = p->grace_s * 1000;
@@ -206,13 +203,12 @@ static void wire_policy(void *ctx, const tde_key_params *params, tde_key_policy 
 }
 
 static void wire_event(void *ctx, const tde_key_params *params, const tde_key_event *e) {
-  const tde_instance *inst;
+  const tde_instance *inst = tde_instance_now_or_last(params->instance);
   tde_event event;
-  int known = tde_instance_open(params->instance, 0, &inst, NULL) == TDE_OK;
 
   (void)ctx;
   tde_event_fill(&event, e->event, e->uuid, params->path, e->key_id, e->version, e->st);
-  (void)tde_event_emit(known ? tde_instance_audit(inst) : NULL, &event, NULL);
+  (void)tde_event_emit(inst ? tde_instance_audit(inst) : NULL, &event, NULL);
 }
 
 static void wire_stop(void *ctx) {

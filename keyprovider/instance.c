@@ -463,6 +463,12 @@ const tde_instance *tde_instance_last_seen(const char *path) {
   return inst;
 }
 
+const tde_instance *tde_instance_now_or_last(const char *path) {
+  const tde_instance *inst;
+  if (tde_instance_open(path, 0, &inst, NULL) == TDE_OK) return inst;
+  return tde_instance_last_seen(path);
+}
+
 /* Changes what was sound, and checks it. */
 static tde_class change_root(tde_json *root, const char *file,
                              tde_instance_edit change, void *ctx, tde_status *st) {

@@ -56,6 +56,9 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
 /* The instance as this process read it last, whatever became of it since; NULL: it never did.
 ** For who must not hang on the file: what it says of keys counts no more. */
 const tde_instance *tde_instance_last_seen(const char *path);
+/* The instance as its file says now, or as this process read it last where that cannot be read: for
+** what goes on meanwhile, and for who tells of it. NULL: neither. */
+const tde_instance *tde_instance_now_or_last(const char *path);
 /* The directory that a path means now, absolute, malloc'd: for whoever opens it again later,
 ** when the environment or the current directory may have changed. It need not exist. */
 tde_class tde_instance_resolve(const char *path, char **dir, tde_status *st);

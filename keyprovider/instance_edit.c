@@ -15,25 +15,29 @@
 #include "keydoc.h"
 #include "local.h"
 
+/* Tells the instance's own sink how a change ended. */
+static void tell(const char *path, const char *event, const char *key_id, const char *version,
+                 tde_class rc, const tde_status *st) {
+  const tde_instance *inst = tde_instance_now_or_last(path);
+  tde_event e;
+  if (inst == NULL) return;
+  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, rc != TDE_OK ? st : NULL);
+  e.code = rc;
+  tde_event_emit(tde_instance_audit(inst), &e, NULL);
+}
+
 /* Before a change: where the audit is required, it must be possible to tell. */
 static tde_class announce(const char *path, const char *event, const char *key_id,
                           const char *version, tde_status *st) {
   const tde_instance *inst;
   tde_event e;
   tde_class rc = tde_instance_open(path, 1, &inst, st);
-  if (rc != TDE_OK) return rc;
+  if (rc != TDE_OK) {
+    tell(path, event, key_id, version, rc, st);
+    return rc;
+  }
   tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, NULL);
   return tde_event_announce(tde_instance_audit(inst), &e, st);
-}
-
-/* Tells the instance's own sink how a change ended. */
-static void tell(const char *path, const char *event, const char *key_id, const char *version,
-                 tde_class rc, const tde_status *st) {
-  const tde_instance *inst;
-  tde_event e;
-  if (tde_instance_open(path, 0, &inst, NULL) != TDE_OK) return;
-  tde_event_fill(&e, event, NULL, tde_instance_dir(inst), key_id, version, rc != TDE_OK ? st : NULL);
-  tde_event_emit(tde_instance_audit(inst), &e, NULL);
 }
 
 /* ---- asking a key service, before anything is changed ---- */
@@ -143,6 +147,7 @@ tde_class tde_instance_set_protector(const char *path, const char *key_id, const
     rc = probe(inst, managed ? tde_instance_smk(inst) : key_id, managed ? NULL : identity, &info, st);
     if (rc == TDE_OK) tde_key_full_id(&info, full);
     if (rc == TDE_OK && !managed) change.found = info;
+    if (rc != TDE_OK) tell(path, event, managed ? tde_instance_smk(inst) : key_id, "", rc, st);
   }
   /* Before a key is made, too. */
   if (rc == TDE_OK) rc = announce(path, event, full, "", st);
@@ -188,21 +193,24 @@ static tde_class apply_add(void *ctx, tde_json *root, tde_status *st) {
 
 tde_class tde_instance_add_key(const char *path, const char *key_id, const char *identity,
                                tde_key_info *info, tde_status *st) {
+  static const char event[] = "add-instance-key";
   const tde_instance *inst;
   addition a = {info, identity};
   tde_class rc = check_identity(identity, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc == TDE_OK) rc = check_named(inst, identity, st);
-  if (rc == TDE_OK) rc = tde_provider_get(inst, key_id, identity, NULL, info, st);
+  if (rc != TDE_OK) return rc;
+  rc = tde_provider_get(inst, key_id, identity, NULL, info, st);
   if (rc == TDE_OK && !info->enabled) {
     if (st != NULL) tde_key_full_id(info, st->key_id);
     rc = tde_fail(st, TDE_DISABLED, "enable the key version first",
                   "the key %.300s is disabled: it could read nothing", info->base_id);
   }
-  if (rc == TDE_OK) rc = announce(path, "add-instance-key", info->base_id, info->version, st);
+  if (rc != TDE_OK) tell(path, event, key_id, "", rc, st);
+  if (rc == TDE_OK) rc = announce(path, event, info->base_id, info->version, st);
   if (rc != TDE_OK) return rc;
   rc = tde_instance_change(path, apply_add, &a, st);
-  tell(path, "add-instance-key", info->base_id, info->version, rc, st);
+  tell(path, event, info->base_id, info->version, rc, st);
   return rc;
 }
 
@@ -255,19 +263,22 @@ static tde_class apply_removal(void *ctx, tde_json *root, tde_status *st) {
 
 tde_class tde_instance_remove_key(const char *path, const char *key, int *removed,
                                   tde_status *st) {
+  static const char event[] = "remove-instance-key";
   const tde_instance *inst;
   removal r = {.key = key};
   tde_class rc = tde_instance_open(path, 0, &inst, st);
   if (rc == TDE_OK) {
     r.protector = tde_instance_protector(inst);
     (void)tde_instance_protector_info(inst, &r.protector_info);
+  } else {
+    tell(path, event, key, "", rc, st);
   }
-  if (rc == TDE_OK) rc = announce(path, "remove-instance-key", key, "", st);
+  if (rc == TDE_OK) rc = announce(path, event, key, "", st);
   *removed = 0;
   if (rc != TDE_OK) return rc;
   rc = tde_instance_change(path, apply_removal, &r, st);
   *removed = r.removed;
-  tell(path, "remove-instance-key", key, "", rc, st);
+  tell(path, event, key, "", rc, st);
   return rc;
 }
 
@@ -279,10 +290,10 @@ tde_class tde_instance_new_key(const char *path, const char *name, tde_key_info 
     rc = tde_fail(st, TDE_MISUSE, "choose another name",
                   "the name smk is that of the service-managed key");
   }
-  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   char id[TDE_KEY_ID_MAX];
   snprintf(id, sizeof id, "local:%.200s", name);
   if (rc == TDE_OK) rc = announce(path, "new-local-key", id, "", st);
+  if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
   if (rc != TDE_OK) return rc;
   rc = tde_local_create(tde_instance_dir(inst), name, info, st);
   tell(path, "new-local-key", id, rc == TDE_OK ? info->version : "", rc, st);

@@ -178,14 +178,16 @@ int tde_change_commit(tde_change *c, tde_change_edit edit, void *ctx, int loose,
   return rc;
 }
 
-/* A failure is an event, too. */
+/* A failure is an event, too, also where it is the instance that cannot be read. */
 static void tell_failure(const tde_change *c, const tde_status *st) {
+  const tde_instance *inst = c->inst;
   tde_event e;
 
   if (!c->event || (c->tried_again && st->code == TDE_BUSY)) return;
   fill(c, &e, &c->subject, st);
   if (e.code == TDE_OK) e.code = TDE_IO;
-  (void)tde_event_emit(c->inst ? tde_instance_audit(c->inst) : NULL, &e, NULL);
+  if (!inst && c->f) inst = tde_instance_now_or_last(tde_file_instance(c->f));
+  (void)tde_event_emit(inst ? tde_instance_audit(inst) : NULL, &e, NULL);
 }
 
 int tde_change_announce(tde_change *c, tde_status *st) {

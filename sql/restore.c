@@ -446,6 +446,10 @@ static void tell(const restore *r, const char *path, const tde_status *st) {
   tde_event e;
   const tde_audit *audit = event_of(r, path, st, &e);
 
+  if (!audit) { /* perhaps for the instance itself */
+    const tde_instance *inst = tde_instance_now_or_last(r->instance);
+    audit = inst ? tde_instance_audit(inst) : NULL;
+  }
   (void)tde_event_emit(audit, &e, NULL);
 }
 
