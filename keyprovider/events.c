@@ -30,9 +30,11 @@
 #include "../ext/base/log.h"
 #include "cloud.h"
 #include "files.h"
+#include "provider.h"
 
 #define LOCK_WAIT_MS 2000
 #define LOCK_NAP_MS 5
+#define WARN_EACH_MS 60000
 /* Every line begins so: object_of. */
 #define LINE_HEAD "{\"time\":\""
 #define LINE_HEAD_LEN ((ssize_t)sizeof LINE_HEAD - 1)
@@ -113,7 +115,7 @@ static struct {
   pthread_once_t once;
   kept *at; /* TDE_EVENTS_MAX of them; made with the first event */
   uint64_t n;
-  int64_t last_warning;
+  int64_t next_warning; /* tde_boot_ms() from which one is due */
 } ring = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 static void raw_lock(void) {
@@ -417,12 +419,12 @@ static void adopt(const tde_audit *a, int fd, const struct stat *is) {
   }
 }
 
-/* Says that the sink fails, but not with every event. */
+/* Says that the sink fails, but not with every event. (The clock of day may be set back.) */
 static void warn(const tde_status *st) {
-  int64_t now = (int64_t)time(NULL);
+  int64_t now = tde_boot_ms();
   ring_lock();
-  int due = now - ring.last_warning >= 60;
-  if (due) ring.last_warning = now;
+  int due = now >= ring.next_warning;
+  if (due) ring.next_warning = now + WARN_EACH_MS;
   ring_unlock();
   if (due) tde_log_status(TDE_LOG_ERROR, "audit", st);
 }

@@ -12,8 +12,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "ext/base/crypto.h"
+#include "ext/base/log.h"
 #include "ext/base/secret.h"
 #include "keyprovider/events.h"
 #include "keyprovider/files.h"
@@ -674,6 +676,49 @@ static void an_audit_that_can_not_be_written(void) {
   CHECK(tde_event_emit(&a, &e, &st) == TDE_OK && count_lines(&a) == 2);
 }
 
+static time_t set_back_by; /* the clock of day; that of the time since the start goes on */
+static int64_t later_by;
+static int warnings;
+
+/* Stand before the C library's. */
+time_t time(time_t *out) {
+  struct timespec now;
+  (void)syscall(SYS_clock_gettime, CLOCK_REALTIME, &now);
+  now.tv_sec -= set_back_by;
+  if (out != NULL) *out = now.tv_sec;
+  return now.tv_sec;
+}
+
+int clock_gettime(clockid_t id, struct timespec *out) {
+  int rc = (int)syscall(SYS_clock_gettime, id, out);
+  if (id == CLOCK_BOOTTIME || id == CLOCK_MONOTONIC) out->tv_sec += later_by;
+  return rc;
+}
+
+static void count_warning(tde_level level, const char *line) {
+  warnings += level == TDE_LOG_ERROR && strstr(line, "audit") != NULL;
+}
+
+/* A sink that fails is logged each minute, whatever the clock of day says meanwhile. */
+static void a_failing_audit_under_a_clock_that_is_set_back(void) {
+  char path[PATH_BYTES];
+  tde_audit a = audit_at(path, "none/audit.log");
+  tde_event e = event_of(uuid, "local:k", NULL);
+  later_by += 3600;
+  tde_log_set_sink(count_warning);
+  for (int minute = 0; minute < 3; minute++) {
+    warnings = 0;
+    for (int i = 0; i < 3; i++) CHECK(tde_event_emit(&a, &e, NULL) == TDE_IO);
+    CHECK(warnings == 1);
+    set_back_by += 86400;
+    later_by += 61;
+  }
+  set_back_by = time(NULL) + 86400; /* before 1970 */
+  CHECK(tde_event_emit(&a, &e, NULL) == TDE_IO && warnings == 2);
+  tde_log_set_sink(NULL);
+  set_back_by = 0;
+}
+
 /* What an outage leaves of a first line is an audit's; the lines that follow are whole. */
 static void an_audit_whose_first_line_is_torn(void) {
   static const struct {
@@ -763,6 +808,7 @@ int main(int argc, char **argv) {
       {"a_rotation_that_another_fills", a_rotation_that_another_fills},
       {"an_audit_that_is_synced", an_audit_that_is_synced},
       {"an_audit_that_can_not_be_written", an_audit_that_can_not_be_written},
+      {"a_failing_audit_under_a_clock_that_is_set_back", a_failing_audit_under_a_clock_that_is_set_back},
       {"an_audit_whose_first_line_is_torn", an_audit_whose_first_line_is_torn},
       {"audit_settings", audit_settings},
   };
