@@ -38,6 +38,8 @@
 /* Every line begins so: object_of. */
 #define LINE_HEAD "{\"time\":\""
 #define LINE_HEAD_LEN ((ssize_t)sizeof LINE_HEAD - 1)
+/* The message of an announcement. */
+#define BEGINS "begins"
 #define OWN "names a file of the instance, or one among its keys"
 
 /* ---- the event ---- */
@@ -159,7 +161,7 @@ static int is_of(const kept *k, const uint8_t *uuid) {
 tde_class tde_event_announce(const tde_audit *audit, const tde_event *e, tde_status *st) {
   tde_event before = *e;
   if (audit == NULL || !audit->required) return TDE_OK;
-  snprintf(before.message, sizeof before.message, "begins");
+  snprintf(before.message, sizeof before.message, BEGINS);
   return tde_event_emit(audit, &before, st);
 }
 
@@ -500,6 +502,26 @@ static tde_class to_file(const tde_audit *a, const char *line, size_t n, tde_sta
   unlock(fd);
   errno = saved;
   return failed ? file_failed(a, "cannot be written", st) : TDE_OK;
+}
+
+/* Is there nothing in the file but an announcement of this process? */
+static int is_announcement(int fd, const struct stat *is) {
+  char line[8192], mark[64];
+  if (!S_ISREG(is->st_mode) || is->st_nlink != 1 || is->st_size >= (off_t)sizeof line) return 0;
+  ssize_t n = pread(fd, line, sizeof line - 1, 0);
+  if (n <= 0) return n == 0;
+  line[n] = 0;
+  snprintf(mark, sizeof mark, "\"message\":\"" BEGINS "\",\"pid\":%d,", (int)getpid());
+  return strchr(line, '\n') == line + n - 1 && strstr(line, mark) != NULL;
+}
+
+void tde_audit_take_back(const tde_audit *a) {
+  struct stat is;
+  int waited = 0, fd = a->own ? -1 : open_locked(a, &waited, &is);
+  if (fd < 0) return;
+  /* Who waits for the lock sees that the name is gone, and makes a new one. */
+  if (is_announcement(fd, &is)) (void)unlink(a->file);
+  unlock(fd);
 }
 
 /* ---- emitting ---- */

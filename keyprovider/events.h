@@ -74,6 +74,10 @@ tde_class tde_audit_read(const tde_json *root, const char *file, tde_audit *out,
 ** own either. Changes nothing. */
 tde_class tde_audit_look(const tde_audit *audit, tde_status *st);
 
+/* Takes an announcement back for which the file was made: it goes, unless there is more in it by now
+** than that line. */
+void tde_audit_take_back(const tde_audit *audit);
+
 /* Keeps the event and writes it to the sink (NULL: none). The result is the
 ** sink's: a caller that may not go on unaudited looks at it. */
 tde_class tde_event_emit(const tde_audit *audit, const tde_event *e, tde_status *st);

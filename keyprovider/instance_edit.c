@@ -3,9 +3,11 @@
 */
 #include "instance_edit.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "../ext/base/bytes.h"
@@ -446,25 +448,52 @@ tde_class tde_instance_set_identity(const char *path, const char *name, const ch
   return rc;
 }
 
+/* A sink that is to be the instance's. */
+typedef struct new_sink {
+  tde_audit audit;
+  int made;  /* its file was not there */
+  int begun; /* it has the line that the change begins */
+} new_sink;
+
+static void fill_set_audit(tde_event *e, const char *dir, const tde_status *st) {
+  tde_event_fill(e, "set-audit", NULL, dir, "", "", st);
+}
+
 /* The sink to be: no file of something else, and one that can be written, whether it is required
 ** or not: who names it expects lines in it. (The old one need not: it may be what is to be mended.) */
-static tde_class try_sink(const tde_json *value, const char *dir, tde_status *st) {
+static tde_class try_sink(const tde_json *value, const char *dir, new_sink *sink, tde_status *st) {
   char file[TDE_PATH_MAX + 16];
   tde_json *root = tde_json_object();
-  tde_audit audit;
+  struct stat sb;
   tde_event e;
   tde_status inner;
   tde_class rc = tde_json_set_json(root, "audit", tde_json_copy(value)) ? tde_nomem(st) : TDE_OK;
   tde_status_clear(&inner);
   snprintf(file, sizeof file, "%s/instance.json", dir);
-  if (rc == TDE_OK && tde_audit_read(root, file, &audit, &inner) == TDE_OK) {
-    tde_event_fill(&e, "set-audit", NULL, dir, "", "", NULL);
-    audit.required |= audit.file[0] != 0;
-    rc = tde_audit_look(&audit, st);
-    if (rc == TDE_OK) rc = tde_event_announce(&audit, &e, st);
+  if (rc == TDE_OK && tde_audit_read(root, file, &sink->audit, &inner) == TDE_OK) {
+    tde_audit *audit = &sink->audit;
+    fill_set_audit(&e, dir, NULL);
+    audit->required |= audit->file[0] != 0;
+    sink->made = audit->file[0] != 0 && lstat(audit->file, &sb) != 0 && errno == ENOENT;
+    rc = tde_audit_look(audit, st);
+    if (rc == TDE_OK) rc = tde_event_announce(audit, &e, st);
+    sink->begun = rc == TDE_OK && audit->required;
   } /* else the change itself tells what is wrong */
   tde_json_free(root);
   return rc;
+}
+
+/* What begins there was not to be: a file that was made for it goes, another one says so. */
+static void give_up_sink(const new_sink *sink, const tde_audit *old, const char *dir, tde_class rc,
+                         const tde_status *st) {
+  tde_event e;
+  if (sink->made) {
+    tde_audit_take_back(&sink->audit);
+  } else if (sink->begun && strcmp(sink->audit.file, old->file) != 0) {
+    fill_set_audit(&e, dir, st);
+    e.code = rc;
+    (void)tde_event_emit(&sink->audit, &e, NULL);
+  }
 }
 
 /* The sink that was there hears of it, too. */
@@ -473,23 +502,31 @@ static void tell_old_sink(const tde_audit *old, const char *path) {
   tde_event e;
   if (tde_instance_open(path, 0, &inst, NULL) != TDE_OK) return;
   if (old->file[0] == 0 || strcmp(old->file, tde_instance_audit(inst)->file) == 0) return;
-  tde_event_fill(&e, "set-audit", NULL, tde_instance_dir(inst), "", "", NULL);
+  fill_set_audit(&e, tde_instance_dir(inst), NULL);
   (void)tde_event_emit(old, &e, NULL);
+}
+
+/* From the old sink to the one of value; NULL: none. */
+static tde_class change_sink(const char *path, setting *s, const tde_instance *inst, tde_status *st) {
+  const tde_audit old = *tde_instance_audit(inst);
+  new_sink sink;
+  memset(&sink, 0, sizeof sink);
+  tde_class rc = s->value != NULL ? try_sink(s->value, tde_instance_dir(inst), &sink, st) : TDE_OK;
+  if (rc == TDE_OK) rc = tde_instance_change(path, apply_audit, s, st);
+  if (rc != TDE_OK) give_up_sink(&sink, &old, tde_instance_dir(inst), rc, st);
+  if (rc == TDE_OK) tell_old_sink(&old, path);
+  tell(path, "set-audit", "", "", rc, st);
+  return rc;
 }
 
 tde_class tde_instance_set_audit(const char *path, const char *json, tde_status *st) {
   const tde_instance *inst;
-  tde_audit old;
   setting s = {.name = "audit"};
   tde_class rc = parse_setting(&s, json, "the audit", TDE_AUDIT_NAMES, st);
   if (rc == TDE_OK) rc = tde_instance_change_fits(path, apply_audit, &s, st);
   if (rc == TDE_OK) rc = tde_instance_open(path, 1, &inst, st);
-  if (rc == TDE_OK) old = *tde_instance_audit(inst);
-  if (rc == TDE_OK && s.value != NULL) rc = try_sink(s.value, tde_instance_dir(inst), st);
-  if (rc == TDE_OK) rc = tde_instance_change(path, apply_audit, &s, st);
+  if (rc == TDE_OK) rc = change_sink(path, &s, inst, st);
   tde_json_free(s.value);
-  if (rc == TDE_OK) tell_old_sink(&old, path);
-  if (rc == TDE_OK) tell(path, "set-audit", "", "", rc, st);
   return rc;
 }
 
