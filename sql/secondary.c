@@ -313,7 +313,8 @@ static int fail_secondary(const char *path, int rc, int unknown, tde_status *st)
   const char *remedy =
       rc == SQLITE_CORRUPT
           ? "remove it, and create it anew with tde_create_secondary()"
-          : "check its name and permissions; tde_create_secondary() makes a new one";
+          : tde_errno_remedy(rc == SQLITE_CANTOPEN ? errno : 0,
+                             "check its name and permissions; tde_create_secondary() makes a new one");
 
   (void)tde_view_fail(path, rc, unknown, st);
   if (rc != SQLITE_NOMEM) (void)sqlite3_snprintf(sizeof(st->remedy), st->remedy, "%s", remedy);

@@ -8,6 +8,8 @@
 **  - a key service is asked before a transaction's first lock (tde_db_ask), not under it;
 **  - what was under way when the key was lost may end, but not go on for ever (tde_db_io_gate).
 */
+#include <errno.h>
+
 #include "redo.h"
 #include "shim.h"
 #include "watch.h"
@@ -130,7 +132,7 @@ int tde_db_io_gate(tde_file *f, int writes) {
 ** EXCLUSIVE, so under SHARED such a log is nobody's; with nolock=1 it is said to be nobody's. */
 static int finish_update(tde_file *f) {
   tde_db *db = f->db;
-  int rc;
+  int rc, err = 0;
 
   if (!tde_redo_exists(f)) return SQLITE_OK;
   if (db->read_only) {
@@ -146,11 +148,13 @@ static int finish_update(tde_file *f) {
     rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_RESERVED);
     if (rc == SQLITE_OK) rc = LOWER(f)->xLock(f->lower, SQLITE_LOCK_EXCLUSIVE);
     if (rc == SQLITE_OK) rc = tde_redo_settle(f, 1);
+    if (rc == SQLITE_CANTOPEN) err = errno;
     (void)LOWER(f)->xUnlock(f->lower, SQLITE_LOCK_SHARED);
   }
   if (rc && (rc & 0xff) != SQLITE_BUSY) {
     tde_fail(&db->last, rc == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO,
-             "check the disk, and the permissions of the file whose name ends in -tdelog",
+             tde_errno_remedy(
+                 err, "check the disk, and the permissions of the file whose name ends in -tdelog"),
              "%s: the log of an update of this secondary can not be used: %s", tde_path_of(f),
              sqlite3_errstr(rc));
     (void)tde_db_report(db);

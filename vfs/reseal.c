@@ -22,6 +22,7 @@
 **  - the sweep holds no state on disk: after a crash it begins at unit 0 and skips
 **    what is done, by the epoch in each record's head.
 */
+#include <errno.h>
 #include <string.h>
 
 #include "../ext/base/bytes.h"
@@ -224,15 +225,19 @@ static int run_step(step *p, uint64_t *next, int *end) {
   return rc;
 }
 
-static const char *remedy_of(int rc) {
-  switch (rc & 0xff) {
-    case SQLITE_BUSY:
-      return "try again when others write less";
-    case SQLITE_FULL:
-      return "make room on the disk, then run tde_rotate_dek() again: it goes on";
-    default:
-      return "check the disk, then run tde_rotate_dek() again";
-  }
+/* The cause that the system gave; 0: none that tells something. */
+static int errno_of(int rc) {
+  if ((rc & 0xff) == SQLITE_FULL) return ENOSPC;
+  return (rc & 0xff) == SQLITE_CANTOPEN || (rc & 0xff) == SQLITE_IOERR ? errno : 0;
+}
+
+static void explain(const tde_file *f, int rc, int err, const char *what, tde_status *st) {
+  int busy = (rc & 0xff) == SQLITE_BUSY;
+
+  tde_fail(st, busy ? TDE_BUSY : TDE_IO,
+           busy ? "try again when others write less" : tde_errno_remedy(err, "check the disk"),
+           "%s: %s: %s", f->path, what, sqlite3_errstr(rc));
+  if (st && !busy) tde_also(st, "then run tde_rotate_dek() again: it goes on");
 }
 
 int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st) {
@@ -240,7 +245,7 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
   step p;
   sqlite3_int64 size = 0;
   uint64_t rest;
-  int rc;
+  int rc, err;
 
   *end = 1;
   memset(&p, 0, sizeof(p));
@@ -260,16 +265,14 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
       if (rc && st && f->db->last.code) *st = f->db->last;
     }
   }
+  err = errno_of(rc);
   let_writers_in(f, &x);
   if (rc == SQLITE_OK) rc = LOWER(f)->xFileSize(f->lower, &size);
   *all = tde_units_in(&f->s.geo, (uint64_t)size, &rest);
   tde_file_leave(f);
   tde_wipe(p.records, (TDE_FETCH_UNITS + 1) * (size_t)p.record);
   sqlite3_free(p.records);
-  if (rc && st && st->code == TDE_OK) {
-    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, remedy_of(rc),
-             "%s: units could not be sealed anew: %s", f->path, sqlite3_errstr(rc));
-  }
+  if (rc && st && st->code == TDE_OK) explain(f, rc, err, "units could not be sealed anew", st);
   return rc;
 }
 
@@ -331,7 +334,7 @@ static int settle_logs(tde_file *f) {
 
 int tde_file_reseal_end(tde_file *f, tde_status *st) {
   exclusion x;
-  int rc;
+  int rc, err;
 
   tde_file_enter(f);
   rc = keep_log_writers_out(f, &x);
@@ -339,12 +342,9 @@ int tde_file_reseal_end(tde_file *f, tde_status *st) {
   /* Others may have written without a sync (synchronous=OFF): nothing of the old epoch is to
   ** come back by an outage. */
   if (rc == SQLITE_OK) rc = LOWER(f)->xSync(f->lower, SQLITE_SYNC_NORMAL);
+  err = errno_of(rc);
   let_writers_in(f, &x);
   tde_file_leave(f);
-  if (rc) {
-    tde_fail(st, (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO, remedy_of(rc),
-             "%s: every page is under the new key, but the logs could not be settled: %s", f->path,
-             sqlite3_errstr(rc));
-  }
+  if (rc) explain(f, rc, err, "every page is under the new key, but the logs could not be settled", st);
   return rc;
 }
