@@ -42,7 +42,9 @@ typedef struct retire {
   const tde_instance *inst;
   tde_json *needed;    /* by whom, and why */
   tde_json *unchecked; /* what could not be looked at, and why */
-  size_t open_unchecked; /* of those the first, which are open */
+  tde_json *named;     /* the exact names of those that need it */
+  tde_json *open;      /* those of what is open and could not be looked at, with why */
+  int open_seen;       /* nothing is added to these any more */
   int unlike;            /* what to do about a file that is nothing known is said */
   int known;           /* somebody has heard of the key */
   int bad;             /* out of memory */
@@ -57,6 +59,33 @@ static void add(retire *r, tde_json *list, const char *path, const char *member,
     return;
   }
   r->bad |= tde_json_append(list, j);
+}
+
+/* Is the file in this list of exact names? If not it is added, where it is to be. (A list that is
+** shown does not tell: JSON shows names that are no UTF-8 as well as it can, and so several alike.) */
+static int is_said(retire *r, tde_json *list, int adding, const char *path, const char *what) {
+  char *name = tde_uri_of(path, ""), *key = name ? sqlite3_mprintf("%s %s", name, what) : NULL;
+  char *clean = key ? tde_json_clean(key) : NULL;
+  int said = 0;
+
+  for (size_t i = 0; clean && i < tde_json_count(list) && !said; i++) {
+    said = strcmp(tde_json_text_at(list, i), clean) == 0;
+  }
+  r->bad |= !clean || (!said && adding && tde_json_append_text(list, clean));
+  free(clean);
+  sqlite3_free(key);
+  sqlite3_free(name);
+  return said;
+}
+
+static void add_needed(retire *r, const char *path, const char *reason) {
+  if (!is_said(r, r->named, 1, path, "")) add(r, r->needed, path, "reason", reason);
+}
+
+/* A database that is open may be in the folder, too. */
+static void not_checked(retire *r, const char *path, const char *error) {
+  if (is_said(r, r->open, !r->open_seen, path, error)) return;
+  add(r, r->unchecked, path, "error", error);
 }
 
 /* ---- databases ---- */
@@ -86,17 +115,6 @@ static int is_listed(const tde_json *entry, const char *key) {
   return tde_key_named(&info, key);
 }
 
-/* Is it said already that this one needs it? */
-static int is_named(const retire *r, const char *path) {
-  int named = 0;
-
-  for (size_t i = 0; i < tde_json_count(r->needed) && !named; i++) {
-    const char *one = tde_json_get_text(tde_json_at(r->needed, i), "path");
-    named = one && strcmp(one, path) == 0;
-  }
-  return named;
-}
-
 /* where: of a document that is not the newest in the file, what it is. */
 static void check_doc(retire *r, const char *path, const tde_keydoc *doc, const char *where) {
   const tde_json *all = tde_keydoc_json(doc), *list = tde_json_get(all, "keys");
@@ -107,7 +125,7 @@ static void check_doc(retire *r, const char *path, const tde_keydoc *doc, const 
   for (int i = 0; i < n && !needs; i++) needs = is_it(r, &infos[i]);
   (void)sqlite3_snprintf(sizeof(reason), reason, "%s%s",
                          tde_json_get(all, "backup") ? "backup" : "protector", where);
-  if (needs && !is_named(r, path)) add(r, r->needed, path, "reason", reason);
+  if (needs) add_needed(r, path, reason);
   r->known |= needs;
   for (size_t i = 0; i < tde_json_count(list) && !r->known; i++) {
     r->known = is_listed(tde_json_at(list, i), r->key);
@@ -139,20 +157,6 @@ static int counts(int unknown, int how) {
   return unknown == TDE_UNKNOWN_NAME || (unknown == TDE_UNKNOWN_BYTES && how == FOUND);
 }
 
-/* Is it said already of a database that is open, and in the folder? */
-static int is_said(const retire *r, const char *path, const char *error) {
-  for (size_t i = 0; i < r->open_unchecked; i++) {
-    const tde_json *one = tde_json_at(r->unchecked, i);
-    const char *of = tde_json_get_text(one, "path"), *said = tde_json_get_text(one, "error");
-    if (of && said && strcmp(of, path) == 0 && strcmp(said, error) == 0) return 1;
-  }
-  return 0;
-}
-
-static void not_checked(retire *r, const char *path, const char *error) {
-  if (!is_said(r, path, error)) add(r, r->unchecked, path, "error", error);
-}
-
 static void check_file(retire *r, const char *path, const char *vfs, int how) {
   tde_view_db v;
   tde_status st;
@@ -165,8 +169,8 @@ static void check_file(retire *r, const char *path, const char *vfs, int how) {
     if (v.other) check_doc(r, path, v.other, " in its other header slot");
   } else if (rc != SQLITE_NOTADB) {
     not_checked(r, path, st.code ? st.message : sqlite3_errstr(rc));
-  } else if (counts(v.head.unknown, how)) {
-    not_checked(r, path, why_unknown(r, path, v.head.unknown));
+  } else if (counts(v.head.unknown, how) && !is_said(r, r->open, !r->open_seen, path, "")) {
+    add(r, r->unchecked, path, "error", why_unknown(r, path, v.head.unknown));
   }
   tde_view_close(&v);
 }
@@ -181,9 +185,9 @@ static void check_open_documents(retire *r) {
     tde_keydoc *doc = NULL;
     tde_status st;
     tde_status_clear(&st);
-    if (list[i].as_key && tde_key_ids_match(list[i].as_key, r->key) && !is_named(r, list[i].path)) {
+    if (list[i].as_key && tde_key_ids_match(list[i].as_key, r->key)) {
       r->known = 1;
-      add(r, r->needed, list[i].path, "reason", "opened with tde_key= here");
+      add_needed(r, list[i].path, "opened with tde_key= here");
     }
     if (tde_keydoc_parse(list[i].doc, list[i].ndoc, &doc, &st) == TDE_OK) {
       check_doc(r, list[i].path, doc, " as it is open here");
@@ -207,7 +211,7 @@ static void check_open_databases(retire *r) {
     }
   }
   tde_open_databases_free(list, n);
-  r->open_unchecked = tde_json_count(r->unchecked);
+  r->open_seen = 1;
 }
 
 /* ---- the folder ---- */
@@ -413,6 +417,8 @@ void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **
   }
   r.needed = tde_json_array();
   r.unchecked = tde_json_array();
+  r.named = tde_json_array();
+  r.open = tde_json_array();
   look(&r, where, &sb);
   if (!r.bad && !may_be_known(&r) && !exists(&r, &st)) {
     tde_result_status(ctx, tde_class_rc(st.code), &st);
@@ -425,4 +431,6 @@ void tde_sql_key_safe_to_retire(sqlite3_context *ctx, int argc, sqlite3_value **
   }
   tde_json_free(r.needed);
   tde_json_free(r.unchecked);
+  tde_json_free(r.named);
+  tde_json_free(r.open);
 }
