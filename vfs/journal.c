@@ -64,9 +64,10 @@ int tde_journal_read(tde_file *f, uint8_t *buf, uint32_t n, uint64_t off) {
 #define SUPER_TAIL 16u
 #define SUPER_NAME_MAX 4096u
 
+/* SQLite adds chars, which are signed or not as the machine has them. */
 static uint32_t sum_of(const uint8_t *name, uint32_t n) {
   uint32_t sum = 0;
-  for (uint32_t i = 0; i < n; i++) sum += (uint32_t)(signed char)name[i]; /* SQLite's are chars */
+  for (uint32_t i = 0; i < n; i++) sum += (uint32_t)(char)name[i];
   return sum;
 }
 
