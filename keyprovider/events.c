@@ -273,6 +273,9 @@ static const char *remedy_of(int err) {
     case ENOENT: return "make the folder that the audit file is to be in, or name another file";
     case ELOOP: return "name the file that the symbolic link leads to (tde_instance_set_audit)";
     case EWOULDBLOCK: return "find who keeps it locked (fuser), and let it go";
+    case ENOLCK:
+    case ENOTSUP: return "name a file on a file system that has locks (tde_instance_set_audit)";
+    case EIO: return "check the disk and the file system";
     default: return tde_errno_remedy(err, "check the permissions of the audit file and of its folder");
   }
 }
@@ -283,12 +286,13 @@ static tde_class file_failed(const tde_audit *a, const char *what, tde_status *s
                   err == EWOULDBLOCK ? "another process has it locked" : strerror(err));
 }
 
-/* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at. After
-** an outage the first line may be zeros, or end too early: the next one begins anew. */
+/* Does it hold lines of ours, or nothing yet? One that we may not read is not looked at; -1 with errno:
+** that cannot be told. After an outage the first line may be zeros, or end too early: the next one
+** begins anew. */
 static int is_ours(int fd) {
   char head[4096];
   ssize_t n = pread(fd, head, sizeof head, 0), zeros = 0, same = 0;
-  if (n < 0) return errno == EBADF;
+  if (n < 0) return errno == EBADF ? 1 : -1;
   while (zeros < n && head[zeros] == 0) zeros++;
   if (zeros == n) return 1;
   if (zeros > 0 && head[zeros] == '\n') zeros++;
@@ -302,15 +306,22 @@ static tde_class not_a_log(const tde_audit *a, const char *what, tde_status *st)
                   "the audit file %.300s %s: nothing is written to it", a->file, what);
 }
 
+/* TDE_OK: lines may be added to what is in the file. */
+static tde_class check_content(const tde_audit *a, int fd, tde_status *st) {
+  int ours = is_ours(fd);
+  if (ours > 0) return TDE_OK;
+  return ours == 0 ? not_a_log(a, "holds something else than an audit", st)
+                   : file_failed(a, "cannot be read", st);
+}
+
 tde_class tde_audit_look(const tde_audit *a, tde_status *st) {
   struct stat sb;
-  tde_class rc = TDE_OK;
   if (a->own) return not_a_log(a, OWN, st);
   if (a->file[0] == 0 || lstat(a->file, &sb) != 0) return TDE_OK;
   if (!S_ISREG(sb.st_mode)) return not_a_log(a, "is no regular file", st);
   int fd = open(a->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
   if (fd < 0) return TDE_OK; /* whether it can be written will be seen */
-  if (!is_ours(fd)) rc = not_a_log(a, "holds something else than an audit", st);
+  tde_class rc = check_content(a, fd, st);
   close(fd);
   return rc;
 }
@@ -363,7 +374,7 @@ static int open_locked(const tde_audit *a, int *waited, struct stat *is) {
 static int may_go(const char *name) {
   int fd = open(name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
   if (fd < 0) return errno == ENOENT || errno == EACCES;
-  int ours = is_ours(fd);
+  int ours = is_ours(fd) > 0;
   close(fd);
   return ours;
 }
@@ -440,8 +451,9 @@ static tde_class not_rotated(const tde_audit *a, tde_status *st) {
   return file_failed(a, "cannot be rotated", st);
 }
 
+/* EBUSY: the file is a mount of its own, as a container's may be. */
 static int may_grow_on(int err) {
-  return err == EACCES || err == EPERM || err == EROFS || err == EEXIST;
+  return err == EACCES || err == EPERM || err == EROFS || err == EEXIST || err == EBUSY;
 }
 
 /* Opens, locked, a file with room for n bytes more. Another process may fill the new file
@@ -456,9 +468,10 @@ static tde_class open_with_room(const tde_audit *a, size_t n, int *out, tde_stat
       unlock(fd);
       return not_a_log(a, "is no regular file", st);
     }
-    if (!is_ours(fd)) {
+    tde_class rc = check_content(a, fd, st);
+    if (rc != TDE_OK) {
       unlock(fd);
-      return not_a_log(a, "holds something else than an audit", st);
+      return rc;
     }
     if (sb.st_size == 0) {
       tde_file_unmask(fd, 0200);

@@ -5,6 +5,7 @@
 ** what a change writes, what it refuses, and that a refusal leaves things as they
 ** were. The keys are local ones of instances below one temporary directory.
 */
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -719,6 +720,57 @@ static void a_failing_audit_under_a_clock_that_is_set_back(void) {
   set_back_by = 0;
 }
 
+static int pread_fails, flock_fails, rename_fails; /* with that error */
+
+ssize_t pread(int fd, void *to, size_t n, off_t at) {
+  if (pread_fails) return errno = pread_fails, -1;
+  return (ssize_t)syscall(SYS_pread64, fd, to, n, at);
+}
+
+int flock(int fd, int what) {
+  if (flock_fails && what != LOCK_UN) return errno = flock_fails, -1;
+  return (int)syscall(SYS_flock, fd, what);
+}
+
+int rename(const char *from, const char *to) {
+  if (rename_fails) return errno = rename_fails, -1;
+  return (int)syscall(SYS_rename, from, to);
+}
+
+/* The cause is named, and is no other one. */
+static void an_audit_that_the_system_refuses(void) {
+  static const struct {
+    int *call, err, fine;
+    const char *says, *remedy;
+  } cases[] = {
+      {&pread_fails, EIO, 0, "cannot be read", "check the disk"},
+      {&flock_fails, ENOLCK, 0, "cannot be opened", "that has locks"},
+      {&flock_fails, ENOTSUP, 0, "cannot be opened", "that has locks"},
+      {&rename_fails, EIO, 0, "cannot be rotated", "check the disk"},
+      {&rename_fails, EBUSY, 1, "", ""}, /* a mount of its own: it grows on */
+      {&rename_fails, EROFS, 1, "", ""},
+  };
+  char path[PATH_BYTES];
+  tde_audit a = audit_at(path, "refused.log");
+  tde_event e = event_of(uuid, "local:k", NULL);
+  tde_status st;
+  struct stat sb;
+  a.max_bytes = 1;
+  REQUIRE(tde_event_emit(&a, &e, &st) == TDE_OK);
+  for (size_t i = 0; i < COUNT(cases); i++) {
+    REQUIRE(stat(path, &sb) == 0);
+    off_t before = sb.st_size;
+    tde_status_clear(&st);
+    *cases[i].call = cases[i].err;
+    tde_class rc = tde_event_emit(&a, &e, &st);
+    *cases[i].call = 0;
+    int good = rc == (cases[i].fine ? TDE_OK : TDE_IO) && stat(path, &sb) == 0 &&
+               (sb.st_size > before) == cases[i].fine && strstr(st.message, cases[i].says) != NULL &&
+               strstr(st.remedy, cases[i].remedy) != NULL;
+    if (!CHECK(good)) printf("  %zu: %s; %s\n", i, st.message, st.remedy);
+  }
+}
+
 /* What an outage leaves of a first line is an audit's; the lines that follow are whole. */
 static void an_audit_whose_first_line_is_torn(void) {
   static const struct {
@@ -809,6 +861,7 @@ int main(int argc, char **argv) {
       {"an_audit_that_is_synced", an_audit_that_is_synced},
       {"an_audit_that_can_not_be_written", an_audit_that_can_not_be_written},
       {"a_failing_audit_under_a_clock_that_is_set_back", a_failing_audit_under_a_clock_that_is_set_back},
+      {"an_audit_that_the_system_refuses", an_audit_that_the_system_refuses},
       {"an_audit_whose_first_line_is_torn", an_audit_whose_first_line_is_torn},
       {"audit_settings", audit_settings},
   };
