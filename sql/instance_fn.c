@@ -14,18 +14,26 @@
 
 SQLITE_EXTENSION_INIT3
 
-/* The instance as it is now: what every change answers. */
+static void show(sqlite3_context *ctx, const tde_instance *inst) {
+  tde_json *j = tde_instance_describe(inst);
+
+  tde_result_json(ctx, j, j == NULL);
+}
+
+/* c: how a change ended, which is answered with the instance as it is now. Where only that cannot be
+** read, the error must not pass for the change's. */
 static void answer(sqlite3_context *ctx, const char *path, tde_class c, tde_status *st) {
   const tde_instance *inst = NULL;
-  tde_json *j;
 
-  if (c == TDE_OK) c = tde_instance_open(path, 0, &inst, st);
+  if (c == TDE_OK) {
+    c = tde_instance_open(path, 0, &inst, st);
+    if (c) tde_fail(st, c, st->remedy, "the change was made, but: %s", st->message);
+  }
   if (c) {
     tde_result_status(ctx, tde_class_rc(c), st);
-    return;
+  } else {
+    show(ctx, inst);
   }
-  j = tde_instance_describe(inst);
-  tde_result_json(ctx, j, j == NULL);
 }
 
 static const char *instance_of(sqlite3_context *ctx, int argc, sqlite3_value **argv, int i) {
@@ -77,7 +85,11 @@ void tde_sql_instance(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   c = tde_instance_open(path, 0, &inst, &st);
   /* On a new machine it is the first thing that is asked. */
   if (c == TDE_MISSING) tde_also(&st, "otherwise the first encrypted database makes one");
-  answer(ctx, path, c, &st);
+  if (c) {
+    tde_result_status(ctx, tde_class_rc(c), &st);
+  } else {
+    show(ctx, inst);
+  }
 }
 
 void tde_sql_instance_set_protector(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
