@@ -398,7 +398,8 @@ static char *instance_text(const tde_key_info *smk, size_t *n) {
 static tde_class make_files(const char *dir, const char *file, tde_status *st) {
   tde_key_info smk;
   size_t n = 0;
-  if (access(file, F_OK) == 0) return TDE_OK;
+  struct stat sb;
+  if (lstat(file, &sb) == 0) return TDE_OK; /* also a link to what is not there now */
   tde_class rc = tde_instance_smk_ready(dir, &smk, st);
   if (rc != TDE_OK) return rc;
   char *text = instance_text(&smk, &n);
@@ -420,6 +421,16 @@ static tde_class make_instance(const char *dir, const char *file, tde_status *st
     snprintf(st->remedy, sizeof st->remedy, "%s to a directory whose parent exists", NAME_IT);
   }
   return rc;
+}
+
+static tde_class no_instance(const char *dir, const char *file, tde_status *st) {
+  struct stat sb;
+  if (lstat(file, &sb) == 0 && S_ISLNK(sb.st_mode)) {
+    return tde_fail(st, TDE_MISSING, "bring back what it points to (a volume that is not mounted?)",
+                    "%s is a symbolic link to what is not there", file);
+  }
+  return tde_fail(st, TDE_MISSING, NAME_IT " to the directory that holds it",
+                  "there is no instance at %s", dir);
 }
 
 /* ---- the interface ---- */
@@ -445,10 +456,7 @@ tde_class tde_instance_open(const char *path, int create, const tde_instance **o
   }
   clock_gettime(CLOCK_REALTIME, &read_at);
   rc = load(dir, file, &inst, &mark, st);
-  if (rc == TDE_MISSING) {
-    return tde_fail(st, TDE_MISSING, NAME_IT " to the directory that holds it",
-                    "there is no instance at %s", dir);
-  }
+  if (rc == TDE_MISSING) return no_instance(dir, file, st);
   if (rc != TDE_OK) return rc;
   return publish(inst, &mark, &read_at, out, st);
 }
