@@ -384,6 +384,12 @@ static void *run(void *arg) {
   return NULL;
 }
 
+#ifdef SQLITE_CORE
+/* A SQLite that is built for one thread (SQLITE_THREADSAFE=0) has none to link with, nor are they called there. */
+#pragma weak sqlite3_mutex_alloc
+#pragma weak sqlite3_mutex_free
+#endif
+
 /* Does SQLite let two threads in? With SQLITE_CONFIG_SINGLETHREAD its mutexes are
 ** all one and the same dummy. */
 static int sqlite_is_threadsafe(void) {
