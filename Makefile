@@ -106,17 +106,22 @@ INSTALLED := $(MODULEDIR)/tde.so $(LIBDIR)/libtde.a $(LIBDIR)/pkgconfig/sqlite3-
 # Folders of this name are nobody else's; others stay.
 OWN_DIRS := $(filter %/sqlite3-tde,$(MODULEDIR) $(DOCDIR))
 
-.PHONY: install install-docs uninstall
-install: all lib install-docs ## install under PREFIX (/usr/local); DESTDIR for packaging
+.PHONY: install install-docs install-pc uninstall
+install: all lib install-docs install-pc ## install under PREFIX (/usr/local); DESTDIR for packaging
 	$(Q)install -d $(addprefix $(DESTDIR),$(sort $(dir $(INSTALLED))))
 	$(Q)install -m 644 $(BUILD)/tde.so $(DESTDIR)$(MODULEDIR)/tde.so
 	$(Q)install -m 644 $(BUILD)/libtde.a $(DESTDIR)$(LIBDIR)/libtde.a
 	$(Q)install -m 644 ext/tde.h $(DESTDIR)$(INCLUDEDIR)/tde.h
-	$(Q)printf '%s\n' 'Name: sqlite3-tde' \
-	  'Description: transparent data encryption for SQLite, for static linking' 'Version: $(VERSION)' \
-	  'Requires: sqlite3' 'Libs: -L$(LIBDIR) -ltde $(LIBS)' 'Cflags: -I$(INCLUDEDIR)' \
-	  > $(DESTDIR)$(LIBDIR)/pkgconfig/sqlite3-tde.pc
 	@echo "installed: load it with  .load $(MODULEDIR)/tde"
+
+# With the variables by which others move what was installed, and find the extension.
+PC_LINES = 'prefix=$(PREFIX)' 'libdir=$(LIBDIR:$(PREFIX)/%=$${prefix}/%)' \
+           'includedir=$(INCLUDEDIR:$(PREFIX)/%=$${prefix}/%)' 'extension=$(MODULEDIR:$(PREFIX)/%=$${prefix}/%)/tde.so' \
+           '' 'Name: sqlite3-tde' 'Description: transparent data encryption for SQLite' 'Version: $(VERSION)' \
+           'Requires: sqlite3' 'Libs: -L$${libdir} -ltde $(LIBS)' 'Cflags: -I$${includedir}'
+install-pc:
+	$(Q)install -d $(DESTDIR)$(LIBDIR)/pkgconfig
+	$(Q)printf '%s\n' $(PC_LINES) > $(DESTDIR)$(LIBDIR)/pkgconfig/sqlite3-tde.pc
 
 install-docs:
 	$(Q)for f in $(DOCS); do install -D -m 644 $$f $(DESTDIR)$(DOCDIR)/$$f || exit 1; done
