@@ -411,6 +411,8 @@ static tde_class make_files(const char *dir, const char *file, tde_status *st) {
 
 static tde_class make_instance(const char *dir, const char *file, tde_status *st) {
   tde_class rc = make_dirs(dir, is_default(dir), st);
+  /* As a service's home, or a container's: no access to it is to be given. */
+  if (rc == TDE_DENIED && st != NULL) tde_also(st, "or %s to a directory that it may make or use", NAME_IT);
   if (rc == TDE_OK) rc = tde_dir_check(dir, st);
   if (rc == TDE_OK) {
     int lock = lock_take(dir);
