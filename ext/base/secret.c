@@ -14,7 +14,8 @@
 ** What must hold: an unused block is all zero (fresh from the kernel, or wiped
 ** when freed). One empty region stays per class, so that opening and closing a
 ** database does not map and lock each time. All under one mutex, which a fork
-** waits for: a child must find the arena whole.
+** waits for: a child must find the arena whole. The kernel takes no locks along
+** into the child, so the first who asks for a block there locks what it inherited.
 */
 #include "secret.h"
 
@@ -37,7 +38,8 @@ _Static_assert((SMALLEST << (NCLASS - 1)) == TDE_SECRET_MAX, "classes double fro
 
 typedef struct region {
   uint64_t magic;
-  struct region *prev, *next; /* among the regions of its class with room */
+  struct region *prev, *next;   /* among the regions of its class with room */
+  struct region *newer, *older; /* among all */
   uint8_t *data;
   size_t block; /* bytes */
   unsigned cls, nblocks, used;
@@ -49,8 +51,9 @@ int (*tde_test_alloc_hook)(size_t n);
 static struct {
   pthread_mutex_t mutex;
   region *room[NCLASS]; /* regions with at least one free block */
+  region *newest;       /* of all regions */
   unsigned empty[NCLASS];
-  unsigned nregions;
+  int inherited; /* regions of the parent's, whose locks are not */
 } arena = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static size_t page_bytes, span_bytes; /* set once by prepare() */
@@ -68,7 +71,10 @@ static void after_fork_parent(void) {
 }
 
 static void after_fork_child(void) {
-  if (arena.nregions) atomic_store(&unlocked, 1); /* the kernel does not inherit locks */
+  if (arena.newest) {
+    arena.inherited = 1;
+    atomic_store(&unlocked, 1);
+  }
   pthread_mutex_unlock(&arena.mutex);
 }
 
@@ -107,6 +113,28 @@ static void unlink_region(region *r) {
   r->prev = r->next = NULL;
 }
 
+static void list_region(region *r) {
+  r->newer = NULL;
+  r->older = arena.newest;
+  if (r->older) r->older->newer = r;
+  arena.newest = r;
+}
+
+static void unlist_region(region *r) {
+  if (r->older) r->older->newer = r->newer;
+  if (r->newer) r->newer->older = r->older;
+  else arena.newest = r->older;
+}
+
+/* In a forked child. */
+static void lock_inherited(void) {
+  int failed = 0;
+  for (region *r = arena.newest; r; r = r->older) failed |= mlock(r->data, data_bytes(r->cls)) != 0;
+  arena.inherited = 0;
+  atomic_store(&unlocked, failed);
+  if (failed) atomic_store(&lock_failed, 1);
+}
+
 /* An aligned, inaccessible mapping of total bytes, or NULL. */
 static uint8_t *reserve(size_t total) {
   size_t whole = span_bytes + total;
@@ -143,15 +171,15 @@ static region *region_new(unsigned cls) {
   if (r->nblocks > MAX_BLOCKS) r->nblocks = MAX_BLOCKS;
   r->data = data;
   link_region(r);
+  list_region(r);
   arena.empty[cls]++;
-  arena.nregions++;
   return r;
 }
 
 static void region_unmap(region *r) {
   unlink_region(r);
+  unlist_region(r);
   arena.empty[r->cls]--;
-  arena.nregions--;
   r->magic = 0;
   munmap(r, 3 * page_bytes + data_bytes(r->cls));
 }
@@ -173,6 +201,7 @@ void *tde_secret_alloc(size_t n) {
   pthread_once(&prepared, prepare);
   unsigned cls = class_of(n);
   pthread_mutex_lock(&arena.mutex);
+  if (arena.inherited) lock_inherited();
   region *r = arena.room[cls] ? arena.room[cls] : region_new(cls);
   void *p = r ? take_block(r) : NULL;
   pthread_mutex_unlock(&arena.mutex);

@@ -5,8 +5,9 @@
 ** (MADV_DONTDUMP), surrounded by pages that fault, and wiped when freed. A
 ** process whose RLIMIT_MEMLOCK is too small still gets its memory, unlocked,
 ** and a warning once: tde_secret_locked() tells. A forked child inherits the
-** blocks, but not the locks (mlock is per process). Ownership moves by handing
-** over the pointer and setting the source to NULL.
+** blocks, but not the locks (mlock is per process): they are locked again with
+** the first block that it asks for. Ownership moves by handing over the pointer
+** and setting the source to NULL.
 */
 #ifndef TDE_SECRET_H
 #define TDE_SECRET_H

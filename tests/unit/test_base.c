@@ -350,22 +350,34 @@ static void secret_unlocked_warns_once(void) {
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+static int was_locked;
+static unsigned char *whole_region;
+
 static void child_allocates(void *arg) {
   unsigned char *p = arg;
   if (p[0] != 7) _exit(1); /* inherited */
   if (tde_secret_locked()) _exit(2);
   unsigned char *q = tde_secret_alloc(64);
   if (!q) _exit(3);
+  /* What it inherited, too, also where no block of that is free. */
+  if (was_locked && !tde_secret_locked()) _exit(4);
+  if (was_locked && !SANITIZED && access("/proc/self/smaps", R_OK) == 0 &&
+      (!has_flag(p, " lo") || !has_flag(whole_region, " lo"))) {
+    _exit(5);
+  }
   tde_secret_free(q);
   tde_secret_free(p);
 }
 
 static void secret_fork(void) {
   unsigned char *p = tde_secret_alloc(64);
-  REQUIRE(p);
+  whole_region = tde_secret_alloc(65536);
+  REQUIRE(p && whole_region);
   memset(p, 7, 64);
+  was_locked = tde_secret_locked();
   int status = in_child(child_allocates, p);
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  tde_secret_free(whole_region);
   CHECK(p[0] == 7 && p[63] == 7);
   tde_secret_free(p);
 }
