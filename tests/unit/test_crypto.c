@@ -348,6 +348,19 @@ static int seal_nonce(tde_aead *a, uint8_t nonce[TDE_NONCE_BYTES]) {
   return tde_aead_seal(a, NULL, 0, pt, 1, nonce, ct, tag) == TDE_OK;
 }
 
+/* What this cryptor seals next, another one of its key opens. */
+static int opens_elsewhere(tde_aead *a, uint8_t seed) {
+  static uint8_t pt[UNIT], back[UNIT];
+  sealed_unit u = {{0}, {0}, {0}, {0}};
+  tde_aead *other = cryptor(seed, NULL);
+  int ok;
+  memset(pt, seed, sizeof pt);
+  ok = other && tde_aead_seal(a, u.aad, TDE_AAD_BYTES, pt, UNIT, u.nonce, u.ct, u.tag) == TDE_OK &&
+       open_unit(other, &u, back) == TDE_OK && memcmp(back, pt, UNIT) == 0;
+  tde_aead_free(other);
+  return ok;
+}
+
 typedef struct seal_job {
   tde_nonce_source *source;
   uint8_t (*nonces)[TDE_NONCE_BYTES];
@@ -413,6 +426,7 @@ static void one_writer_through_a_run(void) {
   CHECK(by_first_half(nonces[0], nonces[n - 1]) != 0);
   CHECK(all_differ(nonces, n));
   CHECK(count_prefixes(nonces, n, &longest) == 2 && longest == TDE_NONCE_RUN);
+  CHECK(opens_elsewhere(a, 9)); /* the key is that of the new prefix */
   tde_aead_free(a);
   free(nonces);
 }
@@ -445,7 +459,7 @@ static int seal_in_child(tde_aead *a, const sealed_unit *parents, uint64_t *gene
   int ok = 1;
   *generation = tde_fork_generation();
   for (int i = 0; i < AFTER; i++) ok = ok && seal_nonce(a, nonces[i]);
-  ok = ok && open_unit(a, parents, pt) == TDE_OK && pt[0] == 0x77;
+  ok = ok && open_unit(a, parents, pt) == TDE_OK && pt[0] == 0x77 && opens_elsewhere(a, 10);
   return ok && tde_fork_generation() == *generation;
 }
 
