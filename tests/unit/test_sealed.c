@@ -86,6 +86,37 @@ static void what_waits_before_a_new_end_stays(void) {
   close_file();
 }
 
+static int64_t bytes_of(const char *path) {
+  FILE *f = fopen(path, "rb");
+  int64_t n = f && fseek(f, 0, SEEK_END) == 0 ? ftell(f) : -1;
+
+  if (f) (void)fclose(f);
+  return n;
+}
+
+/* What SQLite says of sizes to come is about files that it sees: below, nobody would seal those bytes. */
+static void hints_make_no_bytes_below(void) {
+  sqlite3 *db = open_below(root, "hints");
+  sqlite3_int64 hint = 1 << 20;
+  int chunk = 1 << 20;
+  char path[300];
+
+  (void)snprintf(path, sizeof(path), "%s/hints", root);
+  CHECK(run_sql(db, "PRAGMA mmap_size=100000; CREATE TABLE t(a)") == SQLITE_OK);
+  CHECK(sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk) == SQLITE_OK);
+  CHECK(sqlite3_file_control(db, "main", SQLITE_FCNTL_SIZE_HINT, &hint) == SQLITE_OK);
+  CHECK(run_sql(db, "INSERT INTO t VALUES(zeroblob(9000))") == SQLITE_OK);
+  CHECK(sqlite3_close(db) == SQLITE_OK);
+  CHECK(bytes_of(path) == 65536 + 4 * (UNIT + 48));
+  REQUIRE(open_file(3) == 0);
+  CHECK(put(0, 3 * UNIT));
+  CHECK(file->pMethods->xFileControl(file, SQLITE_FCNTL_CHUNK_SIZE, &chunk) == SQLITE_OK);
+  CHECK(file->pMethods->xFileControl(file, SQLITE_FCNTL_SIZE_HINT, &hint) == SQLITE_OK);
+  CHECK(cut(UNIT + 5));
+  CHECK(whole());
+  close_file();
+}
+
 static int step(void) {
   int n = 1 + (int)below(below(3) ? 30 : LONGEST);
   int64_t at = below(3) ? below((uint32_t)model_size + 2) : below(MODEL_BYTES);
@@ -131,6 +162,25 @@ static void keep_log(void *ctx, int code, const char *line) {
 
 static int refuse(size_t n) {
   return n > 0;
+}
+
+/* A unit that waits is written anew, which fails: it is still there as it was. */
+static void what_waits_outlives_a_sealing_that_fails(void) {
+  uint8_t before[UNIT];
+  int ok = 1;
+
+  REQUIRE(open_file(2) == 0);
+  CHECK(put(0, UNIT));
+  tde_test_random_hook = refuse;
+  for (int i = 0; i < 4096 && ok; i++) {
+    memcpy(before, model, UNIT);
+    ok = put(0, UNIT);
+  }
+  tde_test_random_hook = NULL;
+  CHECK(!ok);
+  memcpy(model, before, UNIT);
+  CHECK(whole());
+  close_file();
 }
 
 /* Does PRAGMA tde_status speak of this? */
@@ -220,7 +270,9 @@ static void what_is_lost_is_not_waited_for_unit_by_unit(void) {
 int main(int argc, char **argv) {
   static const unit_test tests[] = {
       {"what_waits_before_a_new_end_stays", what_waits_before_a_new_end_stays},
+      {"hints_make_no_bytes_below", hints_make_no_bytes_below},
       {"anything_in_any_order", anything_in_any_order},
+      {"what_waits_outlives_a_sealing_that_fails", what_waits_outlives_a_sealing_that_fails},
       {"what_cannot_be_sealed_is_told", what_cannot_be_sealed_is_told},
       {"what_is_lost_is_not_waited_for_unit_by_unit", what_is_lost_is_not_waited_for_unit_by_unit},
   };
