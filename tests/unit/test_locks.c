@@ -20,6 +20,7 @@
 #include "tests/unit/database.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
+#include "vfs/keyring.h"
 #include "vfs/tdevfs.h"
 
 #define LONG_ENOUGH_MS 300            /* for a thread that nobody keeps back */
@@ -460,6 +461,23 @@ static sqlite3_int64 tear_last_unit(void) {
 }
 
 /* What could not be written is not told of as sealed. */
+/* A key that no database has waits for nobody to use it. */
+static void a_database_that_can_not_be_made_leaves_no_key(void) {
+  char uri[330];
+  sqlite3 *db;
+  int before = tde_keyring_count();
+
+  (void)snprintf(uri, sizeof(uri), "file:%s/none?vfs=tde&tde_base=gap", root);
+  db = open_uri(uri);
+  no_write_at = 32768 + 10; /* the second slot */
+  CHECK(sqlite3_exec(db, "CREATE TABLE t(a)", NULL, NULL, NULL) != SQLITE_OK);
+  no_write_at = 0;
+  CHECK(tde_keyring_count() == before);
+  CHECK(sqlite3_exec(db, "CREATE TABLE t(a)", NULL, NULL, NULL) == SQLITE_OK);
+  CHECK(tde_keyring_count() == before + 1);
+  CHECK(sqlite3_close(db) == SQLITE_OK);
+}
+
 static void pages_are_healed_when_they_are_written(void) {
   sqlite3 *db;
   int rc;
@@ -498,6 +516,7 @@ int main(int argc, char **argv) {
       {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
       {"a_unit_that_is_being_written_is_read_again", a_unit_that_is_being_written_is_read_again},
       {"a_hung_file_system_holds_up_no_other", a_hung_file_system_holds_up_no_other},
+      {"a_database_that_can_not_be_made_leaves_no_key", a_database_that_can_not_be_made_leaves_no_key},
       {"pages_are_healed_when_they_are_written", pages_are_healed_when_they_are_written},
       {"a_forked_child_opens_and_closes", a_forked_child_opens_and_closes},
   };
