@@ -66,7 +66,16 @@ static int gap_read(sqlite3_file *f, void *b, int n, sqlite3_int64 at) {
   return rc;
 }
 static sqlite3_int64 no_write_at; /* of the database */
+/* Units that a power loss would take; headers that were written before, and after, they were safe. */
+static int unsafe_units, early_headers, headers;
+static void look_at_write(int n, sqlite3_int64 at) {
+  unsafe_units += at >= 65536;
+  if (at > 0 || n < 65536) return; /* a copy's header goes out as a whole */
+  early_headers += unsafe_units > 0;
+  headers++;
+}
 static int gap_write(sqlite3_file *f, const void *b, int n, sqlite3_int64 at) {
+  if (((gap_file *)f)->main) look_at_write(n, at);
   if (((gap_file *)f)->main && no_write_at && at <= no_write_at && at + n > no_write_at) {
     return SQLITE_IOERR_WRITE;
   }
@@ -76,6 +85,7 @@ static int gap_truncate(sqlite3_file *f, sqlite3_int64 n) {
   return CALL(f, xTruncate, n);
 }
 static int gap_sync(sqlite3_file *f, int flags) {
+  if (((gap_file *)f)->main) unsafe_units = 0;
   return CALL(f, xSync, flags);
 }
 static int gap_size(sqlite3_file *f, sqlite3_int64 *n) {
@@ -461,6 +471,18 @@ static sqlite3_int64 tear_last_unit(void) {
 }
 
 /* What could not be written is not told of as sealed. */
+/* By its header a file is taken for a backup, whatever its name: until that is there it is none. */
+static void a_copy_gets_its_header_when_its_units_are_safe(void) {
+  char sql[330];
+  sqlite3 *db = open_db();
+
+  (void)snprintf(sql, sizeof(sql), "SELECT tde_backup('%s/one.bak')", root);
+  unsafe_units = early_headers = headers = 0;
+  CHECK(sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK);
+  CHECK(headers == 1 && early_headers == 0 && unsafe_units == 0);
+  CHECK(sqlite3_close(db) == SQLITE_OK);
+}
+
 /* A key that no database has waits for nobody to use it. */
 static void a_database_that_can_not_be_made_leaves_no_key(void) {
   char uri[330];
@@ -516,6 +538,7 @@ int main(int argc, char **argv) {
       {"nobody_gets_a_lock_while_a_file_is_closed", nobody_gets_a_lock_while_a_file_is_closed},
       {"a_unit_that_is_being_written_is_read_again", a_unit_that_is_being_written_is_read_again},
       {"a_hung_file_system_holds_up_no_other", a_hung_file_system_holds_up_no_other},
+      {"a_copy_gets_its_header_when_its_units_are_safe", a_copy_gets_its_header_when_its_units_are_safe},
       {"a_database_that_can_not_be_made_leaves_no_key", a_database_that_can_not_be_made_leaves_no_key},
       {"pages_are_healed_when_they_are_written", pages_are_healed_when_they_are_written},
       {"a_forked_child_opens_and_closes", a_forked_child_opens_and_closes},
