@@ -418,14 +418,43 @@ static void a_hung_instance_holds_up_no_other(void) {
 
 /* All threads are kept, as by an instance directory whose file system hangs: no DEK outlives that for
 ** long, and what was being asked for then is asked for anew. */
+/* Who uses the database is the one that looks: as a transaction begins, and within one, now and then. */
+static void look_by_gate(tde_keys *k, int within_one) {
+  tde_file f;
+  tde_db db;
+  memset(&f, 0, sizeof(f));
+  memset(&db, 0, sizeof(db));
+  f.db = &db;
+  db.file = &f;
+  db.state = TDE_STATE_ONLINE;
+  db.keys = k;
+  db.fork = tde_fork_generation();
+  for (int i = 0; within_one && i < 200; i++) (void)tde_db_io_gate(&f, 0);
+  if (!within_one) CHECK(tde_db_ask(&f) == SQLITE_OK);
+}
+
 static void an_overdue_key_goes(void) {
+  tde_named_epochs one = {.n = 1, .epoch = {1}};
+  uint8_t gone[TDE_KEY_BYTES];
+  tde_aead *aead;
   tde_keys *k[8];
+  tde_file idle; /* a connection that nobody uses meanwhile */
+  tde_db db;
   begin(600000);
+  path = (char *)"an overdue one";
   for (uint32_t i = 0; i < COUNT(k); i++) {
     char host[40];
     (void)snprintf(host, sizeof(host), "f%u.example", i);
     k[i] = open_one(host, 970 + i);
   }
+  memset(&idle, 0, sizeof(idle));
+  memset(&db, 0, sizeof(db));
+  idle.path = path;
+  idle.db = &db;
+  db.keys = k[0];
+  tde_cryptor_init(&db.crypt[0], TDE_ROLE_MAIN, k[0], &one, 1);
+  CHECK(tde_cryptor_get(&db.crypt[0], 1, &aead) == TDE_OK && db.crypt[0].n == 1);
+  tde_openfiles_add(&idle);
   delay_ms = 3000; /* from here on, of all */
   slept_ms += 600000 + grace_ms;
   well_asked = 0;
@@ -442,9 +471,12 @@ static void an_overdue_key_goes(void) {
   }
   awake_ms += TDE_OVERDUE_MS;
   for (size_t i = 0; i < COUNT(k); i++) {
-    tde_keyring_overdue(k[i]);
-    CHECK(!tde_keys_live(k[i]));
+    look_by_gate(k[i], i % 2);
+    CHECK(!tde_keys_live(k[i]) && tde_keys_dek(k[i], 1, gone) != TDE_OK);
   }
+  CHECK(db.crypt[0].n == 0); /* nor does what was derived from it stay */
+  tde_openfiles_remove(&idle);
+  path = NULL;
   delay_ms = 0;
   for (int64_t from = tde_now_ms(); ms_since(from) < 15000;) {
     size_t live = 0;
@@ -460,6 +492,47 @@ static void an_overdue_key_goes(void) {
     CHECK(tde_keys_live(k[i]));
     tde_keyring_release(k[i]);
   }
+}
+
+static int read_nothing(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
+  (void)f, (void)at;
+  memset(to, 0, (size_t)n);
+  return SQLITE_IOERR_SHORT_READ;
+}
+
+/* As a transaction begins on a connection that was open when the process forked. */
+static int asks_at_once(tde_keys *k) {
+  static const sqlite3_io_methods methods = {.iVersion = 1, .xRead = read_nothing};
+  sqlite3_file lower = {&methods};
+  tde_file f;
+  tde_db db;
+  int ok;
+  memset(&f, 0, sizeof(f));
+  memset(&db, 0, sizeof(db));
+  f.db = &db;
+  f.lower = &lower;
+  db.file = &f;
+  db.state = TDE_STATE_ONLINE;
+  db.keys = k;
+  db.fork = tde_fork_generation() + 1; /* the parent's */
+  well_asked = 0;
+  ok = tde_db_ask(&f) == SQLITE_OK && well_asked == 1;
+  return ok && tde_db_ask(&f) == SQLITE_OK && well_asked == 1;
+}
+
+/* Nobody looked after the key since the fork: who uses it first waits for the answer. */
+static void a_child_asks_before_it_uses_what_is_overdue(void) {
+  int status = -1;
+  tde_keys *k;
+  pid_t pid;
+  begin(600000);
+  k = open_one("overdue.example", 990);
+  slept_ms += 600001;
+  fflush(stdout);
+  pid = fork();
+  if (pid == 0) unit_child_exit(asks_at_once(k));
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+  tde_keyring_release(k);
 }
 
 int main(int argc, char **argv) {
@@ -479,6 +552,7 @@ int main(int argc, char **argv) {
       {"many_hung_files_hold_up_no_other", many_hung_files_hold_up_no_other},
       {"a_hung_instance_holds_up_no_other", a_hung_instance_holds_up_no_other},
       {"an_overdue_key_goes", an_overdue_key_goes},
+      {"a_child_asks_before_it_uses_what_is_overdue", a_child_asks_before_it_uses_what_is_overdue},
   };
   if (tde_crypto_init(NULL) != TDE_OK) return 2;
   tde_source = fake;
