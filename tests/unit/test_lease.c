@@ -10,6 +10,7 @@
 #include "../../ext/base/limits.h"
 #include "../../ext/base/secret.h"
 #include "../../vfs/keyring.h"
+#include "../../vfs/openfiles.h"
 #include "../../vfs/shim.h"
 #include "../../vfs/watch.h"
 #include "header.h"
@@ -48,6 +49,16 @@ static void denial_that_passes(void) {
   CHECK(tde_lease_answer(&l, TDE_OK, 0, 302000, &policy) == TDE_LEASE_KEEP);
   CHECK(tde_lease_answer(&l, TDE_DENIED, 0, 602000, &policy) == TDE_LEASE_KEEP);
   CHECK(l.access == TDE_ACCESS_LIVE); /* the first of two again */
+}
+
+/* Checks that do not come out even with the grace. */
+static void grace_ends_between_checks(void) {
+  static const tde_key_policy uneven = {700000, 1000000, 1800000, 0};
+  tde_lease l;
+  tde_lease_begin(&l, 0, &uneven);
+  tde_lease_answer(&l, TDE_UNREACHABLE, 0, 700000, &uneven);
+  tde_lease_answer(&l, TDE_UNREACHABLE, 0, 1400000, &uneven);
+  CHECK(l.access == TDE_ACCESS_GRACE && l.due_at == 1700000);
 }
 
 static void outage_has_grace(void) {
@@ -230,6 +241,7 @@ static struct {
   useconds_t delay; /* µs that an answer takes */
   char last_event[32];
   char refused[32]; /* documents that begin so are, "": none */
+  char other;       /* what a DEK is of, whatever its document says; 0: what that says */
 } fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint8_t *uuid,
@@ -244,6 +256,7 @@ static tde_class fake_unwrap(void *ctx, const tde_key_params *params, const uint
   usleep(fake.delay);
   if (c) return tde_fail(st, c, "do", "the fake says no");
   dek_of(doc, epoch, dek);
+  if (fake.other) memset(dek + 1, fake.other, TDE_KEY_BYTES - 1);
   return TDE_OK;
 }
 
@@ -255,6 +268,9 @@ static tde_class fake_describe(void *ctx, const char *doc, size_t ndoc, tde_key_
   const char *second = strchr(doc, ' ') + 1;
   (void)snprintf(out->federated_client_id, sizeof(out->federated_client_id), "%.*s",
                  strchr(second, ' ') ? (int)strcspn(second, " ") : 0, second);
+  const char *as = strstr(doc, "as:");
+  (void)snprintf(out->identity, sizeof(out->identity), "%.*s", as ? (int)strcspn(as, " ") : 0,
+                 as ? as : "");
   out->alone = strstr(doc, "wraps") == NULL;
   if (*second == '@') out->epoch = out->epochs[0] = (uint32_t)(second[1] - '0');
   return TDE_OK;
@@ -308,6 +324,7 @@ static tde_lease_act check_now(tde_keys *k, const tde_header *newer) {
 static void begin(void) {
   fast = (tde_key_policy){100, 400, 500, 0};
   fake.delay = 20000;
+  fake.other = 0;
   set_answer(TDE_OK);
   asked();
 }
@@ -381,14 +398,18 @@ static void another_protector_is_asked(void) {
 static void who_asks_counts(void) {
   static const char *const docs[] = {"key:shared one A", "key:shared one A", "key:shared two A",
                                      "key:shared one wraps A", "key:shared three wraps A",
-                                     "key:shared three A"};
+                                     "key:shared three A", "key:shared one as:other A",
+                                     "key:shared one A"};
+  tde_key_params elsewhere = {.instance = (char *)"elsewhere"};
+  tde_key_facts facts;
   tde_header h[COUNT(docs)];
   tde_keys *k[COUNT(docs)];
   begin();
   fast.check_ms = 2000;
   for (size_t i = 0; i < COUNT(docs); i++) {
     make_header(&h[i], (uint32_t)(60 + i), docs[i], 1);
-    REQUIRE(unlock(&h[i], 0, &k[i], NULL) == TDE_OK);
+    REQUIRE(tde_keyring_unlock(&source, i == 7 ? &elsewhere : &params, &h[i], 0, &facts, &k[i],
+                               NULL) == TDE_OK);
   }
   usleep(2100000);
   asked();
@@ -396,7 +417,7 @@ static void who_asks_counts(void) {
   usleep(300000);
   CHECK(check_now(k[1], NULL) == TDE_LEASE_KEEP && asked() == 0);
   CHECK(tde_keys_due(k[1]) <= tde_keys_due(k[0])); /* it is as old as it was there */
-  for (int i = 2; i < 6; i++) CHECK(check_now(k[i], NULL) == TDE_LEASE_KEEP && asked() == 1);
+  for (int i = 2; i < 8; i++) CHECK(check_now(k[i], NULL) == TDE_LEASE_KEEP && asked() == 1);
   for (size_t i = 0; i < COUNT(docs); i++) {
     tde_keyring_release(k[i]);
     tde_header_clear(&h[i]);
@@ -792,6 +813,40 @@ static void *check_in_thread(void *k) {
 }
 
 /* A revalidation that waits while a check finds the key lost brings it back. */
+static int read_nothing(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
+  (void)f, (void)at;
+  memset(to, 0, (size_t)n);
+  return SQLITE_IOERR_SHORT_READ;
+}
+
+/* Nor is there one for a connection that stays open: its next transaction asks. */
+static void without_a_thread_a_transaction_asks(void) {
+  static const sqlite3_io_methods methods = {.iVersion = 1, .xRead = read_nothing};
+  sqlite3_file lower = {&methods};
+  tde_keys *k = NULL;
+  tde_header h;
+  tde_file f;
+  tde_db db;
+  begin();
+  make_header(&h, 101, "key:slow A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  memset(&f, 0, sizeof(f));
+  memset(&db, 0, sizeof(db));
+  f.db = &db;
+  f.lower = &lower;
+  db.file = &f;
+  db.state = TDE_STATE_ONLINE;
+  db.keys = k;
+  db.fork = tde_fork_generation();
+  tde_source = source;
+  usleep(150000);
+  asked();
+  CHECK(tde_db_ask(&f) == SQLITE_OK && asked() == 1);
+  CHECK(tde_db_ask(&f) == SQLITE_OK && asked() == 0);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
 static void a_revalidation_meets_a_loss(void) {
   tde_header h;
   tde_keys *k = NULL, *again = NULL;
@@ -879,6 +934,162 @@ static void dek_and_protector_changed_elsewhere(void) {
 
 /* The slot in force is damaged, and so the older one is the newest whole: the DEK that it does not
 ** know is in use, and is what the slot is repaired with. */
+/* Nobody answers, or could be asked, until the grace is over: the DEK is gone, not only refused. */
+static void nothing_stays_when_the_grace_is_over(void) {
+  tde_key_params named = {.path = (char *)"a silent one's"};
+  tde_named_epochs one = {.n = 1, .epoch = {1}};
+  uint8_t copy[TDE_KEY_BYTES];
+  tde_key_facts facts;
+  tde_header h;
+  tde_file idle; /* a connection that nobody uses meanwhile */
+  tde_db db;
+  begin();
+  make_header(&h, 98, "key:silent A", 1);
+  memset(&idle, 0, sizeof(idle));
+  memset(&db, 0, sizeof(db));
+  idle.path = named.path;
+  idle.db = &db;
+  tde_openfiles_add(&idle);
+  for (int asked_for = 0; asked_for < 2; asked_for++) {
+    tde_keys *k = NULL;
+    tde_aead *aead;
+    set_answer(TDE_OK);
+    REQUIRE(tde_keyring_unlock(&source, &named, &h, 0, &facts, &k, NULL) == TDE_OK);
+    db.keys = k;
+    tde_cryptor_init(&db.crypt[0], TDE_ROLE_MAIN, k, &one, 1);
+    CHECK(tde_cryptor_get(&db.crypt[0], 1, &aead) == TDE_OK && db.crypt[0].n == 1);
+    set_answer(TDE_UNREACHABLE);
+    CHECK(check_now(k, NULL) == TDE_LEASE_KEEP);
+    CHECK(tde_keys_dek(k, 1, copy) == TDE_OK);
+    usleep(450000);
+    for (int i = 0; i < 200 && !tde_keyring_claim(k); i++) usleep(10000);
+    (void)(asked_for ? tde_keyring_check(k, &source, NULL) : tde_keyring_pass(k, &source));
+    CHECK(!tde_keys_live(k) && tde_keys_dek(k, 1, copy) != TDE_OK);
+    CHECK(db.crypt[0].n == 0); /* nor does what was derived from it stay */
+    tde_keyring_release(k);
+  }
+  tde_openfiles_remove(&idle);
+  tde_header_clear(&h);
+}
+
+/* The key of this name is another one by now: what it unwraps is not the DEK that is in use. */
+static void a_key_that_unwraps_another_dek_is_a_denial(void) {
+  tde_key_report r;
+  tde_header h;
+  tde_keys *k = NULL;
+  begin();
+  make_header(&h, 97, "key:another A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  fake.other = 'B';
+  CHECK(check_now(k, NULL) == TDE_LEASE_KEEP); /* one alone is not believed */
+  tde_keys_report(k, &r);
+  CHECK(r.last.code == TDE_WRONG_KEY);
+  CHECK(check_now(k, NULL) == TDE_LEASE_WIPE && !tde_keys_live(k));
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+/* The header's key is away, and was asked for just now: that says nothing of another one that the
+** caller names. */
+static void who_names_a_key_is_not_told_of_the_header_s(void) {
+  tde_key_params named = {.as_key = (char *)"key:named"};
+  tde_key_facts facts;
+  tde_header h;
+  tde_keys *k = NULL, *own = NULL;
+  begin();
+  make_header(&h, 96, "key:a A", 1);
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_DENIED);
+  set_answer(TDE_OK);
+  CHECK(tde_keyring_unlock(&source, &named, &h, 0, &facts, &own, NULL) == TDE_OK);
+  CHECK(own && own != k && tde_keys_live(own));
+  tde_keyring_release(own);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  /* Nor is one that is at hand, and that nobody uses, the one that was named. */
+  fast.check_ms = 100000;
+  make_header(&h, 102, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  asked();
+  CHECK(tde_keyring_unlock(&source, &named, &h, 0, &facts, &own, NULL) == TDE_OK && asked() == 1);
+  tde_keyring_release(own);
+  tde_header_clear(&h);
+}
+
+/* Two files of one UUID are a database and its copy: each has its own keys. */
+static void another_file_is_asked_for(void) {
+  tde_key_params beside = {.path = (char *)"a copy"};
+  tde_key_facts facts;
+  tde_header h;
+  tde_keys *k = NULL, *copy = NULL;
+  begin();
+  make_header(&h, 103, "key:a A", 1);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  asked();
+  REQUIRE(tde_keyring_unlock(&source, &beside, &h, 0, &facts, &copy, NULL) == TDE_OK);
+  CHECK(copy != k && asked() == 1);
+  tde_keyring_release(copy);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+}
+
+/* What this AEAD seals, one of the ring's present keys of the epoch opens. */
+static int seals_under(tde_keys *k, uint32_t epoch, tde_aead *a) {
+  uint8_t nonce[TDE_NONCE_BYTES], ct[16], tag[TDE_TAG_BYTES], back[16];
+  tde_aead *now = NULL;
+  int ok = tde_aead_seal(a, NULL, 0, (const uint8_t *)"sixteen letters.", 16, nonce, ct, tag) == TDE_OK &&
+           tde_keys_aead(k, epoch, TDE_ROLE_MAIN, &now) == TDE_OK &&
+           tde_aead_open(now, NULL, 0, nonce, ct, 16, tag, back) == TDE_OK;
+  tde_aead_free(now);
+  return ok;
+}
+
+/* An older copy of the file comes back. Whoever opens it is not given the keys of the file that is in
+** use; once that is known to be the older one, its epochs beyond are of another history, whose numbers
+** come again; and if it is put right, its DEK is still known. */
+static void an_older_copy_has_another_history(void) {
+  tde_named_epochs named = {.n = 2, .epoch = {1, 2}};
+  uint8_t dek[TDE_KEY_BYTES], now[TDE_KEY_BYTES];
+  tde_header old, again, h;
+  tde_key_facts facts;
+  tde_keys *k = NULL, *other = NULL;
+  tde_cryptor c;
+  tde_aead *a;
+  begin();
+  fast.check_ms = 100000;
+  make_header(&old, 104, "key:a A", 1);
+  make_header_of(&h, 104, "key:a @2 B", 2, 2);
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  REQUIRE(tde_keyring_follow(k, &source, &params, &old, 0, &facts, NULL) == TDE_OK);
+  REQUIRE(tde_keys_has(k, 1) && tde_keys_has(k, 2) && tde_keyring_ahead(k, &old) == 2);
+  CHECK(unlock(&old, 0, &other, NULL) == TDE_OK && other != k);
+  tde_keyring_discard(other);
+  tde_cryptor_init(&c, TDE_ROLE_MAIN, k, &named, 2);
+  CHECK(tde_cryptor_get(&c, 2, &a) == TDE_OK && seals_under(k, 2, a));
+  REQUIRE(tde_keyring_go_back(k, &old, 2, &facts, NULL) == TDE_OK);
+  CHECK(!tde_keys_has(k, 2));
+  make_header(&again, 104, "key:a A", 3); /* that history goes on */
+  CHECK(unlock(&again, 0, &other, NULL) == TDE_OK && other == k);
+  tde_keyring_release(other);
+  CHECK(tde_keyring_go_back(k, &old, 3, (facts_of("key:a A", &facts), &facts), NULL) == TDE_OK);
+  asked();
+  CHECK(tde_keyring_follow(k, &source, &params, &h, 0, &facts, NULL) == TDE_OK && asked() == 0);
+  CHECK(tde_keys_dek(k, 2, now) == TDE_OK && now[1] == 'B');
+  REQUIRE(tde_keyring_go_back(k, &old, 2, (facts_of("key:a A", &facts), &facts), NULL) == TDE_OK);
+  memset(dek, 'C', sizeof(dek));
+  CHECK(tde_keys_add_epoch(k, 2, dek, 0) == TDE_OK);
+  CHECK(tde_cryptor_get(&c, 2, &a) == TDE_OK && seals_under(k, 2, a)); /* not what was derived before */
+  memset(dek, 'D', sizeof(dek)); /* that header was not written: the next try */
+  CHECK(tde_keys_add_epoch(k, 2, dek, 1) == TDE_OK);
+  CHECK(tde_keys_dek(k, 2, now) == TDE_OK && now[1] == 'D');
+  tde_cryptor_clear(&c);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&old);
+  tde_header_clear(&again);
+}
+
 static void a_check_does_not_go_back(void) {
   tde_header h, older;
   tde_keys *k = NULL;
@@ -913,19 +1124,74 @@ static void a_moment_stays_the_same(void) {
 }
 
 static void a_forged_header_is_not_followed(void) {
-  tde_header h, forged;
+  tde_header h, forged, others;
   tde_key_facts facts;
+  tde_key_report r;
   tde_keys *k = NULL;
   begin();
   make_header(&h, 7, "key:a A", 1);
   make_header(&forged, 7, "key:evil B", 9);
+  make_header_of(&others, 8, "key:evil @2 B", 9, 2);
   REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
   CHECK(tde_keyring_follow(k, &source, &params, &forged, 0, &facts, NULL) == TDE_NOT_AUTHENTIC);
   CHECK(check_now(k, &forged) == TDE_LEASE_KEEP);
   CHECK(tde_keys_live(k));
+  tde_keys_report(k, &r);
+  CHECK(r.last.code == TDE_OK); /* it was not asked as that header says */
+  /* Another database's, whoever can open that. */
+  CHECK(check_now(k, &others) == TDE_LEASE_KEEP && !tde_keys_has(k, 2));
+  CHECK(tde_keyring_follow(k, &source, &params, &others, 0, &facts, NULL) == TDE_NOT_AUTHENTIC);
+  CHECK(!tde_keys_has(k, 2));
   tde_keyring_release(k);
   tde_header_clear(&h);
   tde_header_clear(&forged);
+  tde_header_clear(&others);
+}
+
+/* Nobody used the key for longer than a check may be late: it is asked for before it is used again,
+** and only for a header that it verifies. */
+static void who_comes_back_late_proves_its_header(void) {
+  uint8_t copy[TDE_KEY_BYTES];
+  tde_header h, changed;
+  tde_keys *k = NULL, *bad = NULL;
+  begin();
+  make_header(&h, 99, "key:late A", 1);
+  make_header(&changed, 99, "key:late A", 1);
+  changed.sha[0] ^= 1;
+  changed.mac[0] ^= 1;
+  REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  tde_keyring_release(k);
+  usleep(150000);
+  CHECK(unlock(&changed, 0, &bad, NULL) == TDE_NOT_AUTHENTIC && bad != k);
+  tde_keyring_release(bad);
+  set_answer(TDE_DENIED);
+  CHECK(unlock(&h, 0, &k, NULL) == TDE_DENIED);
+  CHECK(!tde_keys_live(k) && tde_keys_dek(k, 1, copy) != TDE_OK);
+  tde_keyring_release(k);
+  tde_header_clear(&h);
+  tde_header_clear(&changed);
+}
+
+/* A header that names another protector of the same DEK: that one is asked soon, whether the header
+** is a newer one or an older one that came back. */
+static void another_protector_is_asked_soon(void) {
+  tde_key_facts facts;
+  tde_header h[2];
+  tde_keys *k = NULL;
+  begin();
+  fast.check_ms = 100000;
+  make_header(&h[0], 100, "key:first A", 1);
+  make_header(&h[1], 100, "key:second A", 2);
+  REQUIRE(unlock(&h[0], 0, &k, NULL) == TDE_OK);
+  CHECK(tde_keys_due(k) > tde_now_ms() + 50000);
+  CHECK(tde_keyring_follow(k, &source, &params, &h[1], 0, &facts, NULL) == TDE_OK);
+  CHECK(tde_keys_due(k) <= tde_now_ms());
+  CHECK(check_now(k, NULL) == TDE_LEASE_KEEP && tde_keys_due(k) > tde_now_ms() + 50000);
+  facts_of("key:first A", &facts);
+  CHECK(tde_keyring_go_back(k, &h[0], 2, &facts, NULL) == TDE_OK);
+  CHECK(tde_keys_due(k) <= tde_now_ms());
+  tde_keyring_release(k);
+  for (int i = 0; i < 2; i++) tde_header_clear(&h[i]);
 }
 
 static void idle_keys_are_not_trusted_for_long(void) {
@@ -1162,12 +1428,18 @@ static void epochs_come_and_go(void) {
   begin();
   make_header(&h, 9, "key:a A", 1);
   REQUIRE(unlock(&h, 0, &k, NULL) == TDE_OK);
+  memset(dek, 200, sizeof(dek));
+  REQUIRE(tde_keys_add_epoch(k, 200, dek, 1) == TDE_OK);
   for (uint32_t e = 2; e < 60; e++) {
     memset(dek, (int)e, sizeof(dek));
     REQUIRE(tde_keys_add_epoch(k, e, dek, 0) == TDE_OK);
     CHECK(tde_keys_dek(k, e, copy) == TDE_OK && copy[0] == e);
-    CHECK(tde_keys_has(k, 1)); /* named by the header: it stays */
+    CHECK(tde_keys_has(k, 1));   /* named by the header: it stays */
+    CHECK(tde_keys_has(k, 200)); /* is to be named */
   }
+  memset(dek, 201, sizeof(dek)); /* a number that stands for a DEK stands for no other one */
+  CHECK(tde_keys_add_epoch(k, 1, dek, 0) == TDE_WRONG_KEY);
+  CHECK(tde_keys_dek(k, 1, copy) == TDE_OK && copy[1] == 'A');
   tde_keyring_release(k);
   tde_header_clear(&h);
 }
@@ -1220,6 +1492,7 @@ static void an_older_header_waits_for_the_file(void) {
   REQUIRE(unlock(&h[1], 0, &k, NULL) == TDE_OK);
   CHECK(tde_keyring_ahead(k, &h[1]) == 0 && tde_keyring_ahead(k, &h[2]) == 0);
   REQUIRE(unlock(&h[0], 0, &again, NULL) == TDE_OK && again == k); /* another who opens it */
+  REQUIRE(tde_keyring_follow(k, &source, &params, &h[0], 0, &facts, NULL) == TDE_OK); /* who has it open */
   ahead = tde_keyring_ahead(k, &h[0]);
   CHECK(ahead == 2);
   REQUIRE(tde_keyring_follow(k, &source, &params, &h[2], 0, &facts, NULL) == TDE_OK);
@@ -1324,6 +1597,7 @@ int main(int argc, char **argv) {
       {"denial_is_confirmed", denial_is_confirmed},
       {"denial_that_passes", denial_that_passes},
       {"outage_has_grace", outage_has_grace},
+      {"grace_ends_between_checks", grace_ends_between_checks},
       {"outage_over", outage_over},
       {"denied_in_grace", denied_in_grace},
       {"a_denial_outlives_an_outage", a_denial_outlives_an_outage},
@@ -1350,13 +1624,21 @@ int main(int argc, char **argv) {
       {"many_cost_no_more_each", many_cost_no_more_each},
       {"closed_until_revalidated", closed_until_revalidated},
       {"without_a_thread_who_opens_asks", without_a_thread_who_opens_asks},
+      {"without_a_thread_a_transaction_asks", without_a_thread_a_transaction_asks},
       {"a_revalidation_meets_a_loss", a_revalidation_meets_a_loss},
       {"closed_until_the_header_changes", closed_until_the_header_changes},
       {"protector_changed_elsewhere", protector_changed_elsewhere},
       {"dek_and_protector_changed_elsewhere", dek_and_protector_changed_elsewhere},
+      {"nothing_stays_when_the_grace_is_over", nothing_stays_when_the_grace_is_over},
+      {"a_key_that_unwraps_another_dek_is_a_denial", a_key_that_unwraps_another_dek_is_a_denial},
+      {"who_names_a_key_is_not_told_of_the_header_s", who_names_a_key_is_not_told_of_the_header_s},
+      {"another_file_is_asked_for", another_file_is_asked_for},
+      {"an_older_copy_has_another_history", an_older_copy_has_another_history},
       {"a_check_does_not_go_back", a_check_does_not_go_back},
       {"a_moment_stays_the_same", a_moment_stays_the_same},
       {"a_forged_header_is_not_followed", a_forged_header_is_not_followed},
+      {"who_comes_back_late_proves_its_header", who_comes_back_late_proves_its_header},
+      {"another_protector_is_asked_soon", another_protector_is_asked_soon},
       {"idle_keys_are_not_trusted_for_long", idle_keys_are_not_trusted_for_long},
       {"an_outage_at_an_open_has_its_grace", an_outage_at_an_open_has_its_grace},
       {"an_overdue_key_is_waited_for", an_overdue_key_is_waited_for},
