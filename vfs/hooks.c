@@ -8,6 +8,8 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define VERIFY "SELECT tde_verify() lists all damage; restore from a backup"
+
 /* The journal's records must be in the file before the pages that they save:
 ** the process may die after this write (SQLite may not sync in between). */
 static int journal_first(void *ctx) {
@@ -41,17 +43,15 @@ static int bad_unit(void *ctx, uint64_t index, tde_class c) {
              lacks_its_log(f, db)
                  ? "tde_rotate_dek was cut short: if the file was moved, put its -tdelog "
                    "beside it, too; else restore from a backup"
-                 : "SELECT tde_verify() lists all damage; restore from a backup",
+                 : VERIFY,
              "%s: %s unit %llu is not authentic (damaged or tampered with)", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TRUNCATED) {
-    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends before %s unit %llu, which the database counts on", tde_path_of(f),
-             tde_role_name(f->role), (unsigned long long)index);
+    tde_fail(s, c, VERIFY, "%s: the file ends before %s unit %llu, which the database counts on",
+             tde_path_of(f), tde_role_name(f->role), (unsigned long long)index);
   } else if (c == TDE_TORN) {
-    tde_fail(s, c, "SELECT tde_verify() lists all damage; restore from a backup",
-             "%s: the file ends within %s unit %llu", tde_path_of(f), tde_role_name(f->role),
-             (unsigned long long)index);
+    tde_fail(s, c, VERIFY, "%s: the file ends within %s unit %llu", tde_path_of(f),
+             tde_role_name(f->role), (unsigned long long)index);
   } else {
     tde_fail(s, c, NULL, "%s: %s unit %llu could not be opened (%s)", tde_path_of(f),
              tde_role_name(f->role), (unsigned long long)index, tde_class_name(c));
