@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../ext/base/log.h"
 #include "../ext/base/secret.h"
 #include "rawcopy.h"
 #include "result.h"
@@ -231,6 +232,7 @@ typedef struct sync_work {
   tde_op *wraps[TDE_EPOCHS_MAX]; /* of epochs that the secondary does not know */
   tde_key_info under;            /* its protector, which wrapped them */
   tde_replica r;
+  int synced; /* times that all was done but the note in the primary */
 } sync_work;
 
 /* Does the secondary still have the protector that the new DEKs were wrapped under? */
@@ -376,9 +378,37 @@ static tde_json *sync_answer(const sync_work *w) {
   return NULL;
 }
 
+/* Notes it in the primary. By then the secondary is up to date: that the primary can not be written is
+** no failure of the sync, but something to know of. */
+static int note_sync(sync_work *w, tde_change *c, tde_status *st) {
+  listing l = {
+      .of = c->info->path, .path = w->place.target, .synced = (int64_t)time(NULL)};
+  tde_json *answer = sync_answer(w);
+  int rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
+
+  /* What a crash cut short is rolled back by the next try. */
+  if (rc == SQLITE_BUSY_RECOVERY && w->synced++ == 0) {
+    tde_json_free(answer);
+    return rc;
+  }
+  if (rc) {
+    char *said = sqlite3_mprintf(
+        "the secondary is up to date, but its primary could not note that: %s; sync it once more",
+        st->message);
+    tde_log_status(TDE_LOG_WARNING, "sync-secondary", st);
+    if (!said || tde_json_set_text(answer, "warning", said)) {
+      tde_json_free(answer);
+      answer = NULL;
+    }
+    sqlite3_free(said);
+    tde_change_tell(c); /* of what is done */
+  }
+  tde_copying_answer(&w->b, answer);
+  return SQLITE_OK;
+}
+
 static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   sync_work *w = ctx;
-  listing l = {.of = c->info->path, .path = w->place.target};
   int settled, rc = is_primary(c, "sync it from the primary", st);
 
   if (rc == SQLITE_OK) rc = tde_copying_ready(c, &settled, st);
@@ -397,11 +427,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
                           after_units, &w->r, st);
     tde_job_end(&w->b.src.job);
   }
-  if (rc == SQLITE_OK) {
-    tde_copying_answer(&w->b, sync_answer(w));
-    l.synced = (int64_t)time(NULL);
-    rc = tde_change_commit(c, edit_listing, &l, 1, 0, NULL, st);
-  }
+  if (rc == SQLITE_OK) rc = note_sync(w, c, st);
   for (int i = 0; i < w->n; i++) {
     free(w->wraps[i]);
     w->wraps[i] = NULL;
