@@ -4,6 +4,12 @@
 ** A backup says which keys it needs (needed.h). What is not found is named, all of it, and
 ** nothing is left behind.
 **
+** A folder stands for the newest of its backups. Which one that is, files say whose headers nothing has
+** verified yet: who can write the folder could have an old one taken for the newest. So the one that was
+** chosen must have, in the header that its DEKs verify, the very time that it was chosen by. (Whoever
+** takes the newest away, or damages it beyond recognition, leaves an older one: the answer says which
+** file it was, and of when.)
+**
 ** A restored database is a new one (newdb.h): with the protector that was asked for,
 ** or at the instance's level. Who reads the backup's keys has no part in that: the identity
 ** of the call asks for the new protector only where the call names one, too. Nothing of the
@@ -37,6 +43,8 @@ typedef struct restore {
   tde_view_db v;        /* the backup, as nothing verified it */
   tde_keydoc *source;   /* ... as its DEKs verify it, and which database it is of */
   uint8_t uuid[TDE_UUID_BYTES];
+  int chosen; /* it stands for a folder, by this time */
+  int64_t time, nanoseconds;
 } restore;
 
 /* ---- which backup ---- */
@@ -220,6 +228,9 @@ static char *choose(restore *r, const char *folder, tde_status *st) {
              "%s: no backup%s%s is in this folder", folder,
              r->o->at ? " at or before that moment" : "", r->o->uuid ? " of that database" : "");
   }
+  r->chosen = 1;
+  r->time = best.time;
+  r->nanoseconds = best.nanoseconds;
   return best.path;
 }
 
@@ -394,12 +405,26 @@ static char *source_uri(const restore *r) {
   return tde_uri_with(r->v.path, "", params, sizeof(params) / sizeof(params[0]));
 }
 
+/* Was it chosen among others for what its DEKs vouch for? */
+static tde_class check_chosen(const restore *r, tde_status *st) {
+  if (!r->chosen || (backup_time(r->v.path, r->source) == r->time &&
+                     nanoseconds_of(r->source) == r->nanoseconds)) {
+    return TDE_OK;
+  }
+  return tde_fail(st, TDE_NOT_AUTHENTIC,
+                  "name the backup itself, or take that file out of the folder, which somebody has changed",
+                  "%.200s: its key does not vouch for the time that it says it is of, by which it was "
+                  "chosen from its folder",
+                  r->v.path);
+}
+
 /* What the header says that is in force, now that its DEKs are at hand: a new database's header is
 ** not to vouch for what somebody has put into the other slot. */
 static int read_source(restore *r, tde_file *f, const tde_file_info *info, tde_status *st) {
   tde_class c = tde_subject_keydoc(f, &r->source, st);
 
   memcpy(r->uuid, info->uuid, sizeof(r->uuid));
+  if (c == TDE_OK) c = check_chosen(r, st);
   return tde_class_rc(c);
 }
 
@@ -527,6 +552,7 @@ void tde_sql_restore(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   } else {
     tde_json *j = tde_json_object();
     int bad = tde_json_set_text(j, "path", path) | tde_json_set_text(j, "source", r->v.path) |
+              tde_view_set_time(j, "time", backup_time(r->v.path, r->source)) |
               tde_json_set_int(j, "pages", pages) |
               tde_json_set_text(j, "mode", o.protector ? "database" : "inherit");
     if (dropped) bad |= tde_json_set_int(j, "keys_dropped", dropped);
