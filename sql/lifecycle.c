@@ -279,27 +279,20 @@ void tde_sql_set_identity(sqlite3_context *ctx, int argc, sqlite3_value **argv) 
 
 /* ---- tde_auto_rotation(on [, schema]) ---- */
 
-static tde_class edit_auto_rotation(void *ctx, tde_keydoc *doc, tde_status *st) {
-  return tde_keydoc_set_auto_rotation(doc, *(int *)ctx) ? tde_nomem(st) : TDE_OK;
+static tde_class edit_off(void *ctx, tde_keydoc *doc, tde_status *st) {
+  (void)ctx;
+  return tde_keydoc_set_auto_rotation(doc, 0) ? tde_nomem(st) : TDE_OK;
 }
 
-typedef struct rotation_switch {
-  int on, was;
-} rotation_switch;
-
-static int switch_auto_rotation(void *ctx, tde_change *c, tde_status *st) {
-  rotation_switch *s = ctx;
-
-  s->was = c->info->facts.auto_rotation;
-  return tde_change_commit(c, edit_auto_rotation, &s->on, 1, 0, NULL, st);
+static int switch_off(void *ctx, tde_change *c, tde_status *st) {
+  return tde_change_commit(c, edit_off, ctx, 1, 0, NULL, st);
 }
 
 void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   sqlite3 *db = sqlite3_context_db_handle(ctx);
   const char *schema = tde_arg_text(argc, argv, 1);
   sqlite3_int64 on = sqlite3_value_int64(argv[0]);
-  rotation_switch s = {on != 0, 0}, back = {0, 0};
-  tde_status st, ignored;
+  tde_status st;
   tde_json *j;
   int rc;
 
@@ -307,21 +300,15 @@ void tde_sql_auto_rotation(sqlite3_context *ctx, int argc, sqlite3_value **argv)
       bad_argument(ctx, "tde_auto_rotation: the argument is neither 0 nor 1", "give 0 or 1")) {
     return;
   }
-  rc = tde_change_run(db, schema, s.on ? "auto-rotation-on" : "auto-rotation-off",
-                      switch_auto_rotation, &s, &st);
   /* The first look is now: whoever switches it on sees that it works. */
-  if (rc == SQLITE_OK && s.on) {
-    rc = tde_protector_auto_rotate(db, schema, &st);
-    if (rc && !s.was) {
-      (void)tde_change_run(db, schema, "auto-rotation-off", switch_auto_rotation, &back, &ignored);
-    }
-  }
+  rc = on ? tde_protector_auto_rotation_on(db, schema, &st)
+          : tde_change_run(db, schema, "auto-rotation-off", switch_off, NULL, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
     return;
   }
   j = tde_json_object();
-  tde_result_json(ctx, j, tde_json_set_bool(j, "auto_rotation", s.on));
+  tde_result_json(ctx, j, tde_json_set_bool(j, "auto_rotation", (int)on));
 }
 
 /* ---- tde_revalidate([key_id [, schema]]) ---- */

@@ -66,7 +66,7 @@ typedef struct rewrap {
   protector_mode mode;
   const tde_instance *inst;    /* MODE_INHERIT: from here */
   const tde_keydoc_asker *who; /* or NULL: stays */
-  const char *event;
+  int looked, switch_on;       /* a new version was looked for; auto-rotation is on from here */
   int64_t now;
 } rewrap;
 
@@ -81,9 +81,8 @@ static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   }
   failed |= tde_keydoc_use_key(doc, &r->wraps.of[0].info, r->now);
   if (r->who) failed |= tde_keydoc_set_identity(doc, r->who);
-  if (strcmp(r->event, "auto-rotation") == 0) {
-    failed |= tde_keydoc_rotation_checked(doc, r->now, 1, NULL);
-  }
+  if (r->looked) failed |= tde_keydoc_rotation_checked(doc, r->now, 1, NULL);
+  if (r->switch_on) failed |= tde_keydoc_set_auto_rotation(doc, 1);
   return failed ? tde_nomem(st) : TDE_OK;
 }
 
@@ -99,6 +98,7 @@ typedef struct protector_work {
   void *ctx;        /* of still */
   int tried_again;  /* see tde_change */
   int gave_up;      /* it did not: nothing was changed */
+  int looked, switch_on; /* see rewrap */
 } protector_work;
 
 static int set_protector(void *ctx, tde_change *c, tde_status *st) {
@@ -106,7 +106,8 @@ static int set_protector(void *ctx, tde_change *c, tde_status *st) {
   rewrap r = {.mode = w->mode,
               .inst = c->inst,
               .who = w->who,
-              .event = c->event,
+              .looked = w->looked,
+              .switch_on = w->switch_on,
               .now = (int64_t)time(NULL)};
   tde_keydoc_asker own;
   int rc = SQLITE_OK;
@@ -201,7 +202,7 @@ static tde_class edit_looked(void *ctx, tde_keydoc *doc, tde_status *st) {
 
 /* The newest version of a protector. */
 typedef struct newest {
-  const uint8_t *uuid; /* whose protector; NULL: that of the database that is open */
+  const uint8_t *uuid; /* whose protector; NULL: that of the database that is open, on or off */
   tde_key_info info;
   tde_key_info from; /* the protector then */
   int moved;         /* another version than the protector's */
@@ -262,19 +263,20 @@ static int is_as_looked(void *ctx, const tde_change *c) {
   return may_rotate(n->uuid, c) && is_protector(c, &n->from);
 }
 
-static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *st) {
+/* How a look ended is written down, as nobody waits for its answer. */
+static int auto_rotate(sqlite3 *db, newest *n, tde_status *st) {
   char full[TDE_KEY_ID_MAX], why[400];
   tde_key_info out;
   tde_status ignored;
-  protector_work w = {.out = &out, .still = is_as_looked, .ctx = n};
-  int rc = tde_change_run(db, schema, "auto-rotation", look_for_newest, n, st);
+  protector_work w = {.out = &out, .still = is_as_looked, .ctx = n, .looked = 1};
+  int rc = tde_change_run(db, "main", "auto-rotation", look_for_newest, n, st);
 
   if (n->other) return rc;
   if (rc == SQLITE_OK && n->moved) {
     tde_key_full_id(&n->info, full);
     w.key_id = full;
     memset(&out, 0, sizeof(out));
-    rc = tde_change_run(db, schema, "auto-rotation", set_protector, &w, st);
+    rc = tde_change_run(db, "main", "auto-rotation", set_protector, &w, st);
     if (rc == SQLITE_OK) return rc; /* which notes the look, too */
   }
   if (rc) {
@@ -282,15 +284,36 @@ static int auto_rotate(sqlite3 *db, const char *schema, newest *n, tde_status *s
     n->l.error = why;
   }
   /* Not each look is an event: its failure was told already. */
-  (void)tde_change_run(db, schema, NULL, note_look, n, &ignored);
+  (void)tde_change_run(db, "main", NULL, note_look, n, &ignored);
   n->l.error = NULL;
   return rc;
 }
 
-int tde_protector_auto_rotate(sqlite3 *db, const char *schema, tde_status *st) {
-  newest n = {.l.now = (int64_t)time(NULL)};
+static tde_class edit_on(void *ctx, tde_keydoc *doc, tde_status *st) {
+  tde_class c = edit_looked(ctx, doc, st);
 
-  return auto_rotate(db, schema, &n, st);
+  if (c) return c;
+  return tde_keydoc_set_auto_rotation(doc, 1) ? tde_nomem(st) : TDE_OK;
+}
+
+/* The look comes first, and all that it leads to is one change: a call that fails leaves what was. */
+static int switch_on(void *ctx, tde_change *c, tde_status *st) {
+  newest n = {.l.now = (int64_t)time(NULL)};
+  char full[TDE_KEY_ID_MAX];
+  tde_key_info out;
+  protector_work w = {.key_id = full, .out = &out, .looked = 1, .switch_on = 1};
+  int rc = look_for_newest(&n, c, st);
+
+  (void)ctx;
+  if (rc) return rc;
+  if (!n.moved) return tde_change_commit(c, edit_on, &n.l, 0, 0, NULL, st);
+  tde_key_full_id(&n.info, full);
+  memset(&out, 0, sizeof(out));
+  return set_protector(&w, c, st);
+}
+
+int tde_protector_auto_rotation_on(sqlite3 *db, const char *schema, tde_status *st) {
+  return tde_change_run(db, schema, "auto-rotation-on", switch_on, NULL, st);
 }
 
 /* ---- the background job ---- */
@@ -370,7 +393,7 @@ static void run_job(sqlite3 *db, following *f, int rotate) {
 
   if (!is_the_one(db, f->uuid)) return;
   follow(db, f);
-  if (rotate && auto_rotate(db, "main", &n, &st)) {
+  if (rotate && auto_rotate(db, &n, &st)) {
     tde_log_status(TDE_LOG_WARNING, "auto-rotation", &st);
   }
 }

@@ -16,8 +16,8 @@ int tde_protector_set(sqlite3 *db, const char *schema, const char *key_id, const
 int tde_protector_revert(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
 /* The same for a database that inherits. SQLITE_MISUSE: it has a protector of its own. */
 int tde_protector_follow(sqlite3 *db, const char *schema, tde_key_info *out, tde_status *st);
-/* Looks for a new version of the protector and moves to it. */
-int tde_protector_auto_rotate(sqlite3 *db, const char *schema, tde_status *st);
+/* Switches auto-rotation on: looks for a new version of the protector at once, and moves to it. */
+int tde_protector_auto_rotation_on(sqlite3 *db, const char *schema, tde_status *st);
 
 /* The background job of watch.h. Whatever it was decided on is looked at again in each try. */
 void tde_protector_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *facts,
