@@ -332,10 +332,34 @@ static int is_api_version(const tde_reply *reply) {
   return found;
 }
 
-/* A 401 needs no more than a challenge: that of a Managed HSM has no body. */
-static int is_challenge(const tde_reply *reply) {
-  const char *header = tde_reply_header(reply, "WWW-Authenticate");
-  return reply->status == 401 && header != NULL && strncasecmp(header, "Bearer ", 7) == 0;
+static tde_class read_challenge(const tde_op *op, const tde_reply *reply, tde_challenge *out,
+                                tde_status *st) {
+  const az *a = op->state;
+  const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
+  return tde_challenge_read(tde_reply_header(reply, "WWW-Authenticate"), a->key.host,
+                            own != NULL ? own->resource : "", domain_of(op->instance, a->key.host), out, st);
+}
+
+/* A 401 of the vault needs no more than its challenge, where its id was taken out on the way. Whoever
+** else wants a login names another resource, or none (RFC 6750). */
+static int has_challenge(const tde_op *op, const tde_reply *reply) {
+  tde_challenge challenge;
+  return reply->status == 401 && read_challenge(op, reply, &challenge, NULL) == TDE_OK;
+}
+
+/* The vault's clock has not come to the moment at which the token begins: Managed HSM says so in words,
+** Key Vault by the number that its library has for it. Who asks is let in. */
+static int is_early(const tde_reply *reply) {
+  static const char *const says[] = {"Token not yet valid", "Error validating token: IDX10222"};
+  tde_json *root = NULL;
+  int found = 0;
+  if (tde_json_parse(reply->body, reply->nbody, "reply", &root, NULL) != TDE_OK) return 0;
+  const char *message = tde_json_get_text(tde_json_get(root, "error"), "message");
+  for (size_t i = 0; message != NULL && i < sizeof says / sizeof says[0]; i++) {
+    found |= strncmp(message, says[i], strlen(says[i])) == 0;
+  }
+  tde_json_free(root);
+  return found;
 }
 
 /* A proxy or a gateway on the way refuses by itself: that is no word on the key, which the vault was
@@ -422,11 +446,17 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
   if (s == 408 || s >= 500) {
     return tde_fail(st, TDE_UNREACHABLE, NULL, "the vault cannot serve the request now (%d)", s);
   }
-  if (s >= 400 && !known && !is_challenge(reply)) return not_the_vault(op, s, st);
+  if (s >= 400 && !known && !has_challenge(op, reply)) return not_the_vault(op, s, st);
   if (s == 401 && is_blind(code)) {
     return tde_fail(st, TDE_UNREACHABLE,
                     "wait, and look at the health of Key Vault in its region; if it stays so, check azure.authority",
                     "the vault cannot check tokens now (401 %s)", code);
+  }
+  if (s == 401 && is_early(reply)) {
+    return tde_fail(st, TDE_UNREACHABLE,
+                    "wait: the vault's clock and that of who gives the tokens differ; if it stays so, check the clock "
+                    "of whoever gives them here (azure.authority, azure.imds_endpoint)",
+                    "the vault takes no token yet that was given now (401)");
   }
   if (s == 401) {
     return tde_fail(st, TDE_UNAUTHENTICATED,
@@ -728,7 +758,7 @@ static tde_step on_list(tde_op *op, const tde_reply *reply, tde_request *req, td
 
 /* A token is refused without a challenge that tells who gives another: RFC 6750 section 3 asks for
 ** error="invalid_token" alone, and continuous access evaluation names claims and no resource. What
-** is known of the vault serves. It is a denial all the same: the vault has answered. */
+** is known of the vault serves. It is a denial all the same, if it is the vault that has answered. */
 static tde_step without_challenge(tde_op *op, const tde_reply *reply, tde_request *req,
                                   tde_status *st) {
   const az *a = op->state;
@@ -751,13 +781,12 @@ static tde_step on_challenge(tde_op *op, const tde_reply *reply, tde_request *re
     tde_token_drop(a->flow);
     a->tried_again = 1;
   }
-  const char *header = tde_reply_header(reply, "WWW-Authenticate");
-  const tde_suffix *own = tde_cloud_suffix(tde_instance_cloud(op->instance), a->key.host);
-  tde_class rc = tde_challenge_read(header, a->key.host, own != NULL ? own->resource : "",
-                                    domain_of(op->instance, a->key.host), &challenge, st);
+  tde_class rc = read_challenge(op, reply, &challenge, st);
   if (rc == TDE_CORRUPT && a->flow != NULL) return without_challenge(op, reply, req, st);
   if (rc != TDE_OK) {
-    st->http_status = reply->status;
+    char code[40];
+    int known = note_error(reply, code, st);
+    if (rc == TDE_CORRUPT && !known) not_the_vault(op, reply->status, st);
     return TDE_STEP_FAILED;
   }
   tde_challenge_put(op->instance, a->key.host, &challenge);

@@ -151,9 +151,9 @@ static tde_class check_resource(const char *resource, const char *host, const ch
   if (expected[0] != 0) ok = strcmp(resource, expected) == 0;
   else if (domain == NULL) return bad_challenge(st);
   if (ok) return TDE_OK;
-  return tde_fail(st, TDE_DENIED,
-                  "check the vault's address, and \"resource\" in azure.vault_suffixes if the vault is "
-                  "below one of those: no token was sent to it",
+  return tde_fail(st, TDE_MISCONFIGURED,
+                  "check the vault's address, a gateway before it that wants a login of its own, and "
+                  "\"resource\" in azure.vault_suffixes if the vault is below one of those: no token was sent",
                   "%.100s asks for a token for %.100s, which it does not belong to", host,
                   domain != NULL ? domain : "another service");
 }

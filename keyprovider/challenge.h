@@ -26,7 +26,8 @@ typedef struct tde_challenge {
 ** must be expected, or, when that is "", a domain that the vault lies below and that is within
 ** (the domain of vaults that the host is trusted for; "": any), or below it: else a stranger
 ** could ask for the token of another service, the parent domain's say. Only the tenant is taken of
-** the authority it names. TDE_CORRUPT: malformed; TDE_DENIED: another resource. */
+** the authority it names. TDE_CORRUPT: malformed; TDE_MISCONFIGURED: another resource, which no vault
+** asks for when it denies a key. */
 tde_class tde_challenge_read(const char *header, const char *host, const char *expected,
                              const char *within, tde_challenge *out, tde_status *st);
 

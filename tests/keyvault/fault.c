@@ -205,6 +205,7 @@ bool kv_fault_met(kv_request *r, bool authenticated) {
       return true;
     case KV_FAULT_STRANGER:
       raw_reply(r, (int)number(f, "status", 403), "<html><body><h1>Proxy</h1></body></html>", 0);
+      snprintf(r->challenge, sizeof(r->challenge), "%s", text(f, "challenge") ? text(f, "challenge") : "");
       return true;
     case KV_FAULT_OVERSIZED:
       raw_reply(r, 200, "{\"value\":\"", (size_t)number(f, "bytes", 8 << 20));

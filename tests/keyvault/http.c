@@ -143,11 +143,11 @@ static void add_headers(struct MHD_Response *response, const kv_request *r) {
 
   MHD_add_response_header(response, "Content-Type",
                           r->raw ? "text/html" : "application/json; charset=utf-8");
+  if (r->challenge[0]) MHD_add_response_header(response, "WWW-Authenticate", r->challenge);
   if (r->fault == KV_FAULT_STRANGER) return;
   MHD_add_response_header(response, "Cache-Control", "no-cache");
   MHD_add_response_header(response, "x-ms-request-id", r->id);
   if (r->listener == KV_HTTPS) MHD_add_response_header(response, "x-ms-keyvault-region", "local");
-  if (r->challenge[0]) MHD_add_response_header(response, "WWW-Authenticate", r->challenge);
   if (r->location[0]) MHD_add_response_header(response, "Location", r->location);
   if (r->retry_after >= 0) {
     snprintf(number, sizeof(number), "%lld", (long long)r->retry_after);

@@ -321,11 +321,11 @@ static void challenges(void) {
        "v.vault.azure.net", TDE_OK},
       {"Bearer authorization=\"https://l/t/oauth2\", scope=\"https://vault.azure.net/.default\"",
        "v.vault.azure.net", TDE_OK},
-      {CHALLENGE, "v.vault.azure.cn", TDE_DENIED},
-      {CHALLENGE, "vault.azure.net", TDE_DENIED},
-      {CHALLENGE, "evilvault.azure.net", TDE_DENIED},
+      {CHALLENGE, "v.vault.azure.cn", TDE_MISCONFIGURED},
+      {CHALLENGE, "vault.azure.net", TDE_MISCONFIGURED},
+      {CHALLENGE, "evilvault.azure.net", TDE_MISCONFIGURED},
       {"Bearer authorization=\"https://l/t\", resource=\"https://management.azure.com\"",
-       "v.vault.azure.net", TDE_DENIED},
+       "v.vault.azure.net", TDE_MISCONFIGURED},
       {"Bearer authorization=\"https://l/t\", resource=\"https://net\"", "v.vault.azure.net",
        TDE_CORRUPT},
       {"Bearer authorization=\"https://l/t\", resource=\"http://vault.azure.net\"",
@@ -379,15 +379,15 @@ static void custom_domain(void) {
       {"https://keys.corp.example/keys/k", "https://vault.azure.net", TDE_OK},
       {"https://v.keys.corp.example/keys/k", "https://vault.azure.net", TDE_OK},
       {"https://v.kv.stack.example/keys/k", "https://vault.adfs.stack.example/0f1e2d", TDE_OK},
-      {"https://v.keys.corp.example/keys/k", "https://keys.corp.example", TDE_DENIED},
-      {"https://v.keys.corp.example/keys/k", "https://management.azure.com", TDE_DENIED},
-      {"https://v.kv.stack.example/keys/k", "https://vault.azure.net", TDE_DENIED},
-      {"https://v.vault.example/keys/k", "https://vault.azure.net", TDE_DENIED},
+      {"https://v.keys.corp.example/keys/k", "https://keys.corp.example", TDE_MISCONFIGURED},
+      {"https://v.keys.corp.example/keys/k", "https://management.azure.com", TDE_MISCONFIGURED},
+      {"https://v.kv.stack.example/keys/k", "https://vault.azure.net", TDE_MISCONFIGURED},
+      {"https://v.vault.example/keys/k", "https://vault.azure.net", TDE_MISCONFIGURED},
       {"https://v.vault.example/keys/k", "https://vault.example", TDE_OK},
       {"https://v.kv.deep.example/keys/k", "https://kv.deep.example", TDE_OK},
       {"https://v.a.kv.deep.example/keys/k", "https://a.kv.deep.example", TDE_OK},
-      {"https://v.kv.deep.example/keys/k", "https://deep.example", TDE_DENIED},
-      {"https://v.vault.azure.net/keys/k", "https://azure.net", TDE_DENIED},
+      {"https://v.kv.deep.example/keys/k", "https://deep.example", TDE_MISCONFIGURED},
+      {"https://v.vault.azure.net/keys/k", "https://azure.net", TDE_MISCONFIGURED},
   };
   const tde_instance *inst = instance(members);
   char header[512], body[1024], want[300];
@@ -773,6 +773,26 @@ static void strangers(void) {
   }
   static const step first[] = {{403, "<html>", NULL}}, own[] = {DENY, TOKEN, {404, ERROR("KeyNotFound", ""), NULL}};
   static const step bearer[] = {DENY, TOKEN, DENY, TOKEN, DENY};
+  /* A gateway that has a login of its own, in the form of RFC 6750, or that of a cloud's. */
+  static const char *const gateways[] = {
+      "Bearer realm=\"gateway\"", "Bearer error=\"invalid_token\"",
+      "Bearer authorization=\"https://l/t\", resource=\"https://management.azure.com\"",
+      "Bearer authorization_uri=\"https://l/common/oauth2/authorize\", error=\"insufficient_claims\""};
+  for (size_t i = 0; i < COUNT(gateways); i++) {
+    const step at_first[] = {{401, "", gateways[i]}};
+    const step then[] = {DENY, TOKEN, {401, "", gateways[i]}, TOKEN, {401, "", gateways[i]}};
+    no_request_id = 1;
+    forget();
+    script(at_first, 1);
+    tde_class rc = run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op);
+    CHECK((rc == TDE_UNREACHABLE || rc == TDE_MISCONFIGURED) && last.http_status == 401 && wire.n == 1);
+    CHECK(strstr(last.remedy, "gateway") != NULL);
+    forget();
+    script(then, 5);
+    rc = run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op);
+    CHECK((rc == TDE_UNREACHABLE || rc == TDE_MISCONFIGURED) && last.http_status == 401);
+    CHECK(strstr(last.remedy, "gateway") != NULL);
+  }
   no_request_id = 1;
   forget();
   script(first, 1);
@@ -981,7 +1001,7 @@ static void refused_token(void) {
       {401, "", "Bearer authorization=\"https://l/t\", resource=\"https://graph.microsoft.com\""}};
   forget();
   script(turned, 3);
-  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_DENIED && wire.n == 3);
+  CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_MISCONFIGURED && wire.n == 3);
 }
 
 /* A 401 to a token is a denial, whatever its challenge lacks: as an outage it would keep the DEK for
@@ -1015,7 +1035,22 @@ static void refused_token_numbers(void) {
   static const step sees[] = {DENY, TOKEN, DENY_AKV("AKV10046: Unable"), TOKEN, DENY};
   static const step issuer[] = {DENY, TOKEN, DENY_AKV("AKV10032: Invalid."), TOKEN, DENY_AKV("AKV10032: Invalid.")};
   static const step prose[] = {DENY, TOKEN, DENY_AKV("AKV10046 Unable"), TOKEN, DENY_AKV("see AKV10046: Unable")};
+  /* Nor is it a word on the key that the vault's clock has not come to a token's beginning. */
+  static const char *const early[] = {AKV("Token not yet valid (Activity ID: 1-2)"),
+                                      AKV("Error validating token: IDX10222")};
+  static const char *const other[] = {AKV("Token not valid yet"), AKV("Error validating token: IDX10223"),
+                                      AKV("IDX10222")};
   tde_op op;
+  for (size_t i = 0; i < COUNT(early) + COUNT(other); i++) {
+    int is = i < COUNT(early);
+    const char *body = is ? early[i] : other[i - COUNT(early)];
+    const step s[] = {DENY, TOKEN, {401, body, CHALLENGE}, TOKEN, {401, body, CHALLENGE}};
+    forget();
+    script(s, 5);
+    tde_class rc = run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op);
+    CHECK(rc == (is ? TDE_UNREACHABLE : TDE_UNAUTHENTICATED) && last.http_status == 401);
+    CHECK(!is || strstr(last.remedy, "clock") != NULL);
+  }
   forget();
   script(blind, 5);
   CHECK(run(TDE_OP_UNWRAP, usual(), KEY "/" VERSION, &op) == TDE_UNREACHABLE && wire.n == 5);
