@@ -73,6 +73,16 @@ static int unsealed_unit(void *ctx, uint64_t index, tde_class c) {
   return tde_class_rc(c);
 }
 
+/* Under SHARED, of a database without a WAL, only a sweep writes (reseal.c), under RESERVED: SQLite needs
+** EXCLUSIVE for that, and for the step to WAL mode. Whether that was made before is read in page 1. */
+static int main_at_rest(void *ctx, uint64_t index) {
+  tde_file *f = ctx;
+  int reserved = 1;
+
+  if (f->db->lock < SQLITE_LOCK_SHARED || f->db->wal || f->db->shm_open || index == 0) return 0;
+  return tde_main_reserved(f->lower, &reserved) == SQLITE_OK && !reserved;
+}
+
 const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
                                          .guard = tde_guard_put,
                                          .salvage = tde_guard_salvage,
@@ -80,7 +90,8 @@ const tde_sealed_hooks tde_main_hooks = {.before_write = journal_first,
                                          .bad = bad_unit,
                                          .unsealed = unsealed_unit,
                                          .learn = tde_db_learn_epoch,
-                                         .copy = tde_map_copy};
+                                         .copy = tde_map_copy,
+                                         .at_rest = main_at_rest};
 const tde_sealed_hooks tde_log_hooks = {
     .bad = bad_unit, .unsealed = unsealed_unit, .trim = tde_journal_trim, .learn = tde_db_learn_epoch};
 const tde_sealed_hooks tde_temp_hooks = {.bad = bad_unit, .unsealed = unsealed_unit};

@@ -14,7 +14,8 @@ SQLITE_EXTENSION_INIT3
 /* A unit that fails is read again, each time after twice as long, for 51 ms in all: another
 ** process may be writing it (a page smaller than the unit beside a checkpoint, the sweep of
 ** a new DEK), and lose the processor meanwhile. Of a file with more such units than this
-** every further one is read again for a short time only. */
+** every further one is read again for a short time only, and once without a pause where the
+** locks say that nobody writes: who did when it was read is done. */
 #define REREADS_SHORT 2
 #define PATIENCE 8
 
@@ -622,11 +623,12 @@ int tde_sealed_write(tde_sealed *s, const uint8_t *buf, uint32_t n, uint64_t off
 
 tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out) {
   int often = s->hopeless < PATIENCE ? TDE_REREADS : REREADS_SHORT, torn;
+  int at_rest = s->hopeless >= PATIENCE && s->hooks->at_rest(s->ctx, i);
   tde_class c = TDE_TAMPERED;
   uint32_t got;
 
-  for (int k = 0; k < often && c == TDE_TAMPERED; k++) {
-    usleep(TDE_REREAD_USEC << k);
+  for (int k = 0; k < (at_rest ? 1 : often) && c == TDE_TAMPERED; k++) {
+    if (!at_rest) usleep(TDE_REREAD_USEC << k);
     if (tde_sealed_fetch(s, i, 1, record, &got, &torn) == SQLITE_OK) {
       c = tde_sealed_open_record(s, i, record, out);
     }

@@ -60,6 +60,8 @@ typedef struct tde_sealed_hooks {
   /* Copies from a map of the lower file what of it is mapped. Asked only for whole pages
   ** that SQLite reads, as far as `mapped` says. */
   int (*copy)(void *ctx, uint64_t at, uint32_t n, uint8_t *to);
+  /* Is it sure that nobody is writing unit i now, here or elsewhere? Asked of main files alone. */
+  int (*at_rest)(void *ctx, uint64_t index);
 } tde_sealed_hooks;
 
 /* What another process may be writing is looked at again so often, first after so long and each
@@ -165,8 +167,8 @@ int tde_sealed_buffers(tde_sealed *s, uint32_t n);
 void tde_sealed_trim(tde_sealed *s);
 /* Opens one record (tde_record_size bytes) of unit i into out. */
 tde_class tde_sealed_open_record(tde_sealed *s, uint64_t i, const uint8_t *record, uint8_t *out);
-/* Unit i did not open. Reads its record again, with pauses, since somebody may be writing it, and
-** opens it into out. TDE_TAMPERED: it does not. */
+/* Unit i of a main file did not open. Reads its record again, with pauses where somebody may be writing
+** it, and opens it into out. TDE_TAMPERED: it does not. */
 tde_class tde_sealed_again(tde_sealed *s, uint64_t i, uint8_t *record, uint8_t *out);
 /* Reads `count` records from the lower file, from unit i on. SQLITE_IOERR_SHORT_READ: it has *got of
 ** them alone; with *torn set it ends inside the next one. */
