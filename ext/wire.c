@@ -112,15 +112,14 @@ static void explain_identity(const tde_keydoc *kd, const tde_instance *inst, tde
                  who.identity);
 }
 
-static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
-                             const uint8_t uuid[TDE_UUID_BYTES], const char *doc, size_t ndoc,
-                             uint32_t epoch, uint8_t *dek, tde_status *st) {
+static tde_class unwrap(const tde_key_params *params, const uint8_t uuid[TDE_UUID_BYTES],
+                        const char *doc, size_t ndoc, uint32_t epoch, uint8_t *dek,
+                        tde_status *st) {
   const tde_instance *inst;
   tde_keydoc_asker who;
   tde_keydoc *kd = NULL;
   tde_class c = tde_keydoc_parse(doc, ndoc, &kd, st);
 
-  (void)ctx;
   if (c == TDE_OK) c = instance_of(params, kd, &inst, st);
   if (c == TDE_OK) {
     tde_keydoc_asker_of(kd, &who);
@@ -137,6 +136,19 @@ static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
     if (c && !params->as_key) explain_identity(kd, inst, st);
   }
   tde_keydoc_free(kd);
+  return c;
+}
+
+/* What comes of it is every connection's to this database: others wait for it, too, and that one of them
+** gives up would be no answer to them. */
+static tde_class wire_unwrap(void *ctx, const tde_key_params *params,
+                             const uint8_t uuid[TDE_UUID_BYTES], const char *doc, size_t ndoc,
+                             uint32_t epoch, uint8_t *dek, tde_status *st) {
+  const tde_waiter nobody = {NULL, NULL}, before = tde_http_waits(nobody);
+  tde_class c = unwrap(params, uuid, doc, ndoc, epoch, dek, st);
+
+  (void)ctx;
+  (void)tde_http_waits(before);
   return c;
 }
 

@@ -412,10 +412,26 @@ void tde_http_stop(void) {
   atomic_store(&stopped, 1);
 }
 
+static _Thread_local tde_waiter waiter;
+
+tde_waiter tde_http_waits(tde_waiter w) {
+  tde_waiter before = waiter;
+  waiter = w;
+  return before;
+}
+
+static int is_given_up(void) {
+  return waiter.given_up != NULL && waiter.given_up(waiter.ctx);
+}
+
+static int is_over(void) {
+  return atomic_load(&stopped) || is_given_up();
+}
+
 /* Called by the library at least once a second. */
 static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d) {
   (void)arg, (void)a, (void)b, (void)c, (void)d;
-  return atomic_load(&stopped);
+  return is_over();
 }
 
 static CURLcode set_request(CURL *curl, const exchange *x, inbox *in, int64_t left) {
@@ -459,7 +475,7 @@ static CURLcode try_once(exchange *x, inbox *in, int *status) {
   pipe_guard guard;
   int64_t left = x->deadline - tde_boot_ms();
   if (left <= 0) return CURLE_OPERATION_TIMEDOUT;
-  if (atomic_load(&stopped)) return CURLE_ABORTED_BY_CALLBACK;
+  if (is_over()) return CURLE_ABORTED_BY_CALLBACK;
   pipe_block(&guard);
   CURL *curl = handle_get();
   CURLcode rc = curl != NULL ? set_security(curl, x) : CURLE_OUT_OF_MEMORY;
@@ -583,9 +599,9 @@ static int64_t backoff_ms(int try) {
   return (int64_t)(r % (uint32_t)(bound + 1));
 }
 
-/* In naps, so that the end of the process is noticed. */
+/* In naps, so that the end of the process, or of the waiter's patience, is noticed. */
 static void sleep_until(int64_t at) {
-  for (int64_t now = tde_boot_ms(); now < at && !atomic_load(&stopped); now = tde_boot_ms()) {
+  for (int64_t now = tde_boot_ms(); now < at && !is_over(); now = tde_boot_ms()) {
     int64_t ms = at - now < 100 ? at - now : 100;
     struct timespec t = {0, (long)ms * 1000000L};
     nanosleep(&t, NULL);
@@ -634,6 +650,9 @@ static tde_class failed(CURLcode rc, const inbox *in, const exchange *x, tde_sta
     case CURLE_OPERATION_TIMEDOUT:
       return tde_fail(st, TDE_UNREACHABLE, NULL, "%s did not answer in time", host);
     case CURLE_ABORTED_BY_CALLBACK:
+      if (!atomic_load(&stopped)) {
+        return tde_fail(st, TDE_BUSY, "try again", "interrupted: %s was not waited for", host);
+      }
       return tde_fail(st, TDE_UNREACHABLE, NULL, "%s was not waited for: the process ends", host);
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_UNSUPPORTED_PROTOCOL:

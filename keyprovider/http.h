@@ -37,7 +37,7 @@
 /* One exchange. TDE_OK: a reply with any HTTP status came back, release it.
 ** TDE_UNREACHABLE: no connection, a timeout, or a peer that could not be
 ** verified. TDE_MISCONFIGURED: the URL or the certificate file may not be used.
-** TDE_CORRUPT: the reply is too large or no HTTP. TDE_NOMEM. */
+** TDE_CORRUPT: the reply is too large or no HTTP. TDE_BUSY: the waiter gave up. TDE_NOMEM. */
 tde_class tde_http_send(const tde_op *op, const tde_request *req, tde_reply *reply,
                         tde_status *st);
 
@@ -47,6 +47,15 @@ void tde_http_install(void);
 /* Whether the policy lets this URL be used; *plain is set for http. Sends
 ** nothing. TDE_MISCONFIGURED otherwise. */
 tde_class tde_http_url_check(const tde_op *op, const char *url, int *plain, tde_status *st);
+
+/* Who waits for what this thread asks: given_up is called some times a second meanwhile, in this thread,
+** and other than 0 ends the exchange, and every further one, with TDE_BUSY. NULL: nobody gives up. */
+typedef struct tde_waiter {
+  int (*given_up)(void *ctx);
+  void *ctx;
+} tde_waiter;
+/* Returns who it was before, to be put back. */
+tde_waiter tde_http_waits(tde_waiter w);
 
 /* The process ends: exchanges under way fail within a second, and none begins. */
 void tde_http_stop(void);

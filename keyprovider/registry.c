@@ -434,8 +434,8 @@ tde_class tde_provider_run_with(const tde_provider *p, tde_op *op, const char *k
   if (rc == TDE_OK && op->kind == TDE_OP_VERSIONS) rc = settle_versions(op, st);
   if (p->finish != NULL) p->finish(op);
   op->state = NULL;
-  /* A list is not about one version. */
-  if (op->kind != TDE_OP_VERSIONS) note_outcome(op, rc, st);
+  /* A list is not about one version, and who gave up waiting learned nothing. */
+  if (op->kind != TDE_OP_VERSIONS && rc != TDE_BUSY) note_outcome(op, rc, st);
   if (rc == TDE_OK) {
     /* A try that the provider recovered from is no result. */
     tde_status_clear(st);

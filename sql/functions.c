@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "../ext/base/crypto.h"
+#include "../keyprovider/http.h"
 #include "../keyprovider/json.h"
 #include "../vfs/tdevfs.h"
 #include "backup.h"
@@ -77,37 +78,72 @@ static const struct sql_function_row {
   int least, most; /* arguments */
   int flags;
   sql_function call;
+  int asks; /* a key service, for itself */
 } functions[] = {
-    {"tde_version", 0, 0, SQLITE_INNOCUOUS, fn_version},
-    {"tde_status", 0, 1, SQLITE_DIRECTONLY, tde_sql_status},
-    {"tde_verify", 0, 1, SQLITE_DIRECTONLY, tde_sql_verify},
-    {"tde_encrypt", 1, 2, SQLITE_DIRECTONLY, tde_sql_encrypt},
-    {"tde_decrypt", 2, 2, SQLITE_DIRECTONLY, tde_sql_decrypt},
-    {"tde_default", 0, 1, SQLITE_DIRECTONLY, fn_default},
-    {"tde_set_protector", 1, 2, SQLITE_DIRECTONLY, tde_sql_set_protector},
-    {"tde_revert", 0, 1, SQLITE_DIRECTONLY, tde_sql_revert},
-    {"tde_add_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_add_key},
-    {"tde_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_remove_key},
-    {"tde_set_identity", 1, 3, SQLITE_DIRECTONLY, tde_sql_set_identity},
-    {"tde_auto_rotation", 1, 2, SQLITE_DIRECTONLY, tde_sql_auto_rotation},
-    {"tde_revalidate", 0, 2, SQLITE_DIRECTONLY, tde_sql_revalidate},
-    {"tde_rotate_dek", 0, 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek},
-    {"tde_backup", 1, 2, SQLITE_DIRECTONLY, tde_sql_backup},
-    {"tde_copy", 1, 2, SQLITE_DIRECTONLY, tde_sql_copy},
-    {"tde_create_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_create_secondary},
-    {"tde_sync_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_sync_secondary},
-    {"tde_restore_check", 1, 2, SQLITE_DIRECTONLY, tde_sql_restore_check},
-    {"tde_restore", 2, 3, SQLITE_DIRECTONLY, tde_sql_restore},
-    {"tde_key_safe_to_retire", 1, 2, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire},
-    {"tde_instance", 0, 1, SQLITE_DIRECTONLY, tde_sql_instance},
-    {"tde_instance_set_protector", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_protector},
-    {"tde_instance_add_key", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_add_key},
-    {"tde_instance_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_remove_key},
-    {"tde_instance_new_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_new_key},
-    {"tde_instance_set_policy", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_policy},
-    {"tde_instance_set_identity", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_identity},
-    {"tde_instance_set_audit", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_set_audit},
+    {"tde_version", 0, 0, SQLITE_INNOCUOUS, fn_version, 0},
+    {"tde_status", 0, 1, SQLITE_DIRECTONLY, tde_sql_status, 0},
+    {"tde_verify", 0, 1, SQLITE_DIRECTONLY, tde_sql_verify, 0},
+    {"tde_encrypt", 1, 2, SQLITE_DIRECTONLY, tde_sql_encrypt, 1},
+    {"tde_decrypt", 2, 2, SQLITE_DIRECTONLY, tde_sql_decrypt, 0},
+    {"tde_default", 0, 1, SQLITE_DIRECTONLY, fn_default, 0},
+    {"tde_set_protector", 1, 2, SQLITE_DIRECTONLY, tde_sql_set_protector, 1},
+    {"tde_revert", 0, 1, SQLITE_DIRECTONLY, tde_sql_revert, 1},
+    {"tde_add_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_add_key, 1},
+    {"tde_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_remove_key, 0},
+    {"tde_set_identity", 1, 3, SQLITE_DIRECTONLY, tde_sql_set_identity, 1},
+    {"tde_auto_rotation", 1, 2, SQLITE_DIRECTONLY, tde_sql_auto_rotation, 1},
+    {"tde_revalidate", 0, 2, SQLITE_DIRECTONLY, tde_sql_revalidate, 1},
+    {"tde_rotate_dek", 0, 1, SQLITE_DIRECTONLY, tde_sql_rotate_dek, 1},
+    {"tde_backup", 1, 2, SQLITE_DIRECTONLY, tde_sql_backup, 0},
+    {"tde_copy", 1, 2, SQLITE_DIRECTONLY, tde_sql_copy, 1},
+    {"tde_create_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_create_secondary, 1},
+    {"tde_sync_secondary", 1, 2, SQLITE_DIRECTONLY, tde_sql_sync_secondary, 1},
+    {"tde_restore_check", 1, 2, SQLITE_DIRECTONLY, tde_sql_restore_check, 1},
+    {"tde_restore", 2, 3, SQLITE_DIRECTONLY, tde_sql_restore, 1},
+    {"tde_key_safe_to_retire", 1, 2, SQLITE_DIRECTONLY, tde_sql_key_safe_to_retire, 1},
+    {"tde_instance", 0, 1, SQLITE_DIRECTONLY, tde_sql_instance, 0},
+    {"tde_instance_set_protector", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_protector, 1},
+    {"tde_instance_add_key", 1, 3, SQLITE_DIRECTONLY, tde_sql_instance_add_key, 1},
+    {"tde_instance_remove_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_remove_key, 0},
+    {"tde_instance_new_key", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_new_key, 0},
+    {"tde_instance_set_policy", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_policy, 0},
+    {"tde_instance_set_identity", 2, 3, SQLITE_DIRECTONLY, tde_sql_instance_set_identity, 0},
+    {"tde_instance_set_audit", 1, 2, SQLITE_DIRECTONLY, tde_sql_instance_set_audit, 0},
 };
+
+/* Who calls a function may be waiting for a key service, and interrupt that. */
+typedef struct caller {
+  sqlite3_stmt *probe; /* a statement that says whether there was an interrupt: see progress.h */
+  int gave_up;
+} caller;
+
+static int gives_up(void *arg) {
+  caller *c = arg;
+
+  if (!c->gave_up && c->probe) {
+    (void)sqlite3_step(c->probe);
+    c->gave_up = sqlite3_reset(c->probe) == SQLITE_INTERRUPT;
+  }
+  return c->gave_up;
+}
+
+/* The probe is made before: while the key service is asked, a lock of the database may be held. */
+static void call(const struct sql_function_row *f, sqlite3_context *ctx, int argc,
+                 sqlite3_value **argv) {
+  caller c = {NULL, 0};
+  tde_waiter before, w = {gives_up, &c};
+
+  (void)sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "SELECT 1", -1, &c.probe, NULL);
+  before = tde_http_waits(w);
+  f->call(ctx, argc, argv);
+  (void)tde_http_waits(before);
+  (void)sqlite3_finalize(c.probe);
+  /* Also where the function has an answer, as that a key is out of reach: it was not waited for. */
+  if (c.gave_up) {
+    sqlite3_result_error(ctx, "interrupted: a key service was not waited for; try again", -1);
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  }
+}
 
 static void dispatch(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   const struct sql_function_row *f = sqlite3_user_data(ctx);
@@ -122,6 +158,8 @@ static void dispatch(sqlite3_context *ctx, int argc, sqlite3_value **argv) {
   rc = tde_args_check(argc, argv, &st);
   if (rc) {
     tde_result_status(ctx, rc, &st);
+  } else if (f->asks) {
+    call(f, ctx, argc, argv);
   } else {
     f->call(ctx, argc, argv);
   }
