@@ -427,6 +427,11 @@ tde_class tde_local_create(const char *dir, const char *name, tde_key_info *info
   EVP_PKEY *key = NULL;
   memset(info, 0, sizeof *info);
   tde_class rc = tde_local_check_name(strlen(dir) < TDE_PATH_MAX ? name : "", st);
+  /* What is noted of it could not be read again. */
+  if (rc == TDE_OK && time(NULL) < 0) {
+    rc = tde_fail(st, TDE_MISCONFIGURED, "set the clock",
+                  "this machine's clock is before 1970: no key is made by it");
+  }
   if (rc == TDE_OK) rc = tde_rsa_generate(KEY_BITS, &key, st);
   if (rc == TDE_OK) rc = tde_rsa_info(key, info, st);
   if (rc == TDE_OK) {
