@@ -333,8 +333,8 @@ tde_class tde_keydoc_text(const tde_keydoc *doc, char **text, size_t *n, tde_sta
     *text = NULL;
     *n = 0;
     if (tde_json_count(events) == 0) {
-      rc = tde_fail(st, TDE_UNSUPPORTED, "remove keys that no backup needs from the key list",
-                    "the key document would be %zu bytes long; at most %d fit", too_long,
+      rc = tde_fail(st, TDE_UNSUPPORTED, "remove keys that no backup needs (tde_remove_key)",
+                    "the key list is full: the key document would be %zu bytes long, and at most %d fit", too_long,
                     TDE_KEYDOC_TEXT_MAX);
       break;
     }

@@ -161,6 +161,10 @@ int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from);
 /* Where the text is too long: drops entries of the key list that wrap no DEK, oldest first,
 ** until the reserve is free. *dropped: how many. -1: out of memory. */
 int tde_keydoc_fit(tde_keydoc *doc, int *dropped);
+/* Where the reserve is not free: drops, oldest first, versions of this key that were protectors once and
+** wrap no DEK now, each with an event, until it is. What somebody has put on the list stays, and other
+** keys do. -1: out of memory. */
+int tde_keydoc_drop_versions(tde_keydoc *doc, const tde_key_info *info, int64_t now);
 /* Sets or (v NULL) removes a member that the format does not depend on: origin,
 ** backup, secondary, secondaries. Takes v over. */
 int tde_keydoc_set_member(tde_keydoc *doc, const char *name, tde_json *v);

@@ -322,6 +322,38 @@ int tde_keydoc_fit(tde_keydoc *doc, int *dropped) {
   return size > 0 ? 0 : -1;
 }
 
+/* The oldest entry that is a former protector, of this key; the number of entries: there is none. */
+static size_t oldest_version(const tde_keydoc *doc, const tde_json *keys, const char *base_id,
+                             tde_key_info *info) {
+  size_t i = 0, n = tde_json_count(keys);
+  for (; i < n; i++) {
+    const tde_json *e = tde_json_at(keys, i);
+    tde_keydoc_info_of(e, info);
+    if (tde_json_get_int(e, "last_used", 0) != 0 && strcmp(info->base_id, base_id) == 0 &&
+        !is_protector(doc, info)) {
+      break;
+    }
+  }
+  return i;
+}
+
+int tde_keydoc_drop_versions(tde_keydoc *doc, const tde_key_info *info, int64_t now) {
+  tde_json *keys = tde_json_get(doc->root, "keys");
+  size_t size = bare_size(doc);
+  int failed = 0;
+  while (size > TDE_KEYDOC_TEXT_MAX - TDE_KEYDOC_RESERVE && !failed) {
+    tde_event gone = {.time = now, .event = "remove-key"};
+    tde_key_info old;
+    size_t i = oldest_version(doc, keys, info->base_id, &old);
+    if (i == tde_json_count(keys)) return 0;
+    snprintf(gone.key_id, sizeof gone.key_id, "%s", old.base_id);
+    snprintf(gone.version, sizeof gone.version, "%s", old.version);
+    failed = tde_json_remove_at(keys, i) | tde_keydoc_add_event(doc, &gone);
+    size = bare_size(doc);
+  }
+  return failed || size == 0 ? -1 : 0;
+}
+
 static tde_class has_already(const tde_key_info *info, const tde_json *e, tde_status *st) {
   time_t added = (time_t)tde_json_get_int(e, "added", 0);
   struct tm tm;

@@ -81,7 +81,11 @@ static tde_class edit_protector(void *ctx, tde_keydoc *doc, tde_status *st) {
   }
   failed |= tde_keydoc_use_key(doc, &r->wraps.of[0].info, r->now);
   if (r->who) failed |= tde_keydoc_set_identity(doc, r->who);
-  if (r->looked) failed |= tde_keydoc_rotation_checked(doc, r->now, 1, NULL);
+  if (r->looked) {
+    /* Nobody is there to make room on the list, and to stop rotating would be worse. */
+    failed |= tde_keydoc_drop_versions(doc, &r->wraps.of[0].info, r->now) |
+              tde_keydoc_rotation_checked(doc, r->now, 1, NULL);
+  }
   if (r->switch_on) failed |= tde_keydoc_set_auto_rotation(doc, 1);
   return failed ? tde_nomem(st) : TDE_OK;
 }
@@ -280,7 +284,8 @@ static int auto_rotate(sqlite3 *db, newest *n, tde_status *st) {
     if (rc == SQLITE_OK) return rc; /* which notes the look, too */
   }
   if (rc) {
-    (void)sqlite3_snprintf(sizeof(why), why, "%s", st->message);
+    (void)sqlite3_snprintf(sizeof(why), why, "%s%s%s", st->message, st->remedy[0] ? "; " : "",
+                           st->remedy);
     n->l.error = why;
   }
   /* Not each look is an event: its failure was told already. */
