@@ -79,6 +79,22 @@ static tde_class prepare(tde_change *c, uint8_t *dek, begin_edit *b, tde_status 
   return cls;
 }
 
+/* What SQLite could not do, in its words, or in the database's where its key is away. */
+static void tell_failure(const rotation *r, int rc, const char *what, tde_status *st) {
+  int waits = (rc & 0xff) == SQLITE_BUSY || rc == SQLITE_INTERRUPT;
+  tde_file_info *info = sqlite3_malloc64(sizeof(*info));
+
+  if (info) tde_file_info_get(r->f, 0, info);
+  if (info && info->state == TDE_STATE_INACCESSIBLE && info->last.code) {
+    *st = info->last;
+    tde_also(st, "then run tde_rotate_dek() again");
+  } else {
+    tde_fail(st, rc == SQLITE_NOMEM ? TDE_NOMEM : waits ? TDE_BUSY : TDE_IO,
+             "run tde_rotate_dek() again", "%s: %s", what, sqlite3_errmsg(r->db));
+  }
+  sqlite3_free(info);
+}
+
 /* A read through SQLite: a hot journal that somebody left is rolled back before the
 ** units are looked at, and a WAL connection has its index. */
 static int read_something(rotation *r) {
@@ -101,11 +117,7 @@ static int checkpoint(rotation *r, tde_status *st) {
     (void)sqlite3_sleep(CHECKPOINT_PAUSE_MS);
     if (i + 1 < CHECKPOINT_TRIES) rc = SQLITE_OK;
   }
-  if (rc) {
-    tde_fail(st, rc == SQLITE_INTERRUPT || rc == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-             "run tde_rotate_dek() again", "the log could not be brought into the database: %s",
-             sqlite3_errmsg(r->db));
-  }
+  if (rc) tell_failure(r, rc, "the log could not be brought into the database", st);
   return rc;
 }
 
@@ -178,9 +190,7 @@ static int sweep(rotation *r, tde_status *st) {
   while (rc == SQLITE_OK && !end) {
     rc = read_something(r);
     if (rc) {
-      tde_fail(st, rc == SQLITE_INTERRUPT || (rc & 0xff) == SQLITE_BUSY ? TDE_BUSY : TDE_IO,
-               "run tde_rotate_dek() again", "the database could not be read: %s",
-               sqlite3_errmsg(r->db));
+      tell_failure(r, rc, "the database could not be read", st);
       break;
     }
     rc = tde_file_reseal_step(r->f, &next, &all, &end, st);
@@ -233,9 +243,7 @@ static int empty_log(rotation *r, tde_status *st) {
   rc = look_at_log(r, &in_use, st);
   if (rc || !in_use) return rc;
   if (done != SQLITE_OK && done != SQLITE_BUSY && done != SQLITE_LOCKED) {
-    tde_fail(st, done == SQLITE_NOMEM ? TDE_NOMEM : TDE_IO, "run tde_rotate_dek() again",
-             "every page is under the new key, but the log could not be emptied: %s",
-             sqlite3_errmsg(r->db));
+    tell_failure(r, done, "every page is under the new key, but the log could not be emptied", st);
     return done;
   }
   (void)sqlite3_snprintf(sizeof(path), path, "%s", name ? name : "");

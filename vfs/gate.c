@@ -50,6 +50,11 @@ void tde_db_lose(tde_db *db) {
   tde_db_note_loss(db);
 }
 
+void tde_db_note_if_lost(tde_db *db, int rc) {
+  if ((rc & 0xff) != SQLITE_IOERR || db->last.code || !db->keys) return;
+  if (rc == SQLITE_IOERR_AUTH || !tde_keys_live(db->keys)) tde_db_note_loss(db);
+}
+
 /* ---- checks that are due ---- */
 
 /* Asks the key service, by the header that is on disk now. */

@@ -176,6 +176,9 @@ static void explain(tde_file *f, const char *what, const char *path, int rc, tde
              "%s: a connection with the same cache wrote meanwhile", f->path);
     return;
   }
+  tde_file_enter(f);
+  tde_db_note_if_lost(f->db, rc);
+  tde_file_leave(f);
   if (f->db->last.code && (rc & 0xff) != SQLITE_FULL) {
     *st = f->db->last;
     return;

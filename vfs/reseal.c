@@ -240,6 +240,12 @@ static void explain(const tde_file *f, int rc, int err, const char *what, tde_st
   if (st && !busy) tde_also(st, "then run tde_rotate_dek() again: it goes on");
 }
 
+/* What the database itself says of the failure. A key may come back. */
+static void tell_cause(const tde_db *db, int rc, tde_status *st) {
+  *st = db->last;
+  if (rc == SQLITE_IOERR_AUTH) tde_also(st, "then run tde_rotate_dek() again: it goes on");
+}
+
 int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, tde_status *st) {
   exclusion x;
   step p;
@@ -258,12 +264,12 @@ int tde_file_reseal_step(tde_file *f, uint64_t *next, uint64_t *all, int *end, t
   rc = keep_writers_out(f, &x);
   if (rc == SQLITE_OK) {
     if (f->db->state != TDE_STATE_ONLINE || !f->db->keys || !tde_keys_live(f->db->keys)) {
-      if (st) *st = f->db->last;
       rc = SQLITE_IOERR_AUTH;
     } else {
       rc = run_step(&p, next, end);
-      if (rc && st && f->db->last.code) *st = f->db->last;
     }
+    tde_db_note_if_lost(f->db, rc);
+    if (rc && st && f->db->last.code) tell_cause(f->db, rc, st);
   }
   err = errno_of(rc);
   let_writers_in(f, &x);

@@ -254,6 +254,8 @@ static inline int tde_db_is_read_only(const tde_db *db) {
 void tde_db_lose(tde_db *db);
 /* ... why, into last. */
 void tde_db_note_loss(tde_db *db);
+/* ... if what failed with this code did for that, and nothing is told yet. */
+void tde_db_note_if_lost(tde_db *db, int rc);
 void tde_db_wipe(tde_db *db);
 int tde_db_in_transaction(const tde_db *db);
 int tde_db_in_write(const tde_db *db); /* ... in one that writes */

@@ -61,7 +61,7 @@ void tde_also(tde_status *st, const char *fmt, ...) {
   size_t n = strlen(st->remedy);
   va_list ap;
 
-  n += (size_t)snprintf(st->remedy + n, sizeof st->remedy - n, "; ");
+  if (n > 0) n += (size_t)snprintf(st->remedy + n, sizeof st->remedy - n, "; ");
   if (n >= sizeof st->remedy) return;
   va_start(ap, fmt);
   (void)vsnprintf(st->remedy + n, sizeof st->remedy - n, fmt, ap);
