@@ -694,8 +694,9 @@ static int revalidate(tde_file *f, const char *as_key, tde_status *st) {
   ask_as_opened(db);
   if (rc == SQLITE_OK && db->state != TDE_STATE_ONLINE) {
     rc = tde_db_not_online(db, st);
-    /* One denial is no loss yet: the lease says when it is. */
-    if (db->keys && tde_keys_live(db->keys)) (void)load(f, 1, 0);
+    /* One denial is no loss yet: the lease says when it is. And what was said of a key that was
+    ** named is not what keeps the database closed. */
+    if (db->keys && (as_key || tde_keys_live(db->keys))) (void)load(f, 1, 0);
   }
   return rc;
 }

@@ -153,6 +153,21 @@ static plan plan_absent(tde_keys *k, const request *r) {
   return PLAN_ASK;
 }
 
+/* Tells of a revalidation. A failure is that of the key that was asked, which the caller may have named. */
+static void tell_revalidation(const tde_keys *k, const request *r, tde_class c) {
+  const char *named = c ? r->params->as_key : NULL;
+  tde_key_event e = {"revalidate", k->uuid, named ? named : k->facts.key_id,
+                     named ? "" : k->facts.key_version, c ? r->st : NULL};
+
+  r->source->event(r->source->ctx, &k->params, &e);
+}
+
+/* That a key which the caller of a revalidation named does not fit says nothing of the entry's own,
+** nor ends what is waited out. */
+static int counts(const tde_keys *k, const request *r, tde_class c) {
+  return c == TDE_OK || !r->forced || tde_key_params_same_way(&k->params, r->params);
+}
+
 /* Asks for a busy entry's DEKs, and applies the answer. The lock is not held. */
 static tde_class ask_all(tde_keys *k, const request *r) {
   tde_fetched got = {0};
@@ -170,8 +185,12 @@ static tde_class ask_all(tde_keys *k, const request *r) {
     tde_ask_tell(k, r->source, "unwrap", c ? r->st : NULL);
     c = tde_answer_first(k, c, &got, r->st);
   } else {
-    if (r->forced) tde_ask_tell(k, r->source, "revalidate", c ? r->st : NULL);
-    (void)tde_answer(k, r->source, c, r->forced, &got, r->st);
+    if (r->forced) tell_revalidation(k, r, c);
+    if (counts(k, r, c)) {
+      (void)tde_answer(k, r->source, c, r->forced, &got, r->st);
+    } else {
+      tde_ask_end(k);
+    }
   }
   tde_fetched_clear(&got);
   return c;
@@ -231,20 +250,19 @@ static tde_class unlock_absent(const request *r, tde_keys **out) {
 static tde_class ask_live_now(tde_keys *k, const request *r) {
   tde_fetched got = {0};
   tde_class c;
-  int counts;
+  int applies;
 
   tde_entry_set_busy(k);
   tde_ring_unlock();
   tde_status_clear(r->st);
   c = tde_ask_live(k, r->source, 1, r->params, &got, r->st);
   if (c == TDE_OK) tde_ask_keep_way(k, r->params);
-  tde_ask_tell(k, r->source, "revalidate", c ? r->st : NULL);
-  /* That a key which somebody named does not fit says nothing of the one in use. */
-  counts = c == TDE_OK || tde_key_params_same_way(&k->params, r->params);
-  if (counts) (void)tde_answer(k, r->source, c, 0, &got, r->st);
+  tell_revalidation(k, r, c);
+  applies = counts(k, r, c);
+  if (applies) (void)tde_answer(k, r->source, c, 0, &got, r->st);
   tde_fetched_clear(&got);
   tde_ring_lock();
-  if (!counts) tde_entry_end_busy(k);
+  if (!applies) tde_entry_end_busy(k);
   return c;
 }
 
