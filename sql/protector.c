@@ -223,8 +223,7 @@ static int may_rotate(const uint8_t *uuid, const tde_change *c) {
   const tde_key_facts *facts = &c->info->facts;
 
   if (!uuid) return 1; /* somebody called for it */
-  return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && !facts->secondary &&
-         facts->auto_rotation;
+  return memcmp(uuid, c->info->uuid, TDE_UUID_BYTES) == 0 && facts->auto_rotation;
 }
 
 /* Writes down that somebody looked, so that the schedule survives. */
@@ -385,7 +384,7 @@ static int is_the_one(sqlite3 *db, const uint8_t *uuid) {
 
   if (f && info) {
     tde_file_info_get(f, 0, info);
-    same = info->state == TDE_STATE_ONLINE && !info->facts.backup && !info->facts.secondary &&
+    same = info->state == TDE_STATE_ONLINE && !info->facts.backup &&
            memcmp(info->uuid, uuid, TDE_UUID_BYTES) == 0;
   }
   sqlite3_free(info);
@@ -410,12 +409,11 @@ void tde_protector_job(const uint8_t uuid[TDE_UUID_BYTES], const tde_key_facts *
   sqlite3 *db;
   int rotate;
 
-  if (facts->secondary || facts->backup ||
-      tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) {
-    return;
-  }
+  if (facts->backup || tde_instance_open(params->instance, 0, &inst, NULL) != TDE_OK) return;
   /* An older document is to name an instance. */
-  if (strcmp(facts->mode, "inherit") == 0 && !facts->inherits_from[0]) tde_instance_need_id(&inst);
+  if (strcmp(facts->mode, "inherit") == 0 && !facts->inherits_from[0] && !facts->secondary) {
+    tde_instance_need_id(&inst);
+  }
   f.what = what_now(facts, inst, f.target);
   if (f.what == TDE_FOLLOW_OTHER) tde_follow_tell(uuid, params->path, facts, inst);
   rotate = facts->auto_rotation &&
