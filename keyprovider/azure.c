@@ -384,6 +384,17 @@ static int is_code(const char *code, const char *const *list) {
   return 0;
 }
 
+/* The key that a refusal is about, as far as it was named: names alone are the same in many vaults, and
+** of one of several versions it is said which. */
+static const char *key_of(const tde_op *op, char full[TDE_KEY_ID_MAX]) {
+  tde_key_info named;
+  memset(&named, 0, sizeof named);
+  memcpy(named.base_id, op->base_id, sizeof named.base_id);
+  memcpy(named.version, op->version, sizeof named.version);
+  tde_key_full_id(&named, full);
+  return full;
+}
+
 /* 403: why matters for what to do next. */
 static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   static const char *const disabled[] = {"KeyDisabled", "KeyExpired", "KeyNotYetValid", NULL};
@@ -392,12 +403,12 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   const az *a = op->state;
   const char *what = permission(op, a->stage);
   const char *who = a->flow != NULL ? tde_token_identity(a->flow) : "(not signed in yet)";
-  char remedy[320];
+  char remedy[320], full[TDE_KEY_ID_MAX];
   if (is_code(code, disabled)) {
     return tde_fail(st, TDE_DISABLED,
                     "enable the key version, or correct its dates (az keyvault key set-attributes)",
-                    "the vault refuses %s: the key %s is disabled or outside its dates (403 %s)",
-                    what, a->key.name, code);
+                    "the vault refuses %s: the key %.300s is disabled or outside its dates (403 %s)",
+                    what, key_of(op, full), code);
   }
   if (is_code(code, network)) {
     return tde_fail(st, TDE_DENIED,
@@ -409,38 +420,37 @@ static tde_class forbidden(const tde_op *op, const char *code, tde_status *st) {
   if (is_code(code, key_ops)) {
     snprintf(remedy, sizeof remedy,
              "add %s to the key's permitted operations (az keyvault key set-attributes --ops)", what);
-    return tde_fail(st, TDE_DENIED, remedy, "the key %s does not permit %s (403 %s)", a->key.name,
-                    what, code);
+    return tde_fail(st, TDE_DENIED, remedy, "the key %.300s does not permit %s (403 %s)",
+                    key_of(op, full), what, code);
   }
   snprintf(remedy, sizeof remedy, "grant %s to the identity %.60s on this key (role %s%s)", what, who,
            is_hsm(op) ? "Managed HSM Crypto Service Encryption User: az keyvault role assignment create"
                       : "Key Vault Crypto Service Encryption User, or an access policy with get, wrapKey, unwrapKey",
            a->stage == STAGE_LIST && !is_hsm(op) ? ", list" : "");
-  return tde_fail(st, TDE_DENIED, remedy, "the vault refuses %s on the key %s to the identity %s (403%s%s)",
-                  what, a->key.name, who, code[0] != 0 ? " " : "", code);
+  return tde_fail(st, TDE_DENIED, remedy, "the vault refuses %s on the key %.300s to the identity %s (403%s%s)",
+                  what, key_of(op, full), who, code[0] != 0 ? " " : "", code);
 }
 
 static tde_class absent(const tde_op *op, const char *code, tde_status *st) {
   static const char *const moving[] = {"ObjectIsBeingRecovered", "ObjectIsBeingCreated", NULL};
-  const az *a = op->state;
+  char full[TDE_KEY_ID_MAX];
   int s = st->http_status;
   if (s == 409 && is_code(code, moving)) {
-    return tde_fail(st, TDE_UNREACHABLE, NULL, "the key %s is not ready yet (409)", a->key.name);
+    return tde_fail(st, TDE_UNREACHABLE, NULL, "the key %.300s is not ready yet (409)", key_of(op, full));
   }
   if (s == 409) {
     return tde_fail(st, TDE_MISSING, "recover the deleted key (az keyvault key recover)",
-                    "the key %s is deleted, and may be recovered (409 %s)", a->key.name, code);
+                    "the key %.300s is deleted, and may be recovered (409 %s)", key_of(op, full), code);
   }
   return tde_fail(st, TDE_MISSING,
                   "recover or restore the key (az keyvault key recover, az keyvault key restore), or correct its id",
-                  "the vault has no key %s%s%s (%d)", a->key.name,
-                  op->version[0] != 0 ? ", version " : "", op->version, s);
+                  "the vault has no key %.300s (%d)", key_of(op, full), s);
 }
 
 /* Every status but 200, and 401 when there is no more to try. */
 static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *st) {
   const az *a = op->state;
-  char code[40];
+  char code[40], full[TDE_KEY_ID_MAX];
   int s = reply->status, known = note_error(reply, code, st);
   if (s == 429) return tde_fail(st, TDE_THROTTLED, NULL, "the vault is busy (429)");
   if (s == 408 || s >= 500) {
@@ -474,7 +484,7 @@ static tde_class refused(const tde_op *op, const tde_reply *reply, tde_status *s
   if (s == 400 && a->stage == STAGE_OP && op->kind == TDE_OP_UNWRAP) {
     return tde_fail(st, TDE_WRONG_KEY,
                     "use the key version that wrapped it, or restore the database from a backup",
-                    "the key %s does not unwrap what the header holds (400 %s)", a->key.name, code);
+                    "the key %.300s does not unwrap what the header holds (400 %s)", key_of(op, full), code);
   }
   if (s >= 400) {
     return tde_fail(st, TDE_UNSUPPORTED, KEY_KINDS,
