@@ -296,15 +296,20 @@ static size_t bare_size(const tde_keydoc *doc) {
   return n;
 }
 
-/* The oldest entry that wraps no DEK; the number of entries: there is none. */
+/* The entry that was added first of those that wrap no DEK, wherever a list that was merged has it; the
+** number of entries: there is none. */
 static size_t oldest_unused(const tde_keydoc *doc, const tde_json *keys) {
-  size_t i = 0, n = tde_json_count(keys);
-  tde_key_info info;
-  for (; i < n; i++) {
+  size_t n = tde_json_count(keys), oldest = n;
+  int64_t since = INT64_MAX;
+  for (size_t i = 0; i < n; i++) {
+    tde_key_info info;
+    int64_t added = tde_json_get_int(tde_json_at(keys, i), "added", 0);
     tde_keydoc_info_of(tde_json_at(keys, i), &info);
-    if (!is_protector(doc, &info)) break;
+    if (added >= since || is_protector(doc, &info)) continue;
+    oldest = i;
+    since = added;
   }
-  return i;
+  return oldest;
 }
 
 int tde_keydoc_fit(tde_keydoc *doc, int *dropped) {

@@ -231,6 +231,7 @@ typedef struct sync_work {
   int n;
   tde_op *wraps[TDE_EPOCHS_MAX]; /* of epochs that the secondary does not know */
   tde_key_info under;            /* its protector, which wrapped them */
+  int listed, dropped;           /* keys of both lists, and those for which its header has no room */
   tde_replica r;
   int synced; /* times that all was done but the note in the primary */
 } sync_work;
@@ -248,6 +249,18 @@ static tde_class same_protector(sync_work *w, const tde_keydoc *doc, tde_status 
   return tde_fail(st, TDE_BUSY, "try again", "%s: its protector changed meanwhile", w->place.target);
 }
 
+/* The primary's key list comes to the secondary's, whose header may have less room: keys that were
+** removed from the primary's are there still, and its own protector. */
+static int take_list(sync_work *w, tde_keydoc *doc) {
+  const tde_json *root = tde_keydoc_json(doc);
+  int dropped, bad = tde_keydoc_merge_list(doc, w->primary);
+
+  if (!w->listed) w->listed = (int)tde_json_count(tde_json_get(root, "keys"));
+  bad |= tde_keydoc_fit(doc, &dropped);
+  w->dropped = w->listed - (int)tde_json_count(tde_json_get(root, "keys"));
+  return bad;
+}
+
 static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep, char **newdoc,
                              size_t *nnew, tde_status *st) {
   const tde_op *wraps[TDE_EPOCHS_MAX];
@@ -263,11 +276,10 @@ static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep,
     return c;
   }
   for (int i = 0; i < w->n; i++) wraps[i] = w->wraps[i];
-  bad = tde_keydoc_take_epochs(doc, w->epochs, wraps, w->n, w->current, keep, now) |
-        tde_keydoc_merge_list(doc, w->primary);
+  bad = tde_keydoc_take_epochs(doc, w->epochs, wraps, w->n, w->current, keep, now);
   s = tde_json_copy(tde_json_get(tde_keydoc_json(doc), "secondary"));
   if (!keep) bad |= tde_json_set_int(s, "synced", now);
-  bad |= tde_keydoc_set_member(doc, "secondary", s);
+  bad |= tde_keydoc_set_member(doc, "secondary", s) | take_list(w, doc);
   c = bad ? tde_nomem(st) : tde_keydoc_text(doc, newdoc, nnew, st);
   tde_keydoc_free(doc);
   return c;
@@ -373,6 +385,7 @@ static tde_json *sync_answer(const sync_work *w) {
             tde_json_set_int(j, "units", (int64_t)w->r.units) |
             tde_json_set_int(j, "changed", (int64_t)w->r.changed);
 
+  if (w->dropped) bad |= tde_json_set_int(j, "keys_dropped", w->dropped);
   if (!bad) return j;
   tde_json_free(j);
   return NULL;
@@ -416,6 +429,7 @@ static int sync_secondary(void *ctx, tde_change *c, tde_status *st) {
   if (rc == SQLITE_OK) rc = tde_change_announce(c, st);
   if (rc == SQLITE_OK) {
     w->b.src.schema = c->schema;
+    w->listed = w->dropped = 0;
     w->r = (tde_replica){.ctx = w,
                          .begin = tde_reading_begin,
                          .end = tde_reading_end,
