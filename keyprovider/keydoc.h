@@ -156,8 +156,8 @@ int tde_keydoc_end_epoch(tde_keydoc *doc, int64_t now);
 ** keep: epochs that are not named stay. */
 int tde_keydoc_take_epochs(tde_keydoc *doc, const uint32_t *epochs, const tde_op *const *wraps,
                            int n, uint32_t current, int keep, int64_t now);
-/* Adds the keys of another document's list that this one lacks. */
-int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from);
+/* Adds the keys of another document's list that this one lacks, and until when they were in use there. */
+int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from, int64_t now);
 /* Where the text is too long: drops entries of the key list that wrap no DEK, oldest first,
 ** until the reserve is free. *dropped: how many. -1: out of memory. */
 int tde_keydoc_fit(tde_keydoc *doc, int *dropped);

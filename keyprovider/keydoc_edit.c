@@ -505,15 +505,34 @@ int tde_keydoc_take_epochs(tde_keydoc *doc, const uint32_t *epochs, const tde_op
   return failed | tde_json_set_int(doc->root, "epoch", current);
 }
 
-int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from) {
+/* Since when, and until when, a key was in use by the other document's database; what it is under has
+** been so until now. */
+static int merge_use(tde_json *mine, const tde_json *theirs, int64_t now) {
+  int64_t first = tde_json_get_int(theirs, "first_used", 0);
+  int64_t last = tde_json_get_int(theirs, "last_used", 0);
+  int failed = 0;
+  if (first == 0) return 0;
+  if (last == 0) last = now;
+  if (tde_json_get_int(mine, "first_used", 0) == 0) {
+    failed |= tde_json_set_int(mine, "first_used", first);
+  }
+  if (tde_json_get_int(mine, "last_used", 0) < last) {
+    failed |= tde_json_set_int(mine, "last_used", last);
+  }
+  return failed;
+}
+
+int tde_keydoc_merge_list(tde_keydoc *doc, const tde_keydoc *from, int64_t now) {
   tde_json *keys = list_of(doc);
   const tde_json *more = tde_json_get(from->root, "keys");
   int failed = keys == NULL;
   for (size_t i = 0; i < tde_json_count(more) && !failed; i++) {
+    const tde_json *theirs = tde_json_at(more, i);
     tde_key_info info;
-    tde_keydoc_info_of(tde_json_at(more, i), &info);
-    if (entry_of(keys, &info) == NULL) {
-      failed = tde_json_append(keys, tde_json_copy(tde_json_at(more, i))) != 0;
+    tde_keydoc_info_of(theirs, &info);
+    if (entry_of(keys, &info) == NULL) failed = tde_json_append(keys, tde_json_copy(theirs)) != 0;
+    if (!failed && !is_protector(doc, &info)) {
+      failed = merge_use(entry_of(keys, &info), theirs, now);
     }
   }
   return failed ? -1 : 0;

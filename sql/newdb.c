@@ -148,7 +148,8 @@ static tde_class edit_origin(void *ctx, tde_keydoc *doc, tde_status *st) {
   tde_uuid_text(n->source_uuid, uuid);
   bad = tde_json_set_text(origin, "kind", n->event) | tde_json_set_text(origin, "uuid", uuid) |
         tde_json_set_int(origin, "time", n->source_time);
-  bad |= tde_keydoc_set_member(doc, "origin", origin) | tde_keydoc_merge_list(doc, n->source);
+  bad |= tde_keydoc_set_member(doc, "origin", origin) |
+         tde_keydoc_merge_list(doc, n->source, (int64_t)time(NULL));
   if (c) return c;
   tde_event_fill(&e, n->event, NULL, NULL, p.base_id, p.version, NULL);
   bad |= tde_keydoc_add_event(doc, &e);

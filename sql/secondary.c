@@ -251,9 +251,9 @@ static tde_class same_protector(sync_work *w, const tde_keydoc *doc, tde_status 
 
 /* The primary's key list comes to the secondary's, whose header may have less room: keys that were
 ** removed from the primary's are there still, and its own protector. */
-static int take_list(sync_work *w, tde_keydoc *doc) {
+static int take_list(sync_work *w, tde_keydoc *doc, int64_t now) {
   const tde_json *root = tde_keydoc_json(doc);
-  int dropped, bad = tde_keydoc_merge_list(doc, w->primary);
+  int dropped, bad = tde_keydoc_merge_list(doc, w->primary, now);
 
   if (!w->listed) w->listed = (int)tde_json_count(tde_json_get(root, "keys"));
   bad |= tde_keydoc_fit(doc, &dropped);
@@ -279,7 +279,7 @@ static tde_class take_epochs(sync_work *w, const char *text, size_t n, int keep,
   bad = tde_keydoc_take_epochs(doc, w->epochs, wraps, w->n, w->current, keep, now);
   s = tde_json_copy(tde_json_get(tde_keydoc_json(doc), "secondary"));
   if (!keep) bad |= tde_json_set_int(s, "synced", now);
-  bad |= tde_keydoc_set_member(doc, "secondary", s) | take_list(w, doc);
+  bad |= tde_keydoc_set_member(doc, "secondary", s) | take_list(w, doc, now);
   c = bad ? tde_nomem(st) : tde_keydoc_text(doc, newdoc, nnew, st);
   tde_keydoc_free(doc);
   return c;

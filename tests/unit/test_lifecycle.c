@@ -172,9 +172,14 @@ static void list_of_keys(void) {
 
   other = document(instance(dir), dek);
   CHECK(tde_keydoc_list_add(other, &two, 3, &st) == TDE_OK);
-  CHECK(tde_keydoc_merge_list(other, doc) == 0);
+  CHECK(tde_keydoc_merge_list(other, doc, 60) == 0);
   CHECK(tde_json_count(list(other)) == 3);
   CHECK(tde_json_get_int(tde_json_at(list(other), 1), "added", 0) == 3); /* its own stays */
+  CHECK(tde_json_get_int(tde_json_at(list(other), 1), "last_used", -1) == 0); /* used nowhere */
+  CHECK(tde_keydoc_use_key(doc, &two, 70) == 0 && tde_keydoc_merge_list(other, doc, 90) == 0);
+  CHECK(tde_json_get_int(tde_json_at(list(other), 1), "first_used", 0) == 70);
+  CHECK(tde_json_get_int(tde_json_at(list(other), 1), "last_used", 0) == 90); /* there, until now */
+  CHECK(entry_int(other, "local:a", "last_used") == 0);
   CHECK(parses(other));
   tde_keydoc_free(other);
 
