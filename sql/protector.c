@@ -268,7 +268,7 @@ static int is_as_looked(void *ctx, const tde_change *c) {
 
 /* How a look ended is written down, as nobody waits for its answer. */
 static int auto_rotate(sqlite3 *db, newest *n, tde_status *st) {
-  char full[TDE_KEY_ID_MAX], why[400];
+  char full[TDE_KEY_ID_MAX], why[640];
   tde_key_info out;
   tde_status ignored;
   protector_work w = {.out = &out, .still = is_as_looked, .ctx = n, .looked = 1};
