@@ -44,16 +44,18 @@ static int note_written(tde_file *f) {
 }
 
 /* The header is in force whether the ring hears of it or not. What memory was short for now is
-** told when the header is read anew: here, or by the next transaction. */
-static void tell_ring(tde_file *f) {
+** told when the header is read anew: by the next transaction, or here. anyhow: what was asked for
+** is done, and must not be said to have failed. */
+static int tell_ring(tde_file *f, int anyhow) {
   tde_db *db = f->db;
   int rc = note_written(f);
 
-  if (rc == SQLITE_OK) return;
+  if (rc == SQLITE_OK) return SQLITE_OK;
   memset(db->seen[!db->header.slot], 0, TDE_SLOT_FIXED); /* so that it looks: tde_db_follow */
-  if (tde_db_load(f, 0) == SQLITE_OK) return;
+  if (anyhow && tde_db_load(f, 0) == SQLITE_OK) return SQLITE_OK;
   tde_log(TDE_LOG_WARNING, "%s: the new header, which is in force, could not be taken note of: %s",
           tde_path_of(f), sqlite3_errstr(rc));
+  return anyhow ? SQLITE_OK : rc;
 }
 
 /* ---- a new one ---- */
@@ -98,7 +100,7 @@ static void tell_not_created(const tde_db *db, const uint8_t *uuid, int rc) {
   tell_created(db, uuid, &st);
 }
 
-int tde_db_create(tde_file *f) {
+static int create(tde_file *f, int anyhow) {
   tde_db *db = f->db;
   tde_header h;
   tde_keys *keys = NULL;
@@ -138,8 +140,12 @@ int tde_db_create(tde_file *f) {
   db->state = TDE_STATE_ONLINE;
   f->s.size_known = 0;
   tell_created(db, db->header.uuid, NULL);
-  tell_ring(f);
-  return SQLITE_OK;
+  return tell_ring(f, anyhow);
+}
+
+/* A transaction begins, and has written nothing: one that cannot go on leaves an empty database. */
+int tde_db_create(tde_file *f) {
+  return create(f, 0);
 }
 
 int tde_file_make_header(tde_file *f, const char *protector, const char *identity, tde_status *st) {
@@ -152,7 +158,7 @@ int tde_file_make_header(tde_file *f, const char *protector, const char *identit
   if (rc == SQLITE_OK) {
     if (protector) db->params.protector = (char *)protector;
     if (identity) db->params.identity = (char *)identity;
-    rc = db->state == TDE_STATE_NEW ? tde_db_create(f) : SQLITE_MISUSE;
+    rc = db->state == TDE_STATE_NEW ? create(f, 1) : SQLITE_MISUSE;
     db->params.protector = had[0];
     db->params.identity = had[1];
     tde_db_unreserve(f, before);
@@ -274,8 +280,7 @@ static int put_document(tde_file *f, char **doc, size_t ndoc, int both, tde_stat
     db->header = h;
     db->slot_behind = 0;
   }
-  tell_ring(f);
-  return SQLITE_OK;
+  return tell_ring(f, 1);
 }
 
 static int update_header(tde_file *f, tde_mutation mutate, void *ctx, int both, tde_status *st) {

@@ -91,12 +91,15 @@ static void note_page_size(tde_file *f, const uint8_t *head) {
   if (f->s.small_pages) f->s.guarding = 1;
 }
 
-/* The bytes that SQLite asks for as it opens the file, at offset 0 and without a lock. */
+/* The bytes that SQLite asks for as it opens the file, at offset 0 and without a lock. Memory that
+** cannot be had is an error, here as at any other read. */
 static int read_unlocked(tde_file *f, uint8_t *buf, uint32_t n) {
   int rc = open_head(f);
 
   if (rc == SQLITE_OK) {
     memcpy(buf, f->db->head, n);
+  } else if (rc == SQLITE_NOMEM) {
+    memset(buf, 0, n);
   } else {
     rc = tde_sealed_read(&f->s, buf, n, 0, TDE_READ_SHORT); /* says what is wrong, if it still is */
     tde_sealed_trim(&f->s); /* mostly from here on whole pages are read */
