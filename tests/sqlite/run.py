@@ -36,10 +36,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 FULL = ["veryquick", "wal", "journaltest", "inmemory_journal", "pcache*",
         "persistent_journal", "truncate_journal", "memsubsys*", "multithread",
         "autovacuum_crash"]
-# Of all other files those that are about I/O, recovery and races: veryquick
-# leaves them out because they are slow.
+# Of all other files those that are about I/O, recovery, races and failing allocations:
+# veryquick leaves them out because they are slow.
 SLOW = ["crash*", "walcrash*", "writecrash*", "backup*", "savepoint[46]*", "trans2*", "vacuum3*",
-        "*ioerr*", "*fault*", "wal*", "autovacuum_*", "mmap4*", "thread*", "shared_err*",
+        "*ioerr*", "*fault*", "*malloc*", "wal*", "autovacuum_*", "mmap4*", "thread*", "shared_err*",
         "incrvacuum_*", "async*", "corruptC*", "btree8*", "delete3*", "securedel2*"]
 USER = "nobody"
 
