@@ -1,20 +1,14 @@
 /*
-** token.c: token requests and the token cache.
+** token.c: token requests to Microsoft's identity platform.
 **
 ** What must hold:
-**  - At most one request for one token is under way in the process. Who took it
-**    on (a claim) settles it in every case: with a token, with its failure, or
-**    by giving up; then the others go on. Claims are taken in the order token,
-**    then the assertion that it needs, so that nobody waits in a circle.
+**  - A claim (token_cache.h) that is taken is settled in every case. Claims are taken in
+**    the order token, then the assertion that it needs, so that nobody waits in a circle.
 **  - A token goes into secret memory, from the reply on. It is in no message.
-**  - A failure is given to those who waited for it, and to nobody later: the
-**    next one asks again.
-**  - A claim of a thread that a fork left behind counts for nothing.
 **  - Secrets are read anew for each request: a rotated one is found at once.
 */
 #include "token.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,282 +17,12 @@
 
 #include "../ext/base/crypto.h"
 #include "../ext/base/secret.h"
-#include "files.h"
+#include "credential.h"
 #include "instance.h"
 #include "jwt.h"
 #include "request.h"
 
 #define ASSERTION_TYPE "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-#define SECRET_TEXT_MAX 4096
-#define FILE_TOKEN_MAX 32000
-#define LIFE_MAX 86400      /* seconds; a longer life is not believed */
-#define RETRY_SECONDS 30    /* between renewals that fail while the old token serves */
-
-/* ---- the cache ---- */
-
-typedef struct entry {
-  uint8_t key[TDE_HASH_BYTES];
-  char *text;                /* secret memory, or NULL */
-  uint64_t serial;           /* of text */
-  int64_t renew_at, expires_at;
-  uint64_t claim;            /* number of the claim under way, 0: none */
-  uint64_t claim_fork;
-  int waiters;
-  uint64_t failures;
-  tde_status last;           /* of the last failure */
-  uint64_t used;
-  struct entry *next;
-} entry;
-
-static struct {
-  pthread_mutex_t mutex;
-  pthread_cond_t settled;
-  pthread_once_t once;
-  entry *first;
-  int n;
-  uint64_t clock; /* serials, claims, uses */
-} cache = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
-
-static void cond_make(void) {
-  pthread_condattr_t attr;
-  pthread_condattr_init(&attr);
-  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-  pthread_cond_init(&cache.settled, &attr);
-  pthread_condattr_destroy(&attr);
-}
-
-static void raw_lock(void) {
-  pthread_mutex_lock(&cache.mutex);
-}
-
-static void cache_unlock(void) {
-  pthread_mutex_unlock(&cache.mutex);
-}
-
-/* The waiters of the parent are not in the child. */
-static void after_fork_child(void) {
-  for (entry *e = cache.first; e != NULL; e = e->next) e->waiters = 0;
-  cond_make();
-  cache_unlock();
-}
-
-static void cache_once(void) {
-  /* Secret memory has a lock that is taken below this one; its fork handlers
-  ** must be registered first, so that a fork takes the two in the same order. */
-  tde_secret_free(tde_secret_alloc(1));
-  cond_make();
-  pthread_atfork(raw_lock, cache_unlock, after_fork_child);
-}
-
-static void cache_lock(void) {
-  pthread_once(&cache.once, cache_once);
-  raw_lock();
-}
-
-/* Seconds that go on while the machine sleeps, as a token's life does. */
-static int64_t now_s(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_BOOTTIME, &t);
-  return (int64_t)t.tv_sec;
-}
-
-static int claimed(const entry *e) {
-  return e->claim != 0 && e->claim_fork == tde_fork_generation();
-}
-
-static void entry_forget(entry *e) {
-  tde_secret_free(e->text);
-  e->text = NULL;
-  e->serial = 0;
-  e->renew_at = e->expires_at = 0;
-}
-
-/* Makes room for one more; entries that somebody works on stay. */
-static void evict(void) {
-  entry **oldest = NULL;
-  for (entry **p = &cache.first; *p != NULL; p = &(*p)->next) {
-    if (claimed(*p) || (*p)->waiters > 0) continue;
-    if (oldest == NULL || (*p)->used < (*oldest)->used) oldest = p;
-  }
-  if (cache.n < TDE_TOKENS_MAX || oldest == NULL) return;
-  entry *e = *oldest;
-  *oldest = e->next;
-  entry_forget(e);
-  free(e);
-  cache.n--;
-}
-
-static entry *entry_of(const uint8_t key[TDE_HASH_BYTES], int make) {
-  for (entry *e = cache.first; e != NULL; e = e->next) {
-    if (memcmp(e->key, key, TDE_HASH_BYTES) == 0) return e;
-  }
-  if (!make) return NULL;
-  evict();
-  entry *e = calloc(1, sizeof *e);
-  if (e == NULL) return NULL;
-  memcpy(e->key, key, TDE_HASH_BYTES);
-  e->next = cache.first;
-  cache.first = e;
-  cache.n++;
-  return e;
-}
-
-void tde_token_drop_cache(void) {
-  cache_lock();
-  for (entry *e = cache.first; e != NULL; e = e->next) entry_forget(e);
-  cache_unlock();
-}
-
-/* One token of a flow: what it wants, and what it holds of the cache. */
-typedef struct want {
-  uint8_t key[TDE_HASH_BYTES];
-  uint64_t claim;            /* 0: none */
-  int renewing;              /* an older token serves meanwhile */
-  uint64_t serial;           /* of text */
-  char *text;                /* secret memory, the flow's own */
-} want;
-
-typedef enum outcome { READY, LEAD, FAILED } outcome;
-
-static outcome take_text(want *w, const entry *e, tde_status *st) {
-  size_t n = strlen(e->text);
-  w->text = tde_secret_alloc(n + 1);
-  if (w->text == NULL) {
-    tde_nomem(st);
-    return FAILED;
-  }
-  memcpy(w->text, e->text, n + 1);
-  w->serial = e->serial;
-  return READY;
-}
-
-/* Waits until e's claim is settled, as long as our own operation has time.
-** Returns FAILED with its failure, or READY: look again. */
-static outcome wait_for(entry *e, int64_t deadline, tde_status *st) {
-  struct timespec until;
-  uint64_t failures = e->failures, claim = e->claim;
-  int rc = 0;
-  int64_t left = deadline - tde_boot_ms();
-  clock_gettime(CLOCK_MONOTONIC, &until);
-  if (left > 0) {
-    left += until.tv_nsec / 1000000;
-    until.tv_sec += left / 1000;
-    until.tv_nsec = left % 1000 * 1000000;
-  }
-  e->waiters++;
-  while (e->claim == claim && rc == 0) {
-    rc = pthread_cond_timedwait(&cache.settled, &cache.mutex, &until);
-  }
-  e->waiters--;
-  if (e->failures != failures) {
-    if (st != NULL) *st = e->last;
-    return FAILED;
-  }
-  if (e->claim != claim) return READY;
-  tde_fail(st, TDE_UNREACHABLE, "check the identity's endpoint and the network",
-           "another connection's token request did not end in time");
-  return FAILED;
-}
-
-/* READY: w->text is the token. LEAD: the caller asks for it, and settles. */
-static outcome want_token(want *w, int64_t deadline, tde_status *st) {
-  outcome result = READY;
-  cache_lock();
-  entry *e = entry_of(w->key, 1);
-  if (e == NULL) {
-    tde_nomem(st);
-    result = FAILED;
-  }
-  while (result == READY && w->text == NULL) {
-    int64_t now = now_s();
-    e->used = ++cache.clock;
-    if (e->text != NULL && (now < e->renew_at || (claimed(e) && now < e->expires_at))) {
-      result = take_text(w, e, st);
-    } else if (!claimed(e)) {
-      e->claim = w->claim = ++cache.clock;
-      e->claim_fork = tde_fork_generation();
-      w->renewing = e->text != NULL && now < e->expires_at;
-      result = LEAD;
-    } else {
-      result = wait_for(e, deadline, st);
-    }
-  }
-  cache_unlock();
-  return result;
-}
-
-/* Ends w's claim with a token of this life in seconds. */
-static tde_class settle_ok(want *w, const char *text, size_t n, int64_t life, tde_status *st) {
-  char *own = tde_secret_alloc(n + 1), *shared = tde_secret_alloc(n + 1);
-  if (own == NULL || shared == NULL) {
-    tde_secret_free(own);
-    tde_secret_free(shared);
-    return tde_nomem(st);
-  }
-  memcpy(own, text, n);
-  memcpy(shared, text, n);
-  tde_secret_free(w->text);
-  w->text = own;
-  if (life > LIFE_MAX) life = LIFE_MAX;
-  cache_lock();
-  entry *e = entry_of(w->key, 0);
-  if (e != NULL && w->claim != 0 && e->claim == w->claim) {
-    entry_forget(e);
-    e->text = shared;
-    shared = NULL;
-    e->serial = w->serial = ++cache.clock;
-    int64_t now = now_s();
-    e->expires_at = now + life;
-    e->renew_at = now + (life > 2 * TDE_TOKEN_EARLY ? life - TDE_TOKEN_EARLY : life / 2);
-    e->claim = 0;
-    pthread_cond_broadcast(&cache.settled);
-  }
-  w->claim = 0;
-  cache_unlock();
-  tde_secret_free(shared);
-  return TDE_OK;
-}
-
-/* Ends w's claim, if it has one, with this failure. An old token that is still
-** good goes on serving; the next renewal waits a moment. */
-static void settle_failed(want *w, const tde_status *st) {
-  if (w->claim == 0) return;
-  cache_lock();
-  entry *e = entry_of(w->key, 0);
-  if (e != NULL && e->claim == w->claim) {
-    e->claim = 0;
-    e->failures++;
-    e->last = *st;
-    if (e->text != NULL && tde_class_is_outage(st->code)) {
-      int64_t at = now_s() + RETRY_SECONDS;
-      e->renew_at = at < e->expires_at ? at : e->expires_at;
-    }
-    pthread_cond_broadcast(&cache.settled);
-  }
-  w->claim = 0;
-  cache_unlock();
-}
-
-/* True when an older token, still good, could be taken instead of a failure. */
-static int old_token(want *w) {
-  cache_lock();
-  const entry *e = entry_of(w->key, 0);
-  if (w->text == NULL && e != NULL && e->text != NULL && now_s() < e->expires_at) {
-    take_text(w, e, NULL);
-  }
-  cache_unlock();
-  return w->text != NULL;
-}
-
-static void drop(want *w) {
-  cache_lock();
-  entry *e = entry_of(w->key, 0);
-  if (e != NULL && w->serial != 0 && e->serial == w->serial) entry_forget(e);
-  cache_unlock();
-  tde_secret_free(w->text);
-  w->text = NULL;
-  w->serial = 0;
-}
 
 /* ---- a flow ---- */
 
@@ -310,22 +34,15 @@ struct tde_token_flow {
   char tenant[128];
   char resource[256];
   char authority[256];
-  want outer;                /* the token for the resource */
-  want inner;                /* the managed identity's, as an assertion */
+  tde_want outer;            /* the token for the resource */
+  tde_want inner;            /* the managed identity's, as an assertion */
   int asking_inner;          /* which one the request under way is for */
   int renewed_inner;         /* the assertion was refused once already */
   int64_t deadline;          /* the operation's */
 };
 
-/* An environment variable, "" when unset; hidden from set-user-id programs,
-** whose environment is somebody else's. */
-static const char *env(const char *name) {
-  const char *v = secure_getenv(name);
-  return v != NULL ? v : "";
-}
-
 static tde_class env_copy(const char *name, char *out, size_t cap, int plain, tde_status *st) {
-  const char *v = env(name);
+  const char *v = tde_credential_env(name);
   if (v[0] == 0) return TDE_OK;
   if (strlen(v) >= cap || (plain ? !tde_plain_name(v) : v[0] != '/')) {
     return tde_fail(st, TDE_MISCONFIGURED, "correct the variable",
@@ -337,7 +54,7 @@ static tde_class env_copy(const char *name, char *out, size_t cap, int plain, td
 
 /* Where tokens of the environment's identity come from, unless the instance says it. */
 static tde_class resolve_authority(tde_token_flow *f, tde_status *st) {
-  const char *v = env("AZURE_AUTHORITY_HOST");
+  const char *v = tde_credential_env("AZURE_AUTHORITY_HOST");
   if (f->cloud->authority_given || v[0] == 0) return TDE_OK;
   snprintf(f->authority, sizeof f->authority, "%s", v);
   if (strlen(v) < sizeof f->authority && tde_endpoint_valid(f->authority)) return TDE_OK;
@@ -357,10 +74,10 @@ static tde_class resolve_environment(tde_token_flow *f, tde_status *st) {
   if (rc == TDE_OK && id->client_id[0] == 0) {
     rc = env_copy("AZURE_CLIENT_ID", id->client_id, sizeof id->client_id, 1, st);
   }
-  if (rc == TDE_OK && any && env("AZURE_CLIENT_SECRET")[0] != 0) {
+  if (rc == TDE_OK && any && tde_credential_env("AZURE_CLIENT_SECRET")[0] != 0) {
     id->kind = TDE_ID_CLIENT_SECRET;
     snprintf(id->secret_env, sizeof id->secret_env, "AZURE_CLIENT_SECRET");
-  } else if (rc == TDE_OK && any && env("AZURE_CLIENT_CERTIFICATE_PATH")[0] != 0) {
+  } else if (rc == TDE_OK && any && tde_credential_env("AZURE_CLIENT_CERTIFICATE_PATH")[0] != 0) {
     id->kind = TDE_ID_CLIENT_CERTIFICATE;
     rc = env_copy("AZURE_CLIENT_CERTIFICATE_PATH", f->file, sizeof f->file, 0, st);
     id->certificate_file = f->file;
@@ -436,7 +153,7 @@ static tde_class resolve_tenant(tde_token_flow *f, tde_status *st) {
 /* What makes one token another: everything that goes into its request, save
 ** the secrets themselves. Each text with its NUL, so that none runs into the next. */
 static tde_class make_key(const tde_token_flow *f, const tde_op *op, const tde_identity *id,
-                          const char *resource, want *w, tde_status *st) {
+                          const char *resource, tde_want *w, tde_status *st) {
   /* A managed identity's token is for its own tenant, whatever the vault's is. */
   const char *const parts[] = {id->name, id->client_id, id->via, id->secret_file, id->secret_env,
                                id->certificate_file, id->token_file, f->via.client_id,
@@ -526,7 +243,7 @@ static tde_class ask_imds(const tde_token_flow *f, const tde_identity *id, const
 
 static tde_class ask_app_service(const tde_identity *id, const char *resource, tde_request *req,
                                  tde_status *st) {
-  const char *endpoint = env("IDENTITY_ENDPOINT"), *header = env("IDENTITY_HEADER");
+  const char *endpoint = tde_credential_env("IDENTITY_ENDPOINT"), *header = tde_credential_env("IDENTITY_HEADER");
   tde_sbuf s;
   if (endpoint[0] == 0 || header[0] == 0 || strlen(endpoint) > 1024 || strlen(header) > 4096) {
     int first = endpoint[0] == 0 || strlen(endpoint) > 1024;
@@ -543,7 +260,7 @@ static tde_class ask_app_service(const tde_identity *id, const char *resource, t
 }
 
 /* A renewal before its time is not worth a long wait. */
-static void hurry(tde_request *req, const want *w) {
+static void hurry(tde_request *req, const tde_want *w) {
   if (w->renewing) req->max_ms = TDE_TOKEN_HURRY_MS;
 }
 
@@ -553,49 +270,12 @@ static tde_class ask_managed(const tde_token_flow *f, const tde_identity *id, co
   return ask_imds(f, id, resource, req, st);
 }
 
-/* Cuts the line end that an editor leaves. */
-static void chomp(char *text) {
-  size_t n = strlen(text);
-  while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) text[--n] = 0;
-}
-
-/* A private file's text, without a line end; secret memory, the caller's. */
-static tde_class read_private(const char *path, size_t max, char **out, size_t *n,
-                              tde_status *st) {
-  size_t got = 0;
-  tde_class rc = tde_file_read(path, TDE_FILE_GIVEN, max, out, &got, NULL, st);
-  if (rc == TDE_MISSING || rc == TDE_DENIED) {
-    /* A file that is not there says nothing about the key. */
-    rc = tde_fail(st, TDE_MISCONFIGURED, "put the file there, or correct instance.json",
-                  "the identity's file %s is missing or cannot be read", path);
-  }
-  if (rc != TDE_OK) return rc;
-  chomp(*out);
-  if (n != NULL) *n = strlen(*out);
-  return TDE_OK;
-}
-
-/* A workload's token is put there by the platform, as a symbolic link that it
-** swings and with a mode of its own: what must hold is that nobody else writes
-** it. It lives for an hour and is good for this identity alone. */
-static tde_class read_workload(const char *path, char **out, tde_status *st) {
-  size_t n = 0;
-  tde_class rc = tde_file_read(path, TDE_FILE_TRUSTED, FILE_TOKEN_MAX, out, &n, NULL, st);
-  if (rc == TDE_OK) {
-    chomp(*out);
-    return TDE_OK;
-  }
-  if (rc != TDE_MISSING && rc != TDE_DENIED) return rc;
-  return tde_fail(st, TDE_MISCONFIGURED, "check AZURE_FEDERATED_TOKEN_FILE or \"token_file\"",
-                  "the federated token file %.200s is missing or cannot be read", path);
-}
-
 static tde_class add_secret(const tde_identity *id, tde_sbuf *s, tde_status *st) {
   char *text = NULL;
   tde_class rc = TDE_OK;
   tde_sbuf_add(s, "&client_secret=");
   if (id->secret_env[0] != 0) {
-    const char *v = env(id->secret_env);
+    const char *v = tde_credential_env(id->secret_env);
     if (v[0] == 0) {
       return tde_fail(st, TDE_MISCONFIGURED, "set it in the environment of this process",
                       "the environment variable %s is not set", id->secret_env);
@@ -603,7 +283,7 @@ static tde_class add_secret(const tde_identity *id, tde_sbuf *s, tde_status *st)
     tde_sbuf_escaped(s, v);
     return TDE_OK;
   }
-  rc = read_private(id->secret_file, SECRET_TEXT_MAX, &text, NULL, st);
+  rc = tde_credential_file(id->secret_file, TDE_CREDENTIAL_TEXT_MAX, &text, NULL, st);
   if (rc == TDE_OK) tde_sbuf_escaped(s, text);
   tde_secret_free(text);
   return rc;
@@ -624,13 +304,16 @@ static tde_class add_proof(const tde_token_flow *f, const char *url, tde_sbuf *s
   switch (f->id.kind) {
     case TDE_ID_CLIENT_SECRET: return add_secret(&f->id, s, st);
     case TDE_ID_CLIENT_CERTIFICATE:
-      rc = read_private(f->id.certificate_file, FILE_TOKEN_MAX, &text, &n, st);
+      rc = tde_credential_file(f->id.certificate_file, TDE_CREDENTIAL_FILE_MAX, &text, &n, st);
       if (rc == TDE_OK) {
         rc = tde_jwt_client_assertion(text, n, url, f->id.client_id, (int64_t)time(NULL),
                                       &assertion, st);
       }
       break;
-    case TDE_ID_WORKLOAD: rc = read_workload(f->id.token_file, &assertion, st); break;
+    case TDE_ID_WORKLOAD:
+      rc = tde_credential_workload(f->id.token_file, "check AZURE_FEDERATED_TOKEN_FILE or \"token_file\"",
+                                   &assertion, st);
+      break;
     default:
       add_assertion(s, f->inner.text);
       return TDE_OK;
@@ -670,8 +353,8 @@ static tde_step ended(tde_token_flow *f, const tde_status *st) {
     tde_fail(&unknown, TDE_UNREACHABLE, NULL, "a token request failed");
     st = &unknown;
   }
-  settle_failed(&f->inner, st);
-  settle_failed(&f->outer, st);
+  tde_want_settle_failed(&f->inner, st);
+  tde_want_settle_failed(&f->outer, st);
   return TDE_STEP_FAILED;
 }
 
@@ -679,7 +362,7 @@ static tde_step ended(tde_token_flow *f, const tde_status *st) {
 static tde_step not_asked(tde_token_flow *f, const tde_status *st) {
   int outage = st != NULL && tde_class_is_outage(st->code);
   ended(f, st);
-  return outage && old_token(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
+  return outage && tde_want_old(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
 }
 
 /* The request for the outer token, whose claim is ours. A federated one needs
@@ -688,9 +371,9 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
   tde_class rc;
   f->asking_inner = 0;
   if (f->id.kind == TDE_ID_FEDERATED && f->inner.text == NULL) {
-    outcome o = want_token(&f->inner, f->deadline, st);
-    if (o == FAILED) return not_asked(f, st);
-    if (o == LEAD) {
+    tde_want_outcome o = tde_want_token(&f->inner, f->deadline, st);
+    if (o == TDE_WANT_FAILED) return not_asked(f, st);
+    if (o == TDE_WANT_LEAD) {
       f->asking_inner = 1;
       rc = ask_managed(f, &f->via, exchange_resource(f), req, st);
       hurry(req, &f->inner);
@@ -713,18 +396,18 @@ static tde_step ask_outer(tde_token_flow *f, tde_request *req, tde_status *st) {
 static tde_step not_renewed(tde_token_flow *f, tde_request *req, tde_status *st) {
   int outage = tde_class_is_outage(st->code);
   if (st->code == TDE_UNAUTHENTICATED && !f->asking_inner && f->id.kind == TDE_ID_FEDERATED) {
-    drop(&f->inner);
+    tde_want_drop(&f->inner);
     if (!f->renewed_inner) {
       f->renewed_inner = 1;
       return ask_outer(f, req, st);
     }
   }
   if (outage && f->asking_inner) {
-    settle_failed(&f->inner, st);
-    if (old_token(&f->inner)) return ask_outer(f, req, st);
+    tde_want_settle_failed(&f->inner, st);
+    if (tde_want_old(&f->inner)) return ask_outer(f, req, st);
   }
   ended(f, st);
-  return outage && old_token(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
+  return outage && tde_want_old(&f->outer) ? TDE_STEP_DONE : TDE_STEP_FAILED;
 }
 
 tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *st) {
@@ -737,60 +420,40 @@ tde_step tde_token_unanswered(tde_token_flow *f, tde_request *req, tde_status *s
 }
 
 tde_step tde_token_start(tde_token_flow *f, tde_request *req, tde_status *st) {
-  switch (want_token(&f->outer, f->deadline, st)) {
-    case READY: return TDE_STEP_DONE;
-    case LEAD: return ask_outer(f, req, st);
+  switch (tde_want_token(&f->outer, f->deadline, st)) {
+    case TDE_WANT_READY: return TDE_STEP_DONE;
+    case TDE_WANT_LEAD: return ask_outer(f, req, st);
     default: return TDE_STEP_FAILED;
   }
 }
 
 /* ---- replies ---- */
 
-/* A token goes into a header: visible ASCII only (RFC 6750 section 2.1). */
-static int token_form(const char *text, size_t n) {
-  if (n == 0 || n > TDE_TOKEN_TEXT_MAX) return 0;
-  for (size_t i = 0; i < n; i++) {
-    if (text[i] <= ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\') return 0;
-  }
-  return 1;
-}
-
-/* expires_in: digits, as a number or as a text. -1: malformed. */
-static int64_t seconds_of(const tde_json_span *v) {
-  int64_t s = 0;
-  if (v->n == 0 || v->n > 10) return -1;
-  for (size_t i = 0; i < v->n; i++) {
-    if (v->at[i] < '0' || v->at[i] > '9') return -1;
-    s = s * 10 + (v->at[i] - '0');
-  }
-  return s;
-}
-
 static tde_class malformed(tde_status *st, const char *what) {
   return tde_fail(st, TDE_CORRUPT, "check what answers at the identity's endpoint",
                   "the reply to a token request %s", what);
 }
 
-static tde_class accept_token(const tde_reply *reply, want *w, tde_status *st) {
+static tde_class accept_token(const tde_reply *reply, tde_want *w, tde_status *st) {
   static const char what[] = "reply to a token request";
   tde_json_span text, life, expires_on;
   tde_status inner;
   int64_t seconds = -1;
   tde_class rc = tde_json_find(reply->body, reply->nbody, what, "access_token", &text, st);
   if (rc == TDE_CORRUPT) return malformed(st, "is not valid JSON");
-  if (rc != TDE_OK || !text.is_text || !token_form(text.at, text.n)) {
+  if (rc != TDE_OK || !text.is_text || !tde_token_form(text.at, text.n)) {
     return malformed(st, "holds no access_token of the right form");
   }
   if (tde_json_find(reply->body, reply->nbody, what, "expires_in", &life, &inner) == TDE_OK) {
-    seconds = seconds_of(&life);
+    seconds = tde_token_seconds(&life);
   } else if (tde_json_find(reply->body, reply->nbody, what, "expires_on", &expires_on, &inner) ==
              TDE_OK) {
     /* App Service names the moment, in Unix time. */
-    seconds = seconds_of(&expires_on);
+    seconds = tde_token_seconds(&expires_on);
     if (seconds >= 0) seconds -= (int64_t)time(NULL);
   }
   if (seconds <= 0) return malformed(st, "does not say how long the token lives");
-  return settle_ok(w, text.at, text.n, seconds, st);
+  return tde_want_settle(w, text.at, text.n, seconds, st);
 }
 
 /* The service's codes and request id into st; its prose stays out. Returns whether the reply is the
@@ -849,7 +512,7 @@ static tde_class refused(const tde_token_flow *f, const tde_reply *reply, tde_st
 
 tde_step tde_token_reply(tde_token_flow *f, const tde_reply *reply, tde_request *req,
                          tde_status *st) {
-  want *w = f->asking_inner ? &f->inner : &f->outer;
+  tde_want *w = f->asking_inner ? &f->inner : &f->outer;
   tde_class rc = reply->status == 200 ? accept_token(reply, w, st) : refused(f, reply, st);
   if (rc != TDE_OK) {
     st->http_status = reply->status;
@@ -868,9 +531,9 @@ const char *tde_token_identity(const tde_token_flow *f) {
 }
 
 void tde_token_drop(tde_token_flow *f) {
-  drop(&f->outer);
+  tde_want_drop(&f->outer);
   /* The assertion may be what was wrong with it. */
-  if (f->id.kind == TDE_ID_FEDERATED) drop(&f->inner);
+  if (f->id.kind == TDE_ID_FEDERATED) tde_want_drop(&f->inner);
 }
 
 void tde_token_flow_free(tde_token_flow *f) {

@@ -1,10 +1,7 @@
 /*
-** token.h: access tokens of Microsoft's identity platform, and their cache.
+** token.h: access tokens of Microsoft's identity platform.
 **
-** A token is for one identity, one tenant and one resource. The cache keeps it
-** until shortly before it expires, on a clock that does not jump. Of all
-** callers who need the same new token, one asks for it and the others wait for
-** its result; no lock is held meanwhile.
+** A token is for one identity, one tenant and one resource; token_cache.h keeps it.
 **
 ** Protocol facts: Microsoft identity platform, OAuth 2.0 client credentials
 ** flow (secret, certificate, federated credential); Azure Instance Metadata
@@ -18,15 +15,7 @@
 #define TDE_TOKEN_H
 
 #include "provider.h"
-
-/* Tokens that the cache keeps; the one used the longest time ago makes way. */
-#define TDE_TOKENS_MAX 1024
-/* Renewed this many seconds before the end, or at half of a shorter life. Until
-** the end the old token serves when there is no new one within this time. */
-#define TDE_TOKEN_EARLY 300
-#define TDE_TOKEN_HURRY_MS 3000
-/* Bytes of the longest token that is accepted. */
-#define TDE_TOKEN_TEXT_MAX 16384
+#include "token_cache.h"
 
 typedef struct tde_token_flow tde_token_flow;
 
@@ -52,8 +41,5 @@ void tde_token_flow_free(tde_token_flow *f);
 
 /* The identity's name, for messages. */
 const char *tde_token_identity(const tde_token_flow *f);
-
-/* Wipes every cached token. */
-void tde_token_drop_cache(void);
 
 #endif
