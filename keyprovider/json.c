@@ -176,8 +176,9 @@ static tde_class check_form(const char *text, size_t n, const char *what, size_t
                   (size_t)(s.at - text), n);
 }
 
-/* At a member's name: its value as a span. Returns 0 when the name is another. */
-static int member_at(scan *s, const char *name, tde_json_span *out) {
+/* At a member's name: its value as a span, of a text or number or else (object) of an object. Returns
+** 0 when the name is another. */
+static int member_at(scan *s, const char *name, int object, tde_json_span *out) {
   const char *from = s->at + 1;
   scan_string(s);
   int same = (size_t)(s->at - 1 - from) == strlen(name) && memcmp(from, name, strlen(name)) == 0;
@@ -189,16 +190,16 @@ static int member_at(scan *s, const char *name, tde_json_span *out) {
   scan_value(s);
   if (!same) return 0;
   memset(out, 0, sizeof *out);
-  out->is_text = c == '"';
-  if (c == '"' || c == '-' || (c >= '0' && c <= '9')) {
+  out->is_text = !object && c == '"';
+  if (object ? c == '{' : c == '"' || c == '-' || (c >= '0' && c <= '9')) {
     out->at = value + out->is_text;
     out->n = (size_t)(s->at - value) - 2 * (size_t)out->is_text;
   }
   return 1;
 }
 
-tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
-                        tde_json_span *out, tde_status *st) {
+static tde_class find(const char *text, size_t n, const char *what, const char *name, int want_object,
+                      tde_json_span *out, tde_status *st) {
   int seen = 0;
   size_t bytes;
   memset(out, 0, sizeof *out);
@@ -213,7 +214,7 @@ tde_class tde_json_find(const char *text, size_t n, const char *what, const char
   if (object && s.at < s.end && *s.at == '"') {
     do {
       skip_space(&s);
-      seen += member_at(&s, name, out);
+      seen += member_at(&s, name, want_object, out);
       skip_space(&s);
     } while (take(&s, ','));
   }
@@ -223,6 +224,19 @@ tde_class tde_json_find(const char *text, size_t n, const char *what, const char
   }
   if (out->at != NULL) return TDE_OK;
   return tde_fail(st, TDE_MISSING, NULL, "the %s has no %s", what, name);
+}
+
+tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
+                        tde_json_span *out, tde_status *st) {
+  return find(text, n, what, name, 0, out, st);
+}
+
+tde_class tde_json_find_in(const char *text, size_t n, const char *what, const char *outer,
+                           const char *name, tde_json_span *out, tde_status *st) {
+  tde_json_span object;
+  memset(out, 0, sizeof *out);
+  tde_class rc = find(text, n, what, outer, 1, &object, st);
+  return rc == TDE_OK ? find(object.at, object.n, what, name, 0, out, st) : rc;
 }
 
 static size_t integer_bytes(json_int_t v) {

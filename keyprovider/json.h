@@ -88,5 +88,8 @@ typedef struct tde_json_span {
 } tde_json_span;
 tde_class tde_json_find(const char *text, size_t n, const char *what, const char *name,
                         tde_json_span *out, tde_status *st);
+/* The same of a member of the object that the member outer is. */
+tde_class tde_json_find_in(const char *text, size_t n, const char *what, const char *outer,
+                           const char *name, tde_json_span *out, tde_status *st);
 
 #endif

@@ -44,12 +44,21 @@ void tde_sbuf_escaped(tde_sbuf *s, const char *text) {
   }
 }
 
+/* Room for n bytes in base64 and a NUL, or s is bad. */
+static int base64_fits(tde_sbuf *s, size_t n) {
+  if (s->bad || 4 * ((n + 2) / 3) + 1 > s->cap - s->n) s->bad = 1;
+  return !s->bad;
+}
+
 void tde_sbuf_base64url(tde_sbuf *s, const uint8_t *p, size_t n) {
-  if (s->bad || 4 * ((n + 2) / 3) + 1 > s->cap - s->n) {
-    s->bad = 1;
-    return;
-  }
+  if (!base64_fits(s, n)) return;
   tde_base64url(p, n, s->p + s->n);
+  s->n += strlen(s->p + s->n);
+}
+
+void tde_sbuf_base64(tde_sbuf *s, const uint8_t *p, size_t n) {
+  if (!base64_fits(s, n)) return;
+  tde_base64(p, n, s->p + s->n);
   s->n += strlen(s->p + s->n);
 }
 

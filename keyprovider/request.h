@@ -28,6 +28,8 @@ void tde_sbuf_add(tde_sbuf *s, const char *text);
 void tde_sbuf_escaped(tde_sbuf *s, const char *text);
 /* Base64url of n bytes (bytes.h). */
 void tde_sbuf_base64url(tde_sbuf *s, const uint8_t *p, size_t n);
+/* Base64 with padding, likewise. */
+void tde_sbuf_base64(tde_sbuf *s, const uint8_t *p, size_t n);
 /* The text, the caller's (tde_secret_free); NULL when bad. Empties s. */
 char *tde_sbuf_take(tde_sbuf *s);
 void tde_sbuf_free(tde_sbuf *s);

@@ -79,29 +79,42 @@ void tde_uuid_text(const uint8_t uuid[16], char *out) {
   }
 }
 
-void tde_base64url(const uint8_t *p, size_t n, char *out) {
-  static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/* The two alphabets differ in their last two digits. */
+static void base64_with(const uint8_t *p, size_t n, const char *last, int padded, char *out) {
+  static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
   while (n) {
     size_t take = n < 3 ? n : 3;
     uint32_t v = (uint32_t)p[0] << 16;
     if (take > 1) v |= (uint32_t)p[1] << 8;
     if (take > 2) v |= p[2];
-    for (size_t i = 0; i <= take; i++) *out++ = alphabet[v >> (18 - 6 * i) & 63];
+    for (size_t i = 0; i <= take; i++) {
+      uint32_t d = v >> (18 - 6 * i) & 63;
+      *out++ = d < 62 ? alphabet[d] : last[d - 62];
+    }
+    for (size_t i = take; padded && i < 3; i++) *out++ = '=';
     p += take;
     n -= take;
   }
   *out = 0;
 }
 
-static int base64url_digit(char c) {
+void tde_base64url(const uint8_t *p, size_t n, char *out) {
+  base64_with(p, n, "-_", 0, out);
+}
+
+void tde_base64(const uint8_t *p, size_t n, char *out) {
+  base64_with(p, n, "+/", 1, out);
+}
+
+static int base64_digit(char c, const char *last) {
   if (c >= 'A' && c <= 'Z') return c - 'A';
   if (c >= 'a' && c <= 'z') return c - 'a' + 26;
   if (c >= '0' && c <= '9') return c - '0' + 52;
-  if (c == '-') return 62;
-  return c == '_' ? 63 : -1;
+  if (c == last[0]) return 62;
+  return c == last[1] ? 63 : -1;
 }
 
-long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
+static long unbase64_with(const char *text, size_t ntext, const char *last, uint8_t *out, size_t cap) {
   size_t rest = ntext % 4;
   if (rest == 1) return -1;
   size_t nout = ntext / 4 * 3 + (rest ? rest - 1 : 0);
@@ -109,7 +122,7 @@ long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
   uint32_t bits = 0;
   unsigned nbits = 0;
   for (size_t i = 0; i < ntext; i++) {
-    int d = base64url_digit(text[i]);
+    int d = base64_digit(text[i], last);
     if (d < 0) return -1;
     bits = (bits << 6 | (uint32_t)d) & 0xffff;
     nbits += 6;
@@ -120,6 +133,17 @@ long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
   /* The bits that fill up the last digit must be zero. */
   if (bits & ((1u << nbits) - 1)) return -1;
   return (long)nout;
+}
+
+long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap) {
+  return unbase64_with(text, ntext, "-_", out, cap);
+}
+
+long tde_unbase64(const char *text, size_t ntext, uint8_t *out, size_t cap) {
+  size_t pad = 0;
+  if (ntext % 4 != 0) return -1;
+  while (pad < 2 && pad < ntext && text[ntext - 1 - pad] == '=') pad++;
+  return unbase64_with(text, ntext - pad, "+/", out, cap);
 }
 
 int tde_same_text(const char *a, const char *b) {

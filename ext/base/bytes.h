@@ -33,6 +33,9 @@ void tde_base64url(const uint8_t *p, size_t n, char *out);
 /* Strict decoding: no padding, no white space, no stray bits. Returns the
 ** number of bytes, or -1 when malformed or longer than cap. */
 long tde_unbase64url(const char *text, size_t ntext, uint8_t *out, size_t cap);
+/* RFC 4648 section 4, with padding; the rest as above. */
+void tde_base64(const uint8_t *p, size_t n, char *out);
+long tde_unbase64(const char *text, size_t ntext, uint8_t *out, size_t cap);
 
 /* Equal, NULL being as good as an empty text. */
 int tde_same_text(const char *a, const char *b);

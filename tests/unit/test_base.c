@@ -205,6 +205,36 @@ static void bytes_base64url(void) {
   }
 }
 
+static void bytes_base64(void) {
+  /* RFC 4648, section 10. */
+  static const char *const rfc[][2] = {{"", ""},         {"f", "Zg=="},        {"fo", "Zm8="},
+                                       {"foo", "Zm9v"},  {"foob", "Zm9vYg=="}, {"fooba", "Zm9vYmE="},
+                                       {"foobar", "Zm9vYmFy"}};
+  static const char *const bad[] = {"Z",    "Zg",   "Zg=",  "Zm8",  "Zm9vY===", "====", "Zg==Zg==", "Zm 9", "Zm9\n",
+                                    "Zh==", "-_-_", "Zm9v=", "Z===", "Zg=g",     "=Zg=", "Zm9"};
+  uint8_t out[256], all[256];
+  char text[400];
+  for (size_t i = 0; i < COUNT(rfc); i++) {
+    size_t n = strlen(rfc[i][0]);
+    tde_base64((const uint8_t *)rfc[i][0], n, text);
+    CHECK(strcmp(text, rfc[i][1]) == 0);
+    CHECK(tde_unbase64(text, strlen(text), out, n) == (long)n && memcmp(out, rfc[i][0], n) == 0);
+    if (n) CHECK(tde_unbase64(text, strlen(text), out, n - 1) == -1);
+  }
+  static const uint8_t high[3] = {0xfb, 0xff, 0xbf};
+  tde_base64(high, 3, text);
+  CHECK(strcmp(text, "+/+/") == 0);
+  for (size_t i = 0; i < COUNT(bad); i++) {
+    CHECK(tde_unbase64(bad[i], strlen(bad[i]), out, sizeof out) == -1);
+  }
+  for (size_t n = 0; n <= sizeof all; n++) {
+    for (size_t i = 0; i < n; i++) all[i] = (uint8_t)(i * 7 + n);
+    tde_base64(all, n, text);
+    CHECK(strlen(text) == 4 * ((n + 2) / 3));
+    CHECK(tde_unbase64(text, strlen(text), out, sizeof out) == (long)n && memcmp(out, all, n) == 0);
+  }
+}
+
 /* ---- secret ------------------------------------------------------------ */
 
 static int is_zero(const void *p, size_t n) {
@@ -528,6 +558,7 @@ int main(int argc, char **argv) {
       {"bytes_integers", bytes_integers},
       {"bytes_hex", bytes_hex},
       {"bytes_base64url", bytes_base64url},
+      {"bytes_base64", bytes_base64},
       /* Before those that may reach a user's limit, and have the one warning. */
       {"secret_unlocked_warns_once", secret_unlocked_warns_once},
       {"secret_blocks", secret_blocks},
