@@ -128,7 +128,7 @@ static tde_class unwrap(const tde_key_params *params, const uint8_t uuid[TDE_UUI
     if (params->until) who.until = *params->until;
   }
   if (c == TDE_OK && params->as_key && (params->as_identity || params->as_federated)) {
-    who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst);
+    who.identity = params->as_identity ? params->as_identity : tde_instance_asker(inst, params->as_key);
     who.federated_client_id = params->as_federated;
   }
   if (c == TDE_OK) {

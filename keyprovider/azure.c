@@ -839,6 +839,11 @@ static tde_step azure_unanswered(tde_op *op, tde_request *req, tde_status *st) {
   return after_token(op, tde_token_unanswered(a->flow, req, st), req, st);
 }
 
+static int azure_serves(const char *key_id, const tde_identity *id) {
+  (void)key_id;
+  return id->kind < TDE_ID_VAULT_TOKEN;
+}
+
 const tde_provider tde_provider_azure = {
     .name = "azure",
     .matches = azure_matches,
@@ -847,4 +852,5 @@ const tde_provider tde_provider_azure = {
     .reply = azure_reply,
     .finish = azure_finish,
     .unanswered = azure_unanswered,
+    .serves = azure_serves,
 };

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../ext/base/bytes.h"
+
 static tde_class bad(tde_status *st, const char *file, const char *field, const char *what) {
   return tde_fail(st, TDE_MISCONFIGURED, TDE_CORRECT_INSTANCE, "%s: \"%s\" %s", file, field, what);
 }
@@ -95,6 +97,14 @@ static tde_class own_path(const reader *r, const char *name, char **out) {
   return *out != NULL ? TDE_OK : tde_nomem(r->st);
 }
 
+static tde_class own_text(const reader *r, const char *name, char **out) {
+  char copy[256] = "";
+  tde_class rc = text(r, name, copy, sizeof copy);
+  if (rc != TDE_OK) return rc;
+  *out = strdup(copy);
+  return *out != NULL ? TDE_OK : tde_nomem(r->st);
+}
+
 static tde_class flag(const reader *r, const char *name, int *out) {
   const tde_json *v = tde_json_get(r->obj, name);
   if (v == NULL) return TDE_OK;
@@ -120,6 +130,32 @@ int tde_endpoint_valid(char *text) {
                      : strncmp(text, "http://", 7) == 0 ? text + 7
                                                         : "";
   return host[0] != 0 && strspn(host, set) == strlen(host);
+}
+
+int tde_https_address(char *text) {
+  const char *host = text + 8;
+  if (!tde_endpoint_valid(text) || strncmp(text, "https://", 8) != 0) return 0;
+  char *colon = strchr(text + 8, ':');
+  if (!tde_host_valid(host, strcspn(host, ":"))) return 0;
+  if (colon == NULL) return 1;
+  size_t n = strspn(colon + 1, "0123456789");
+  long port = n > 0 && n < 6 ? strtol(colon + 1, NULL, 10) : 0;
+  if (colon[1 + n] != 0 || colon[1] == '0' || port < 1 || port > 65535) return 0;
+  if (port == 443) *colon = 0;
+  return 1;
+}
+
+int tde_name_path(const char *text, size_t n) {
+  char before = '/';
+  for (size_t i = 0; i <= n; i++) {
+    char c = i < n ? text[i] : '/';
+    int word = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+    int inner = c == '-' || c == '.';
+    if (!word && !inner && c != '/') return 0;
+    if ((inner && before == '/') || (c == '/' && (before == '/' || before == '-' || before == '.'))) return 0;
+    before = c;
+  }
+  return n > 0;
 }
 
 /* *given: whether the member is there. */
@@ -234,13 +270,13 @@ static tde_class read_azure(const reader *root, tde_cloud *c) {
 const char *tde_identity_kind_name(tde_identity_kind kind) {
   static const char *const names[] = {"managed_identity",  "app_service", "client_secret",
                                       "client_certificate", "workload_identity", "federated",
-                                      "environment"};
+                                      "environment", "vault_token", "vault_approle", "vault_jwt"};
   return names[kind];
 }
 
 static tde_class read_kind(const reader *r, tde_identity *id) {
   const char *kind = tde_json_get_text(r->obj, "kind");
-  for (int i = 0; kind != NULL && i <= TDE_ID_ENVIRONMENT; i++) {
+  for (int i = 0; kind != NULL && i <= TDE_ID_VAULT_JWT; i++) {
     if (strcmp(kind, tde_identity_kind_name((tde_identity_kind)i)) == 0) {
       id->kind = (tde_identity_kind)i;
       return TDE_OK;
@@ -248,30 +284,82 @@ static tde_class read_kind(const reader *r, tde_identity *id) {
   }
   return bad_member(r, "kind",
                     "is none of managed_identity, app_service, client_secret, client_certificate, "
-                    "workload_identity, federated, environment");
+                    "workload_identity, federated, environment, vault_token, vault_approle, vault_jwt");
+}
+
+static tde_class check_secrets(const reader *r) {
+  for (size_t i = 0; i < tde_json_members(r->obj); i++) {
+    const char *name = tde_json_member_name(r->obj, i);
+    if (tde_is_one_of(name, TDE_IDENTITY_SECRETS)) {
+      return bad_member(r, name,
+                        "stands in the file itself; name a file (secret_file, certificate_file, token_file) or a "
+                        "variable (secret_env, token_env) instead");
+    }
+  }
+  return TDE_OK;
+}
+
+/* Where a member is to be names of a path, or a name. */
+static tde_class check_path(const reader *r, const char *name, const char *value) {
+  if (value[0] == 0 || tde_name_path(value, strlen(value))) return TDE_OK;
+  return bad_member(r, name, "is no path of Vault's: letters, digits, '_', '-' and '.', with slashes between");
+}
+
+/* One of two members, and not both. */
+static tde_class check_either(const reader *r, const char *file, const char *variable, const char *a, const char *b) {
+  char what[80];
+  if ((a[0] == 0) != (b[0] == 0)) return TDE_OK;
+  snprintf(what, sizeof what, "or \"%s\", one of them, is needed", variable);
+  return bad_member(r, file, what);
+}
+
+/* The kinds that ask Vault. */
+static tde_class check_vault(const reader *r, tde_identity *id) {
+  if (id->address[0] == 0) return bad_member(r, "address", "is missing: https://HOST or https://HOST:PORT");
+  if (!tde_https_address(id->address)) {
+    return bad_member(r, "address", "is not of the form https://host or https://host:port, in lower case");
+  }
+  tde_class rc = check_path(r, "namespace", id->vault_namespace);
+  if (rc == TDE_OK) rc = check_path(r, "mount", id->mount);
+  if (rc != TDE_OK) return rc;
+  if (id->kind == TDE_ID_VAULT_TOKEN) {
+    return check_either(r, "token_file", "token_env", id->token_file, id->token_env);
+  }
+  if (id->role[0] == 0 || !tde_plain_name(id->role)) {
+    return bad_member(r, id->kind == TDE_ID_VAULT_JWT ? "role" : "role_id",
+                      "is missing, or has other characters than letters, digits, '.', '_' and '-'");
+  }
+  if (id->kind == TDE_ID_VAULT_JWT) {
+    return id->token_file[0] != 0 ? TDE_OK : bad_member(r, "token_file", "is missing");
+  }
+  return check_either(r, "secret_file", "secret_env", id->secret_file, id->secret_env);
 }
 
 /* What a kind cannot do without. */
-static tde_class check_identity(const reader *r, const tde_identity *id) {
-  static const char *const inline_names[] = {"secret", "client_secret", "password", "certificate"};
-  for (size_t i = 0; i < sizeof inline_names / sizeof inline_names[0]; i++) {
-    if (tde_json_get(r->obj, inline_names[i]) != NULL) {
-      return bad_member(r, inline_names[i],
-                        "stands in the file itself; name a file (secret_file, certificate_file) or a "
-                        "variable (secret_env) instead");
-    }
-  }
+static tde_class check_identity(const reader *r, tde_identity *id) {
+  tde_class rc = check_secrets(r);
+  if (rc != TDE_OK) return rc;
+  if (id->kind >= TDE_ID_VAULT_TOKEN) return check_vault(r, id);
   int needs_client = id->kind == TDE_ID_CLIENT_SECRET || id->kind == TDE_ID_CLIENT_CERTIFICATE ||
                      id->kind == TDE_ID_FEDERATED;
   if (needs_client && id->client_id[0] == 0) return bad_member(r, "client_id", "is missing");
-  if (id->kind == TDE_ID_CLIENT_SECRET && (id->secret_file[0] == 0) == (id->secret_env[0] == 0)) {
-    return bad_member(r, "secret_file", "or \"secret_env\", one of them, is needed");
+  if (id->kind == TDE_ID_CLIENT_SECRET) {
+    return check_either(r, "secret_file", "secret_env", id->secret_file, id->secret_env);
   }
   if (id->kind == TDE_ID_CLIENT_CERTIFICATE && id->certificate_file[0] == 0) {
     return bad_member(r, "certificate_file", "is missing");
   }
   if (id->kind == TDE_ID_FEDERATED && id->via[0] == 0) return bad_member(r, "via", "is missing");
   return TDE_OK;
+}
+
+/* Each auth method has a usual mount. */
+static tde_class own_mount(const reader *r, tde_identity *id) {
+  tde_class rc = own_text(r, "mount", &id->mount);
+  if (rc != TDE_OK || id->mount[0] != 0) return rc;
+  free(id->mount);
+  id->mount = strdup(id->kind == TDE_ID_VAULT_APPROLE ? "approle" : id->kind == TDE_ID_VAULT_JWT ? "kubernetes" : "");
+  return id->mount != NULL ? TDE_OK : tde_nomem(r->st);
 }
 
 static tde_class read_identity(const reader *r, tde_identity *id) {
@@ -283,6 +371,11 @@ static tde_class read_identity(const reader *r, tde_identity *id) {
   if (rc == TDE_OK) rc = own_path(r, "secret_file", &id->secret_file);
   if (rc == TDE_OK) rc = own_path(r, "certificate_file", &id->certificate_file);
   if (rc == TDE_OK) rc = own_path(r, "token_file", &id->token_file);
+  if (rc == TDE_OK) rc = own_text(r, "token_env", &id->token_env);
+  if (rc == TDE_OK) rc = own_text(r, "address", &id->address);
+  if (rc == TDE_OK) rc = own_text(r, "namespace", &id->vault_namespace);
+  if (rc == TDE_OK) rc = own_mount(r, id);
+  if (rc == TDE_OK) rc = own_text(r, id->kind == TDE_ID_VAULT_APPROLE ? "role_id" : "role", &id->role);
   return rc == TDE_OK ? check_identity(r, id) : rc;
 }
 
@@ -352,6 +445,7 @@ tde_class tde_cloud_read(const tde_json *root, const char *file, tde_cloud *out,
   if (rc == TDE_OK) rc = sub(&r, "policy", &policy);
   if (rc == TDE_OK && policy.obj != NULL) {
     rc = flag(&policy, "allow_purgeable_keys", &out->allow_purgeable_keys);
+    if (rc == TDE_OK) rc = flag(&policy, "allow_exportable_keys", &out->allow_exportable_keys);
   }
   return rc;
 }
@@ -361,6 +455,11 @@ void tde_cloud_free(tde_cloud *c) {
     free(c->ids[i].secret_file);
     free(c->ids[i].certificate_file);
     free(c->ids[i].token_file);
+    free(c->ids[i].token_env);
+    free(c->ids[i].address);
+    free(c->ids[i].vault_namespace);
+    free(c->ids[i].mount);
+    free(c->ids[i].role);
   }
   free(c->ids);
   c->ids = NULL;
@@ -378,4 +477,18 @@ const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde
            "add it, e.g. tde_instance_set_identity('%.100s', '{\"kind\": \"managed_identity\"}')", name);
   tde_fail(st, TDE_MISCONFIGURED, remedy, "the instance has no identity named %.100s", name);
   return NULL;
+}
+
+const tde_identity *tde_cloud_asker(const tde_cloud *c, const char *name, const tde_provider *p,
+                                    const char *key_id) {
+  const tde_identity *only = NULL;
+  int n = 0;
+  for (int i = 0; i < c->nids; i++) {
+    const tde_identity *id = &c->ids[i];
+    if (p->serves != NULL && !p->serves(key_id, id)) continue;
+    if (strcmp(id->name, name != NULL ? name : "default") == 0) return id;
+    only = id;
+    n++;
+  }
+  return name == NULL && n == 1 ? only : NULL;
 }

@@ -22,9 +22,13 @@
 #define TDE_HTTP_NAMES "connect_timeout_ms timeout_ms ca_file proxy_from_environment connect_to"
 #define TDE_AZURE_NAMES "authority imds_endpoint ca_file api_version vault_suffixes"
 #define TDE_SUFFIX_NAMES "suffix resource"
-#define TDE_IDENTITY_NAMES "kind tenant client_id via secret_env secret_file certificate_file token_file"
+#define TDE_VAULT_NAMES "token_env address namespace mount role role_id"
+#define TDE_AZURE_IDENTITY_NAMES "kind tenant client_id via secret_env secret_file certificate_file token_file"
+#define TDE_IDENTITY_NAMES TDE_AZURE_IDENTITY_NAMES " " TDE_VAULT_NAMES
+/* What must not stand there: a secret itself. */
+#define TDE_IDENTITY_SECRETS "secret client_secret password certificate token secret_id"
 /* Of "policy", beside the numbers of policy.h. */
-#define TDE_POLICY_OTHER_NAMES "allow_purgeable_keys"
+#define TDE_POLICY_OTHER_NAMES "allow_purgeable_keys allow_exportable_keys"
 #define TDE_CLOUD_PATH_MAX 1024
 
 typedef enum tde_identity_kind {
@@ -34,13 +38,16 @@ typedef enum tde_identity_kind {
   TDE_ID_CLIENT_CERTIFICATE,
   TDE_ID_WORKLOAD,
   TDE_ID_FEDERATED,
-  TDE_ID_ENVIRONMENT
+  TDE_ID_ENVIRONMENT,
+  TDE_ID_VAULT_TOKEN,   /* from here on: of HashiCorp Vault and OpenBao */
+  TDE_ID_VAULT_APPROLE,
+  TDE_ID_VAULT_JWT
 } tde_identity_kind;
 
 /* Its name in the instance file. */
 const char *tde_identity_kind_name(tde_identity_kind kind);
 
-/* "" where a member is absent. Paths are the cloud's: a copy lives no longer. */
+/* "" where a member is absent. What is a pointer is the cloud's: a copy lives no longer. */
 typedef struct tde_identity {
   char name[64];
   tde_identity_kind kind;
@@ -51,6 +58,11 @@ typedef struct tde_identity {
   char *secret_file;
   char *certificate_file;
   char *token_file;
+  char *token_env;
+  char *address;                    /* of Vault: "https://host[:port]", the one spelling, no slash at its end */
+  char *vault_namespace;            /* where it logs in: names with slashes between them */
+  char *mount;                      /* of the auth method there; never "" for who logs in */
+  char *role;                       /* the role, or an AppRole's role id */
 } tde_identity;
 
 /* A domain of vaults that the instance trusts. */
@@ -77,6 +89,7 @@ typedef struct tde_cloud {
   tde_suffix suffixes[TDE_SUFFIXES_MAX];
   int nsuffixes;
   int allow_purgeable_keys;
+  int allow_exportable_keys;
   tde_identity *ids;
   int nids;
 } tde_cloud;
@@ -90,6 +103,18 @@ void tde_cloud_free(tde_cloud *c);
 /* The identity of that name. NULL name: the one named "default", or the only
 ** one there is. NULL with st set when there is none (TDE_MISCONFIGURED). */
 const tde_identity *tde_cloud_identity(const tde_cloud *c, const char *name, tde_status *st);
+
+/* The same, whom keys of this id may be asked for by, as the provider of the key says (its serves()).
+** NULL name: the one named "default" if it may, or the only one that may. NULL: none, or not that one. */
+const tde_identity *tde_cloud_asker(const tde_cloud *c, const char *name, const tde_provider *p,
+                                    const char *key_id);
+
+/* "https://host[:port]" in lower case, whose port is left out when it is https's own: cuts that out, and
+** a slash at the end. 0: it is of another form. */
+int tde_https_address(char *text);
+/* Names with one slash between them, as Vault's paths are: each of letters, digits, '_', '-' and '.',
+** the last two not at either end of it. */
+int tde_name_path(const char *text, size_t n);
 
 /* True for a name of letters, digits, '.', '_' and '-': tenants, client ids. */
 int tde_plain_name(const char *text);

@@ -106,8 +106,11 @@ int tde_instance_is_service_managed(const tde_instance *inst);
 tde_class tde_instance_may_protect(const tde_instance *inst, const char *key_id, tde_status *st);
 /* The identity that asks for the default protector, NULL: the default one. */
 const char *tde_instance_default_identity(const tde_instance *inst);
-/* The name of the identity that asks where none is named; NULL: there is none. */
-const char *tde_instance_asker(const tde_instance *inst);
+/* The name of the identity that asks for this key where none is named; NULL: there is none. */
+const char *tde_instance_asker(const tde_instance *inst, const char *key_id);
+/* The identity of that name if it asks for this key; NULL name: the one that does where none is named,
+** the default protector's or not. NULL: there is none. */
+const tde_identity *tde_instance_identity_for(const tde_instance *inst, const char *name, const char *key_id);
 /* The instance's key list: keys that may read backups. Returns their number; i
 ** from 0. info->base_id, version, type, thumbprint, created. */
 int tde_instance_nkeys(const tde_instance *inst);

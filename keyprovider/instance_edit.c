@@ -347,7 +347,7 @@ static tde_class check_policy(const char *name, int64_t value, tde_status *st) {
   }
   if (!is_flag(name)) {
     size_t n = strlen(names);
-    snprintf(names + n, sizeof names - n, TDE_POLICY_OTHER_NAMES);
+    tde_json_name_list(" ", TDE_POLICY_OTHER_NAMES, names + n - 1, sizeof names - n + 1);
     return tde_fail(st, TDE_MISUSE, names, "the policy has no member %.60s", name);
   }
   if (value == 0 || value == 1) return TDE_OK;
@@ -370,7 +370,7 @@ tde_class tde_instance_set_policy(const char *path, const char *name, int64_t va
 static tde_class check_asker(const setting *s, tde_status *st) {
   const tde_instance *inst;
   if (tde_instance_open(s->path, 0, &inst, NULL) != TDE_OK) return TDE_OK; /* not made yet */
-  const char *protector = tde_instance_protector(inst), *asker = tde_instance_asker(inst);
+  const char *protector = tde_instance_protector(inst), *asker = tde_instance_asker(inst, protector);
   if (asker == NULL || strcmp(asker, s->name) != 0 || !is_remote(protector)) return TDE_OK;
   return tde_fail(st, TDE_MISUSE,
                   "set another protector first, or this one with another identity "
@@ -412,7 +412,7 @@ static tde_class check_members(const tde_json *value, const char *what, const ch
   for (size_t i = 0; i < tde_json_members(value); i++) {
     const char *name = tde_json_member_name(value, i);
     if (!tde_is_one_of(name, names) &&
-        !tde_is_one_of(name, "secret client_secret password certificate")) {
+        !tde_is_one_of(name, TDE_IDENTITY_SECRETS)) {
       return tde_fail(st, TDE_MISUSE, list, "%s has no member \"%.60s\"", what, name);
     }
   }
@@ -539,15 +539,17 @@ static tde_json *describe_identities(const tde_cloud *c) {
     const tde_identity *id = &c->ids[i];
     tde_json *o = tde_json_object();
     failed |= tde_json_set_text(o, "kind", tde_identity_kind_name(id->kind));
-    if (id->tenant[0] != 0) failed |= tde_json_set_text(o, "tenant", id->tenant);
-    if (id->client_id[0] != 0) failed |= tde_json_set_text(o, "client_id", id->client_id);
-    if (id->via[0] != 0) failed |= tde_json_set_text(o, "via", id->via);
-    if (id->secret_file[0] != 0) failed |= tde_json_set_text(o, "secret_file", id->secret_file);
-    if (id->secret_env[0] != 0) failed |= tde_json_set_text(o, "secret_env", id->secret_env);
-    if (id->certificate_file[0] != 0) {
-      failed |= tde_json_set_text(o, "certificate_file", id->certificate_file);
+    const struct {
+      const char *name, *value;
+    } members[] = {{"address", id->address},         {"namespace", id->vault_namespace},
+                   {"mount", id->mount},             {id->kind == TDE_ID_VAULT_APPROLE ? "role_id" : "role", id->role},
+                   {"tenant", id->tenant},           {"client_id", id->client_id},
+                   {"via", id->via},                 {"secret_file", id->secret_file},
+                   {"secret_env", id->secret_env},   {"certificate_file", id->certificate_file},
+                   {"token_file", id->token_file},   {"token_env", id->token_env}};
+    for (size_t k = 0; k < sizeof members / sizeof members[0]; k++) {
+      if (members[k].value[0] != 0) failed |= tde_json_set_text(o, members[k].name, members[k].value);
     }
-    if (id->token_file[0] != 0) failed |= tde_json_set_text(o, "token_file", id->token_file);
     failed |= tde_json_set_json(all, id->name, o);
   }
   if (!failed) return all;
@@ -578,6 +580,8 @@ tde_json *tde_instance_describe(const tde_instance *inst) {
   }
   failed |= tde_json_set_bool(policy, "allow_purgeable_keys",
                               tde_instance_cloud(inst)->allow_purgeable_keys);
+  failed |= tde_json_set_bool(policy, "allow_exportable_keys",
+                              tde_instance_cloud(inst)->allow_exportable_keys);
   failed |= tde_json_set_text(o, "path", tde_instance_dir(inst)) |
             tde_json_set_text(o, "id", tde_instance_id(inst)[0] != 0 ? tde_instance_id(inst) : NULL) |
             tde_json_set_text(o, "default_protector",

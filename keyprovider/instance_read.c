@@ -285,9 +285,13 @@ const char *tde_instance_default_identity(const tde_instance *inst) {
   return inst->identity[0] != 0 ? inst->identity : NULL;
 }
 
-const char *tde_instance_asker(const tde_instance *inst) {
-  const tde_identity *id =
-      tde_cloud_identity(tde_instance_cloud(inst), tde_instance_default_identity(inst), NULL);
+const tde_identity *tde_instance_identity_for(const tde_instance *inst, const char *name, const char *key_id) {
+  const tde_provider *p = tde_provider_find(key_id, NULL);
+  return p != NULL ? tde_cloud_asker(tde_instance_cloud(inst), name, p, key_id) : NULL;
+}
+
+const char *tde_instance_asker(const tde_instance *inst, const char *key_id) {
+  const tde_identity *id = tde_instance_identity_for(inst, tde_instance_default_identity(inst), key_id);
   return id != NULL ? id->name : NULL;
 }
 

@@ -180,7 +180,7 @@ tde_class tde_keydoc_create(const tde_instance *inst, const char *protector,
   }
   /* One that is federated has a name. */
   if (who.identity == NULL && who.federated_client_id != NULL) {
-    who.identity = tde_instance_asker(inst);
+    who.identity = tde_instance_asker(inst, protector);
     if (who.identity == NULL) return no_identity(inst, st);
   }
   if (rc == TDE_OK) rc = tde_random(dek, TDE_KEY_BYTES, st);

@@ -24,6 +24,7 @@
 #include "../ext/base/status.h"
 
 struct tde_instance; /* instance.h */
+struct tde_identity; /* cloud.h */
 
 typedef enum tde_op_kind {
   TDE_OP_GET,    /* public part, thumbprint, attributes of one key version */
@@ -132,6 +133,8 @@ typedef struct tde_provider {
   /* A request got no reply; st says why. May go on all the same: DONE, or another
   ** request. NULL: the operation fails as st says. */
   tde_step (*unanswered)(tde_op *op, tde_request *req, tde_status *st);
+  /* Is this identity of those that ask this provider's service for this key? NULL: each is. */
+  int (*serves)(const char *key_id, const struct tde_identity *id);
 } tde_provider;
 
 /* Milliseconds on a clock that neither jumps nor stops while the machine sleeps. */
@@ -209,5 +212,6 @@ tde_class tde_provider_check(const tde_provider *provider, tde_status *st);
 /* The rows of the table in registry.c. */
 extern const tde_provider tde_provider_local;
 extern const tde_provider tde_provider_azure;
+extern const tde_provider tde_provider_vault;
 
 #endif

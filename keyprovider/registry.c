@@ -26,10 +26,13 @@ _Atomic(tde_http_send_fn) tde_http_sender;
 static const tde_provider *const providers[] = {
     &tde_provider_local,
     &tde_provider_azure,
+    &tde_provider_vault,
 };
 #define NPROVIDERS (sizeof providers / sizeof providers[0])
 
-#define NAME_A_KEY "name a key, e.g. local:NAME or https://VAULT.vault.azure.net/keys/NAME"
+#define FORMS \
+  "local:NAME, https://VAULT.vault.azure.net/keys/NAME, or vault:https://HOST:PORT/transit/keys/NAME"
+#define NAME_A_KEY "name a key, e.g. " FORMS
 
 /* A key id goes into messages, documents and requests: printable ASCII only. */
 static tde_class key_id_check(const char *key_id, tde_status *st) {
@@ -54,7 +57,7 @@ const tde_provider *tde_provider_find(const char *key_id, tde_status *st) {
     if (providers[i]->matches(key_id)) return providers[i];
   }
   tde_fail(st, TDE_UNSUPPORTED,
-           "check the key id's form: local:NAME or https://VAULT.vault.azure.net/keys/NAME",
+           "check the key id's form: " FORMS,
            "no key provider of this build takes the key id %.200s", key_id);
   return NULL;
 }
@@ -198,8 +201,12 @@ static void drop_versions(tde_op *op) {
   op->nversions = 0;
 }
 
+/* Numbers by their value: a service's ids are all of one length. */
 static int by_version(const void *a, const void *b) {
-  return strcmp(((const tde_key_info *)a)->version, ((const tde_key_info *)b)->version);
+  const char *x = ((const tde_key_info *)a)->version, *y = ((const tde_key_info *)b)->version;
+  size_t nx = strlen(x), ny = strlen(y);
+  if (nx != ny) return nx < ny ? -1 : 1;
+  return strcmp(x, y);
 }
 
 /* Newest first; the version decides between equals, so that every process

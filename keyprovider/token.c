@@ -185,12 +185,25 @@ static const char *exchange_resource(const tde_token_flow *f) {
   return "api://AzureADTokenExchange";
 }
 
+/* There is none of that name, or it is Vault's. */
+static void no_identity(const tde_cloud *c, const char *name, tde_status *st) {
+  const tde_identity *other = tde_cloud_identity(c, name, st);
+  if (other == NULL) return;
+  tde_fail(st, TDE_MISCONFIGURED,
+           "name one of Azure's, or none, and let the instance choose: tde_set_identity(NULL)",
+           "the identity %s, of kind %s, does not ask for keys in Azure", other->name,
+           tde_identity_kind_name(other->kind));
+}
+
 tde_token_flow *tde_token_flow_new(const tde_op *op, const char *tenant, const char *resource,
                                    tde_status *st) {
   const tde_cloud *c = tde_instance_cloud(op->instance);
-  const tde_identity *id = tde_cloud_identity(c, op->identity, st);
+  const tde_identity *id = tde_cloud_asker(c, op->identity, &tde_provider_azure, op->base_id);
   tde_token_flow *f = id != NULL ? calloc(1, sizeof *f) : NULL;
-  if (id == NULL) return NULL;
+  if (id == NULL) {
+    no_identity(c, op->identity, st);
+    return NULL;
+  }
   if (f == NULL) {
     tde_nomem(st);
     return NULL;

@@ -27,7 +27,7 @@ typedef struct entry {
   uint8_t key[TDE_HASH_BYTES];
   char *text;                /* secret memory, or NULL */
   uint64_t serial;           /* of text */
-  int64_t renew_at, expires_at;
+  int64_t since, renew_at, expires_at;
   uint64_t claim;            /* number of the claim under way, 0: none */
   uint64_t claim_fork;
   int waiters;
@@ -145,6 +145,7 @@ static tde_want_outcome take_text(tde_want *w, const entry *e, tde_status *st) {
   }
   memcpy(w->text, e->text, n + 1);
   w->serial = e->serial;
+  w->since = e->since;
   return TDE_WANT_READY;
 }
 
@@ -214,6 +215,7 @@ tde_class tde_want_settle(tde_want *w, const char *text, size_t n, int64_t life,
   tde_secret_free(w->text);
   w->text = own;
   if (life > LIFE_MAX) life = LIFE_MAX;
+  w->since = now_s();
   cache_lock();
   entry *e = entry_of(w->key, 0);
   if (e != NULL && w->claim != 0 && e->claim == w->claim) {
@@ -221,7 +223,7 @@ tde_class tde_want_settle(tde_want *w, const char *text, size_t n, int64_t life,
     e->text = shared;
     shared = NULL;
     e->serial = w->serial = ++cache.clock;
-    int64_t now = now_s();
+    int64_t now = e->since = w->since;
     e->expires_at = now + life;
     e->renew_at = now + (life > 2 * TDE_TOKEN_EARLY ? life - TDE_TOKEN_EARLY : life / 2);
     e->claim = 0;

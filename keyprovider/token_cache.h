@@ -27,6 +27,7 @@ typedef struct tde_want {
   uint64_t claim;              /* 0: none */
   int renewing;                /* an older token serves meanwhile */
   uint64_t serial;             /* of text */
+  int64_t since;               /* when it was given, in seconds of tde_boot_ms() */
   char *text;                  /* the token: secret memory, the want's own (tde_secret_free) */
 } tde_want;
 

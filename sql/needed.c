@@ -37,9 +37,9 @@ typedef struct askers {
 
 /* Nobody by name is the instance's default one, whose name is said where it has one: a URI that
 ** says none leaves it to the header. */
-static void add_asker(const tde_needed *k, const char *identity, const char *federated,
-                      askers *out) {
-  const tde_identity *id = tde_cloud_identity(tde_instance_cloud(k->inst), identity, NULL);
+static void add_asker(const tde_needed *k, const char *key_id, const char *identity,
+                      const char *federated, askers *out) {
+  const tde_identity *id = tde_instance_identity_for(k->inst, identity, key_id);
   const char *name = identity ? identity : id ? id->name : NULL;
 
   for (int i = 0; i < out->n; i++) {
@@ -65,22 +65,22 @@ static void askers_of(const tde_needed *k, const char *id, askers *out) {
 
   out->n = 0;
   if (named) {
-    add_asker(k, k->o->identity ? k->o->identity : own, k->o->federated_client_id, out);
+    add_asker(k, id, k->o->identity ? k->o->identity : own, k->o->federated_client_id, out);
   }
   for (int i = 0; i < tde_instance_nkeys(k->inst); i++) {
     const char *noted = tde_instance_key_identity(k->inst, i);
     tde_key_full_id(tde_instance_key(k->inst, i), full);
     if (!knows(k, noted) || !tde_key_ids_match(id, full)) continue;
-    add_asker(k, noted, NULL, out);
+    add_asker(k, id, noted, NULL, out);
     break;
   }
   if (named) return;
   tde_keydoc_asker_of(k->doc, &backup);
   if (knows(k, backup.identity)) {
-    add_asker(k, backup.identity, backup.federated_client_id, out);
+    add_asker(k, id, backup.identity, backup.federated_client_id, out);
   }
-  add_asker(k, own, NULL, out);
-  add_asker(k, NULL, NULL, out);
+  add_asker(k, id, own, NULL, out);
+  add_asker(k, id, NULL, NULL, out);
 }
 
 typedef tde_class (*question)(void *ctx, const tde_keydoc_asker *who, tde_status *st);

@@ -133,6 +133,7 @@ int tde_options_identity(const tde_options *o, const tde_instance *inst, const c
 tde_keydoc_asker tde_options_asker(const tde_options *o, const tde_keydoc *doc,
                                    const tde_instance *inst) {
   tde_keydoc_asker who;
+  tde_key_info protector;
 
   tde_keydoc_asker_of(doc, &who);
   if (who.identity && !tde_cloud_identity(tde_instance_cloud(inst), who.identity, NULL)) {
@@ -140,6 +141,9 @@ tde_keydoc_asker tde_options_asker(const tde_options *o, const tde_keydoc *doc,
   }
   if (o->identity || o->federated_client_id) who.federated_client_id = o->federated_client_id;
   if (o->identity) who.identity = o->identity;
-  if (!who.identity && who.federated_client_id) who.identity = tde_instance_asker(inst);
+  if (!who.identity && who.federated_client_id &&
+      tde_keydoc_protector(doc, &protector, NULL) == TDE_OK) {
+    who.identity = tde_instance_asker(inst, o->protector ? o->protector : protector.base_id);
+  }
   return who;
 }

@@ -442,8 +442,8 @@ static tde_class fake_send(const tde_op *op, const tde_request *req, tde_reply *
   return fake.send_with == TDE_OK ? TDE_OK : tde_fail(st, fake.send_with, NULL, "no answer");
 }
 
-static const tde_provider fake_provider = {"fake",     fake_matches, fake_parse,
-                                           fake_start, fake_reply,   fake_finish, NULL};
+static const tde_provider fake_provider = {.name = "fake", .matches = fake_matches, .parse_id = fake_parse,
+                                           .start = fake_start, .reply = fake_reply, .finish = fake_finish};
 
 static tde_class fake_run(tde_op_kind kind, int rounds, tde_op *op, uint8_t *dek, tde_status *st) {
   fake.starts = fake.replies = fake.finishes = fake.sends = fake.releases = 0;
