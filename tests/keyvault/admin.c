@@ -123,6 +123,7 @@ static void set_grant(kv_request *r, json_t *body) {
 
 static void revoke_tokens(kv_request *r, json_t *body) {
   (void)body;
+  kv_transit_revoke();
   kv_revoke_tokens();
   done(r);
 }
@@ -160,6 +161,7 @@ static const struct {
     {"POST", "/admin/grant", set_grant},
     {"POST", "/admin/tokens/revoke", revoke_tokens},
     {"POST", "/admin/federated-token", new_federated},
+    {"POST", "/admin/transit", kv_transit_admin},
     {"POST", "/admin/quit", quit},
 };
 

@@ -321,7 +321,7 @@ kv_certificate kv_certificate_of(const char *name) {
 static int make_leaf(kv_certificate kind, X509 *ca, EVP_PKEY *cakey, kv_tls *out) {
   const char *san = kind == KV_WRONG_HOST ? "DNS:elsewhere.invalid"
                                           : "DNS:*." KV_SUFFIX ",DNS:*." KV_HSM_SUFFIX
-                                            ",DNS:" KV_LOGIN ",DNS:localhost,IP:127.0.0.1";
+                                            ",DNS:" KV_LOGIN ",DNS:" KV_TRANSIT ",DNS:localhost,IP:127.0.0.1";
   bool expired = kind == KV_EXPIRED;
   EVP_PKEY *key = EVP_EC_gen("P-256");
   X509 *leaf = key ? certificate("Test key server", key, ca, cakey, expired ? -2 * 86400 : -3600,

@@ -70,7 +70,7 @@ static bool is_route(const char *name) {
   for (i = 0; name && i < sizeof(others) / sizeof(others[0]); i++) {
     if (strcmp(others[i], name) == 0) return true;
   }
-  return kv_vault_has(name);
+  return kv_vault_has(name) || kv_transit_has(name);
 }
 
 int64_t kv_fault_add(json_t *spec, const char **why) {
@@ -162,6 +162,10 @@ static void status_reply(kv_request *r, json_t *f, int k) {
   if (!inner && !code) inner = kinds[k].inner;
   if (!message) message = "The fault that was asked for.";
   r->retry_after = number(f, "retry_after", -1);
+  if (kv_is_transit_host(r->host)) {
+    kv_transit_error(r, status, message);
+    return;
+  }
   if (!kv_is_vault_host(r->host)) {
     kv_token_error(r, status, code, message);
     return;
@@ -264,7 +268,7 @@ static void bend_kid(json_t *holder, bool name) {
   free(other);
 }
 
-void kv_fault_bend(kv_request *r) {
+static void bend(kv_request *r) {
   json_t *key = json_object_get(r->reply, "key"), *holder = key ? key : r->reply;
   json_t *list = json_object_get(r->reply, "value");
   const char *part = text(r->fault_spec, "part");
@@ -276,6 +280,13 @@ void kv_fault_bend(kv_request *r) {
     flip_token(holder);
   }
   if (r->fault == KV_FAULT_WRONG_KID) bend_kid(holder, part && strcmp(part, "name") == 0);
+}
+
+void kv_fault_bend(kv_request *r) {
+  if (kv_is_transit_host(r->host))
+    kv_transit_bend(r);
+  else
+    bend(r);
 }
 
 void kv_fault_free(void) {

@@ -146,13 +146,14 @@ static void add_headers(struct MHD_Response *response, const kv_request *r) {
   if (r->challenge[0]) MHD_add_response_header(response, "WWW-Authenticate", r->challenge);
   if (r->fault == KV_FAULT_STRANGER) return;
   MHD_add_response_header(response, "Cache-Control", "no-cache");
-  MHD_add_response_header(response, "x-ms-request-id", r->id);
-  if (r->listener == KV_HTTPS) MHD_add_response_header(response, "x-ms-keyvault-region", "local");
   if (r->location[0]) MHD_add_response_header(response, "Location", r->location);
   if (r->retry_after >= 0) {
     snprintf(number, sizeof(number), "%lld", (long long)r->retry_after);
     MHD_add_response_header(response, "Retry-After", number);
   }
+  if (kv_is_transit_host(r->host)) return;
+  MHD_add_response_header(response, "x-ms-request-id", r->id);
+  if (r->listener == KV_HTTPS) MHD_add_response_header(response, "x-ms-keyvault-region", "local");
 }
 
 static enum MHD_Result send_reply(kv_request *r) {
@@ -253,7 +254,9 @@ static enum MHD_Result take_body(kv_request *r, const char *data, size_t n) {
 }
 
 static void serve_https(kv_request *r) {
-  if (kv_is_vault_host(r->host))
+  if (kv_is_transit_host(r->host))
+    kv_transit_serve(r);
+  else if (kv_is_vault_host(r->host))
     kv_vault_serve(r, kv_vault_at(r->host));
   else
     kv_login_serve(r);

@@ -31,7 +31,7 @@ define keyvault_built
 	$(MAKE) --no-print-directory BUILD=$(BUILD) $(KEYVAULT) && $(1)
 endef
 
-.PHONY: keyvault check-azure-sdk check-keyvault-smoke
+.PHONY: keyvault check-azure-sdk check-transit-peer check-keyvault-smoke
 keyvault: ## start the test key server with a sample tenant, and say what to try
 	$(Q)sh tests/deps.sh check
 	+$(Q)$(MAKE) --no-print-directory $(KEYVAULT)
@@ -43,3 +43,8 @@ check-azure-sdk: ## Microsoft's own npm packages against the test key server and
 
 check-keyvault-smoke: ## the test key server's own faults, identities and clock (offline)
 	$(call keyvault_built,python3 tests/keyvault/smoke.py $(KEYVAULT) tests/keyvault/sample.json)
+
+# Debian's python3, for which its packages are.
+check-transit-peer: all ## Debian's python3-hvac against the test key server and what the product wrapped there
+	$(call keyvault_built,/usr/bin/python3 -W ignore::DeprecationWarning tests/keyvault/transit_peer.py $(KEYVAULT) tests/keyvault/sample.json \
+	  $(abspath $(BUILD))/tde.so)

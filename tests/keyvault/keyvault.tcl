@@ -20,7 +20,7 @@ proc kv_start {} {
   file mkdir $state
   set ::kv_pid [exec $::kv_program --state $state --config $::here/keyvault/sample.json > [at keyvault.log] 2>@1 &]
   for {set i 0} {![file exists $state/ready.json]} {incr i} {
-    if {$i > 1200} { error "the test key server did not start: [read_bytes [at keyvault.log]]" }
+    if {$i > 6000} { error "the test key server did not start: [read_bytes [at keyvault.log]]" }
     after 50
   }
   set ready [read_bytes $state/ready.json]
@@ -127,3 +127,18 @@ proc kv_instance {dir {more ""} {timeout 10000}} {
     \"identities\":{[join $members ,]}$more}"
   file attributes $dir/instance.json -permissions 0600
 }
+
+# ---- the Transit engine (HashiCorp Vault, OpenBao) ----
+
+proc bao_key {{name tde} {mount transit}} { return vault:https://bao.localtest/$mount/keys/$name }
+proc bao_protector {args} { return tde_protector=[string map {/ %2F} [bao_key {*}$args]] }
+# What an administrator asks; the answer's "data", or its errors.
+proc bao {method path {body {{}}}} {
+  set token [string trim [read_bytes $::kv(state)/identities/bao-admin/token]]
+  set args [list -X $method -H "X-Vault-Token: $token"]
+  if {$method ne "GET"} { lappend args -d $body }
+  return [kv_curl https://bao.localtest/v1/$path {*}$args]
+}
+# bao_rules bao-app {"transit/keys/*":["read"]}
+proc bao_rules {identity rules} { kv_admin POST transit "{\"identity\":\"$identity\",\"rules\":{$rules}}" }
+proc bao_set {json} { kv_admin POST transit $json }

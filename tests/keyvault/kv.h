@@ -2,8 +2,8 @@
 ** kv.h: the test key server's own declarations.
 **
 ** A stand-in for Azure Key Vault's data plane (REST, api-version 7.4), Microsoft
-** Entra's token endpoint and the managed-identity endpoints, for tests only. It
-** shares no code with the extension that is tested against it.
+** Entra's token endpoint, the managed-identity endpoints, and the Transit engine of HashiCorp
+** Vault and OpenBao, for tests only. It shares no code with the extension that is tested against it.
 **
 ** What must hold:
 **  - everything listens on 127.0.0.1; every secret is made at start and lies
@@ -26,6 +26,7 @@
 #define KV_SUFFIX "vault.localtest"
 #define KV_HSM_SUFFIX "managedhsm.localtest"
 #define KV_LOGIN "login.localtest"
+#define KV_TRANSIT "bao.localtest"
 #define KV_CLUSTER_ISSUER "https://cluster.localtest"
 #define KV_EXCHANGE "api://AzureADTokenExchange"
 #define KV_API_VERSION "7.4"
@@ -228,6 +229,19 @@ void kv_challenge(kv_request *r, const kv_vault *vault);
 void kv_login_serve(kv_request *r);
 void kv_managed_serve(kv_request *r);
 void kv_admin_serve(kv_request *r);
+
+/* ---- transit.c: HashiCorp Vault and OpenBao ---- */
+int kv_transit_load(json_t *document);
+void kv_transit_free(void);
+bool kv_is_transit_host(const char *host);
+bool kv_transit_has(const char *operation);
+void kv_transit_serve(kv_request *r);
+void kv_transit_admin(kv_request *r, json_t *body);
+/* why NULL: {"errors": []}. */
+void kv_transit_error(kv_request *r, int status, const char *why);
+void kv_transit_bend(kv_request *r);
+/* Every token but those that never expire. */
+void kv_transit_revoke(void);
 
 /* ---- token.c ---- */
 char *kv_issue(const kv_identity *who, const char *tenant, const char *audience, int64_t seconds);

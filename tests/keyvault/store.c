@@ -318,10 +318,11 @@ int kv_store_load(const char *config) {
       return -1;
     }
   }
-  return kv_vaults ? 0 : -1;
+  return kv_vaults && kv_transit_load(document) == 0 ? 0 : -1;
 }
 
 void kv_store_free(void) {
+  kv_transit_free();
   while (kv_vaults) {
     kv_vault *v = kv_vaults;
 
